@@ -1,0 +1,39 @@
+# The commands a person types. Each one says what it does; the work is in scripts/ and bench/, one file a task.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint fmt docs-check bench eval clean
+
+help: ## show this list
+	@echo "ragged: make COMMAND"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-14s %s\n' "$$name" "$$what"; done
+	@echo "Settings and what the commands read and write: CONTRIBUTING.md"
+
+setup: ## install missing system packages, check the Rust toolchain, fetch the default model
+	@scripts/install-system-packages
+	@scripts/check-rust
+	@scripts/fetch-model
+
+run: setup ## build, start a node on 127.0.0.1:7400, index the demo corpus, show three searches, serve until Ctrl-C
+	@scripts/run-demo
+
+test: setup ## build and run every test
+	@scripts/run-tests
+
+lint: setup ## formatting, clippy (warnings are errors), scripts, documents
+	@scripts/lint
+
+fmt: ## format the Rust sources
+	@cargo fmt --all
+
+docs-check: ## check the documents: links, examples, commands
+	@scripts/check-docs
+
+bench: setup ## measure embedding beside ONNX Runtime, then search; needs ../shared
+	@bench/run
+
+eval: setup ## measure search quality on scifact and cranfield; needs ../shared
+	@scripts/evaluate
+
+clean: ## delete the shared build folder (the next build takes about half an hour again)
+	@source scripts/paths.sh && cargo clean

@@ -1,0 +1,6 @@
+//! Embedding: texts become vectors, in batches that are fair to tenants.
+
+mod embedder;
+mod queue;
+
+pub use embedder::{Embedder, EmbedderArguments, EmbedderMessage, Embedding, EmbeddingMetrics, Urgency};

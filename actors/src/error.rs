@@ -1,0 +1,80 @@
+//! The error that a request can end with.
+
+use std::fmt;
+
+/// What kind of trouble it is; the façade turns it into an HTTP status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request itself is wrong (400).
+    Invalid,
+    /// The credential is missing or wrong (401).
+    Unauthenticated,
+    /// The credential does not allow this (403).
+    Forbidden,
+    /// What it names is not there (404).
+    NotFound,
+    /// It contradicts what is there (409).
+    Conflict,
+    /// It is larger than allowed (413).
+    TooLarge,
+    /// The caller asks too much at once (429); see `retry_after_ms`.
+    TooManyRequests,
+    /// A defect or a fault of the node (500).
+    Internal,
+    /// The node cannot serve this now (503); see `retry_after_ms`.
+    Unavailable,
+    /// It is not known whether the write took effect (504): read back, or retry with the same idempotency key.
+    UnknownOutcome,
+}
+
+/// The error that a request ends with: a kind, a stable code for programs, and a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceError {
+    /// What kind of trouble it is.
+    pub kind: ErrorKind,
+    /// Stable code, such as `collection_not_found`.
+    pub code: &'static str,
+    /// What was wrong, where, and what to do.
+    pub detail: String,
+    /// When it makes sense to try again.
+    pub retry_after_ms: Option<u64>,
+}
+
+impl ServiceError {
+    /// An error of a kind, with its code and detail.
+    pub fn new(kind: ErrorKind, code: &'static str, detail: impl Into<String>) -> Self {
+        let retry_after_ms = match kind {
+            ErrorKind::TooManyRequests | ErrorKind::Unavailable => Some(1_000),
+            _ => None,
+        };
+        ServiceError { kind, code, detail: detail.into(), retry_after_ms }
+    }
+
+    /// The request itself is wrong.
+    pub fn invalid(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, code, detail)
+    }
+
+    /// What it names is not there.
+    pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotFound, code, detail)
+    }
+
+    /// A defect or a fault of the node; the detail goes to the client, so it names no secrets.
+    pub fn internal(detail: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, "internal", detail)
+    }
+
+    /// The node cannot serve this now.
+    pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unavailable, code, detail)
+    }
+}
+
+impl fmt::Display for ServiceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
+impl std::error::Error for ServiceError {}

@@ -1,0 +1,442 @@
+//! The actor of jobs: uploads that nobody waits for. A job is durable before it is accepted, and whoever starts after a crash goes on with it.
+
+use crate::address::{Address, Reply};
+use crate::error::{ErrorKind, ServiceError};
+use crate::ingest::document::UploadDocument;
+use crate::ingest::pipeline::{Idempotency, Pipeline, now_ms};
+use crate::meta::Meta;
+use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
+use crate::shards::Shards;
+use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use ractor::concurrency::{Duration, JoinHandle};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ragged_raft::codec;
+use ragged_raft::ids::TenantId;
+use ragged_raft::meta::collection::Collection;
+use ragged_raft::shard::command::ShardCommand;
+use ragged_raft::shard::rows::{JobRow, JobStage};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use ulid::Ulid;
+
+/// Documents that a job embeds and stores at once.
+const SLICE_DOCUMENTS: usize = 64;
+/// Jobs that run at once; the others wait their turn.
+const RUNNING_MAX: usize = 2;
+/// Jobs that may wait; more are refused.
+const WAITING_MAX: usize = 10_000;
+/// How long a job that failed on the node, not on its documents, waits until it is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How long finished jobs are remembered.
+const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
+/// How often finished jobs are looked through.
+const SWEEP: Duration = Duration::from_secs(3600);
+/// Failed documents that are noted one by one.
+const FAILURES_NOTED_MAX: usize = 1000;
+
+/// Messages of the jobs actor.
+pub enum JobsMessage {
+    /// Runs a job that has been made durable.
+    Run {
+        /// Whose it is.
+        tenant: TenantId,
+        /// The job.
+        id: Ulid,
+    },
+    /// Stops a job at its next step, if it runs or waits here; answers whether it did.
+    Cancel {
+        /// The job.
+        id: Ulid,
+        /// Told whether it ran or waited.
+        reply: Reply<bool>,
+    },
+    /// A job has ended, or must be tried again.
+    Ended {
+        /// Whose it is.
+        tenant: TenantId,
+        /// The job.
+        id: Ulid,
+        /// Whether the node was at fault and it must be tried again.
+        again: bool,
+    },
+    /// Looks for jobs that a crash left.
+    FindUnfinished,
+    /// Forgets old jobs.
+    Sweep,
+    /// A panic on purpose, to test what stands above.
+    #[cfg(test)]
+    Panic,
+}
+
+/// What the jobs actor is started with.
+#[derive(Clone)]
+pub struct JobsArguments {
+    /// Told where the actor is.
+    pub address: Arc<Address<JobsMessage>>,
+    /// Where jobs and documents are kept.
+    pub shards: Shards,
+    /// Brings documents in.
+    pub pipeline: Pipeline,
+    /// Knows collections.
+    pub meta: Meta,
+    /// Counters.
+    pub metrics: JobsMetrics,
+}
+
+/// What the jobs actor counts.
+#[derive(Clone)]
+pub struct JobsMetrics {
+    /// Jobs that run or wait.
+    pub active: IntGauge,
+    /// Jobs that ended, by their last stage.
+    pub ended: IntCounterVec,
+}
+
+impl JobsMetrics {
+    /// Registers the metrics.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let metrics = JobsMetrics {
+            active: IntGauge::new("ragged_jobs_active", "Jobs that run or wait on this node.")?,
+            ended: IntCounterVec::new(Opts::new("ragged_jobs_ended_total", "Jobs that ended, by their last stage."), &["stage"])?,
+        };
+        registry.register(Box::new(metrics.active.clone()))?;
+        registry.register(Box::new(metrics.ended.clone()))?;
+        Ok(metrics)
+    }
+}
+
+/// The actor of jobs.
+pub struct JobsActor;
+
+/// What the jobs actor knows.
+pub struct JobsState {
+    arguments: JobsArguments,
+    waiting: VecDeque<(TenantId, Ulid)>,
+    running: HashMap<Ulid, Running>,
+    sweeper: JoinHandle<()>,
+}
+
+struct Running {
+    cancelled: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// Ends the actor's jobs with it: the next actor finds them unfinished, and two must not run one job.
+impl Drop for JobsState {
+    fn drop(&mut self) {
+        self.sweeper.abort();
+        self.running.values().for_each(|running| running.task.abort());
+        self.arguments.metrics.active.set(0);
+    }
+}
+
+impl Actor for JobsActor {
+    type Msg = JobsMessage;
+    type State = JobsState;
+    type Arguments = JobsArguments;
+
+    async fn pre_start(&self, myself: ActorRef<JobsMessage>, arguments: JobsArguments) -> Result<JobsState, ActorProcessingErr> {
+        let sweeper = myself.send_interval(SWEEP, || JobsMessage::Sweep);
+        myself.send_message(JobsMessage::FindUnfinished)?;
+        arguments.address.moved_to(myself);
+        Ok(JobsState { arguments, waiting: VecDeque::new(), running: HashMap::new(), sweeper })
+    }
+
+    async fn handle(&self, myself: ActorRef<JobsMessage>, message: JobsMessage, state: &mut JobsState) -> Result<(), ActorProcessingErr> {
+        match message {
+            JobsMessage::Run { tenant, id } => state.enqueue(tenant, id),
+            JobsMessage::Cancel { id, reply } => {
+                let _ = reply.send(Ok(state.cancel(id))); // the caller may have gone
+            }
+            JobsMessage::Ended { tenant, id, again } => {
+                state.running.remove(&id);
+                if again {
+                    myself.send_after(RETRY_AFTER, move || JobsMessage::Run { tenant, id });
+                }
+            }
+            JobsMessage::FindUnfinished => {
+                tokio::spawn(find_unfinished(state.arguments.clone(), myself.clone()));
+            }
+            JobsMessage::Sweep => {
+                tokio::spawn(sweep(state.arguments.clone()));
+            }
+            #[cfg(test)]
+            JobsMessage::Panic => panic!("injected"),
+        }
+        state.start_waiting(&myself);
+        state.arguments.metrics.active.set((state.running.len() + state.waiting.len()) as i64);
+        Ok(())
+    }
+}
+
+impl JobsState {
+    fn enqueue(&mut self, tenant: TenantId, id: Ulid) {
+        if !self.running.contains_key(&id) && !self.waiting.contains(&(tenant, id)) {
+            self.waiting.push_back((tenant, id));
+        }
+    }
+
+    fn cancel(&mut self, id: Ulid) -> bool {
+        let waiting = self.waiting.len();
+        self.waiting.retain(|(_, waiting)| *waiting != id);
+        if let Some(running) = self.running.get(&id) {
+            running.cancelled.store(true, Ordering::Relaxed);
+            return true;
+        }
+        self.waiting.len() < waiting
+    }
+
+    fn start_waiting(&mut self, myself: &ActorRef<JobsMessage>) {
+        while self.running.len() < RUNNING_MAX
+            && let Some((tenant, id)) = self.waiting.pop_front()
+        {
+            let cancelled = Arc::new(AtomicBool::new(false));
+            let run = JobRun { arguments: self.arguments.clone(), tenant, cancelled: cancelled.clone() };
+            let myself = myself.clone();
+            let task = tokio::spawn(async move {
+                let again = match run.run(id).await {
+                    Ok(()) => false,
+                    Err(fault) => {
+                        tracing::warn!(job = %id, %fault, "a job was interrupted, it will be tried again");
+                        true
+                    }
+                };
+                let _ = myself.send_message(JobsMessage::Ended { tenant, id, again }); // the actor may have ended
+            });
+            self.running.insert(id, Running { cancelled, task });
+        }
+    }
+}
+
+/// What a job's upload is kept as.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Payload {
+    documents: Vec<UploadDocument>,
+}
+
+/// Makes a job durable. Its documents have been checked, and all of them have ids.
+pub async fn submit(shards: &Shards, collection: &Collection, id: Ulid, documents: Vec<UploadDocument>) -> Result<JobRow, ServiceError> {
+    let now = now_ms();
+    let job = JobRow {
+        id,
+        collection: collection.name.clone(),
+        stage: JobStage::Received,
+        documents: documents.len() as u64,
+        done: 0,
+        failed: Vec::new(),
+        created_at_ms: now,
+        updated_at_ms: now,
+    };
+    let encode = move || codec::encode(&Payload { documents });
+    let payload = tokio::task::spawn_blocking(encode).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+    let payload = payload.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+    let command = ShardCommand::PutJob { tenant: collection.tenant, job: job.clone(), payload: Some(payload) };
+    shards.write(shards.shard_of(&id.to_bytes()), collection.tenant, command, None).await?;
+    Ok(job)
+}
+
+/// Reads a job.
+pub async fn read(shards: &Shards, tenant: TenantId, id: Ulid) -> Result<JobRow, ServiceError> {
+    match shards.ask(shards.shard_of(&id.to_bytes()), tenant, ShardFreshness::Strong, ShardRequest::Job { id }).await? {
+        ShardResponse::Jobs(jobs) => jobs.into_iter().next().ok_or_else(|| ServiceError::not_found("job_not_found", format!("there is no job {id}"))),
+        other => Err(other.mismatch()),
+    }
+}
+
+/// Reads jobs, newest first, those before the given one.
+pub async fn list(shards: &Shards, tenant: TenantId, before: Option<Ulid>, limit: usize) -> Result<Vec<JobRow>, ServiceError> {
+    let asks = shards.ids().map(|shard| shards.ask(shard, tenant, ShardFreshness::Eventual, ShardRequest::Jobs { before, limit }));
+    let mut jobs = Vec::new();
+    for answer in futures::future::join_all(asks).await {
+        match answer? {
+            ShardResponse::Jobs(some) => jobs.extend(some),
+            other => return Err(other.mismatch()),
+        }
+    }
+    jobs.sort_by(|one, other| other.id.cmp(&one.id));
+    jobs.truncate(limit);
+    Ok(jobs)
+}
+
+/// Writes a job's row.
+pub async fn put(shards: &Shards, tenant: TenantId, mut job: JobRow) -> Result<JobRow, ServiceError> {
+    job.updated_at_ms = now_ms();
+    let command = ShardCommand::PutJob { tenant, job: job.clone(), payload: None };
+    shards.write(shards.shard_of(&job.id.to_bytes()), tenant, command, None).await?;
+    Ok(job)
+}
+
+/// Refuses a new job when too many wait already.
+pub fn check_room(metrics: &JobsMetrics) -> Result<(), ServiceError> {
+    if metrics.active.get() >= WAITING_MAX as i64 {
+        return Err(ServiceError::new(ErrorKind::TooManyRequests, "too_many_jobs", format!("{WAITING_MAX} jobs wait already")));
+    }
+    Ok(())
+}
+
+/// One job on its way.
+struct JobRun {
+    arguments: JobsArguments,
+    tenant: TenantId,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl JobRun {
+    /// Runs the job to its end. An error says that the node was at fault: the job is as durable as before.
+    async fn run(&self, id: Ulid) -> Result<(), ServiceError> {
+        let shards = &self.arguments.shards;
+        let job = match read(shards, self.tenant, id).await {
+            Ok(job) if !job.stage.is_final() => job,
+            Ok(_) => return Ok(()),
+            Err(fault) if fault.kind == ErrorKind::NotFound => return Ok(()),
+            Err(fault) => return Err(fault),
+        };
+        let Some(collection) = self.arguments.meta.find_collection(self.tenant, &job.collection).await? else {
+            let gone = ServiceError::not_found("collection_not_found", format!("there is no collection {}", job.collection));
+            return self.fail_all(job, &gone).await;
+        };
+        let documents = match self.payload(id).await? {
+            Some(documents) => documents,
+            None => return self.fail_all(job, &ServiceError::internal("what was uploaded is not there any more")).await,
+        };
+        match self.ingest(job.clone(), &collection, documents).await {
+            // The collection was deleted or the documents cannot be stored: trying again would not help.
+            Err(fault) if matches!(fault.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::TooLarge) => self.fail_all(job, &fault).await,
+            other => other,
+        }
+    }
+
+    async fn ingest(&self, mut job: JobRow, collection: &Arc<Collection>, documents: Vec<UploadDocument>) -> Result<(), ServiceError> {
+        let pipeline = &self.arguments.pipeline;
+        (job.done, job.failed) = (0, Vec::new());
+        job = self.reach(job, JobStage::Parsed).await?;
+        let ids: Vec<String> = documents.iter().map(|document| document.id.clone().unwrap_or_default()).collect();
+        let mut chunked = Vec::with_capacity(documents.len());
+        for (result, id) in pipeline.chunk(collection, documents).await?.into_iter().zip(ids) {
+            match result {
+                Ok(document) => chunked.push(document),
+                Err(fault) => note_failure(&mut job, &id, &fault),
+            }
+        }
+        job = self.reach(job, JobStage::Chunked).await?;
+        let mut chunked = chunked.into_iter();
+        for slice in 0.. {
+            let documents: Vec<_> = chunked.by_ref().take(SLICE_DOCUMENTS).collect();
+            if documents.is_empty() {
+                break;
+            }
+            if self.cancelled.load(Ordering::Relaxed) {
+                self.reach(job, JobStage::Cancelled).await?;
+                return Ok(());
+            }
+            let prepared = pipeline.embed(collection, documents).await?;
+            // The key makes a slice that was stored just before a crash count once.
+            let key = format!("job {} {} {slice}", job.id, job.created_at_ms);
+            let stored = pipeline.store(collection, prepared, Some(Idempotency::new("jobs", collection, &key, key.as_bytes()))).await?;
+            job.done += stored.documents.len() as u64;
+            job = self.reach(job, JobStage::Embedded).await?;
+        }
+        let last = if job.done == 0 { JobStage::Failed } else { JobStage::Replicated };
+        self.end(job, last).await
+    }
+
+    async fn fail_all(&self, mut job: JobRow, fault: &ServiceError) -> Result<(), ServiceError> {
+        job.failed = vec![("*".into(), fault.code.into(), fault.detail.clone())];
+        self.end(job, JobStage::Failed).await
+    }
+
+    /// The payload of a job with failures is kept until the job is forgotten, for a retry.
+    async fn end(&self, job: JobRow, stage: JobStage) -> Result<(), ServiceError> {
+        let (id, has_failures) = (job.id, !job.failed.is_empty());
+        self.reach(job, stage).await?;
+        if !has_failures {
+            let shards = &self.arguments.shards;
+            let command = ShardCommand::DeleteJobs { tenant: self.tenant, ids: vec![id], keep_rows: true };
+            shards.write(shards.shard_of(&id.to_bytes()), self.tenant, command, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn reach(&self, mut job: JobRow, stage: JobStage) -> Result<JobRow, ServiceError> {
+        if stage.is_final() {
+            self.arguments.metrics.ended.with_label_values(&[stage_name(stage)]).inc();
+        }
+        job.stage = stage;
+        put(&self.arguments.shards, self.tenant, job).await
+    }
+
+    async fn payload(&self, id: Ulid) -> Result<Option<Vec<UploadDocument>>, ServiceError> {
+        let shards = &self.arguments.shards;
+        let payload = match shards.ask(shards.shard_of(&id.to_bytes()), self.tenant, ShardFreshness::Eventual, ShardRequest::JobPayload { id }).await? {
+            ShardResponse::Payload(payload) => payload,
+            other => return Err(other.mismatch()),
+        };
+        let Some(payload) = payload else { return Ok(None) };
+        let decode = move || codec::decode::<Payload>(&payload);
+        let payload = tokio::task::spawn_blocking(decode).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+        Ok(Some(payload.map_err(|fault| ServiceError::internal(format!("an upload cannot be read: {fault}")))?.documents))
+    }
+}
+
+fn note_failure(job: &mut JobRow, id: &str, fault: &ServiceError) {
+    if job.failed.len() < FAILURES_NOTED_MAX {
+        job.failed.push((id.to_owned(), fault.code.to_owned(), fault.detail.clone()));
+    }
+}
+
+/// A stage's name in metrics and in the API.
+pub fn stage_name(stage: JobStage) -> &'static str {
+    match stage {
+        JobStage::Received => "received",
+        JobStage::Parsed => "parsed",
+        JobStage::Chunked => "chunked",
+        JobStage::Embedded => "embedded",
+        JobStage::Replicated => "replicated",
+        JobStage::Failed => "failed",
+        JobStage::Cancelled => "cancelled",
+    }
+}
+
+async fn find_unfinished(arguments: JobsArguments, actor: ActorRef<JobsMessage>) {
+    for shard in arguments.shards.ids() {
+        // Not a tenant's request: the node looks through its own work.
+        match arguments.shards.ask(shard, TenantId(0), ShardFreshness::Strong, ShardRequest::UnfinishedJobs).await {
+            Ok(ShardResponse::Unfinished(jobs)) => {
+                for (tenant, id) in jobs {
+                    tracing::info!(job = %id, "going on with a job");
+                    let _ = actor.send_message(JobsMessage::Run { tenant, id }); // the actor may have ended
+                }
+            }
+            Ok(_) | Err(_) => {
+                tracing::warn!(%shard, "unfinished jobs of a shard could not be read, trying again");
+                actor.send_after(RETRY_AFTER, || JobsMessage::FindUnfinished);
+                return;
+            }
+        }
+    }
+}
+
+/// Forgets jobs of the default tenant that ended long ago.
+async fn sweep(arguments: JobsArguments) {
+    let tenant = ragged_raft::ids::DEFAULT_TENANT;
+    let oldest = now_ms().saturating_sub(KEPT_MS);
+    let before = Ulid::from_parts(oldest, 0);
+    loop {
+        let jobs = match list(&arguments.shards, tenant, Some(before), 256).await {
+            Ok(jobs) => jobs,
+            Err(fault) => return tracing::warn!(%fault, "old jobs could not be looked through"),
+        };
+        let old: Vec<Ulid> = jobs.iter().filter(|job| job.stage.is_final()).map(|job| job.id).collect();
+        if old.is_empty() {
+            return;
+        }
+        for id in old {
+            let command = ShardCommand::DeleteJobs { tenant, ids: vec![id], keep_rows: false };
+            if let Err(fault) = arguments.shards.write(arguments.shards.shard_of(&id.to_bytes()), tenant, command, None).await {
+                return tracing::warn!(%fault, "an old job could not be forgotten");
+            }
+        }
+    }
+}
+

@@ -1,0 +1,34 @@
+//! The supervised actors of a node, and the [`Engine`] that starts them.
+//!
+//! Data passes in this order: [`service`] lets a request in through its [`session`]; [`ingest`] brings documents through [`embedding`] into a
+//! [`shard`]; [`search`] asks shards and merges what they found. [`meta`] knows collections and keys. [`supervision`] restarts what fails, and
+//! an [`address`] reaches an actor across its restarts.
+
+pub mod address;
+pub mod embedding;
+pub mod engine;
+pub mod error;
+pub mod filter;
+pub mod ingest;
+pub mod meta;
+pub mod search;
+pub mod service;
+pub mod session;
+pub mod shard;
+pub mod shards;
+pub mod supervision;
+pub mod token;
+
+pub use engine::{Engine, EngineOptions, Limits, NotReady, StartError};
+pub use error::{ErrorKind, ServiceError};
+pub use filter::{Condition, Filter, Scalar, Test};
+pub use ingest::{Import, ImportOutcome, ImportRefusal, UploadDocument};
+pub use ragged_raft::ids::RowId;
+pub use ragged_raft::meta::collection::{Collection, ModelRevision, VectorSettings};
+pub use ragged_raft::shard::command::Upserted;
+pub use ragged_raft::shard::rows::{DocumentHead, JobRow, JobStage, TextFormat};
+pub use search::{Found, Freshness, Mode, Search, SearchOutcome, ShardPlan};
+pub use service::{Counts, CreateCollection, Deleted, EmbeddingChoice, Session, Uploaded};
+pub use session::Principal;
+pub use shard::request::StoredDocument;
+pub use token::WriteToken;

@@ -1,0 +1,370 @@
+//! A search: asks the collection's shards, merges their rankings, and fetches what the hits show.
+
+use crate::embedding::{Embedding, Urgency};
+use crate::error::ServiceError;
+use crate::filter::Filter;
+use crate::ingest::document::check_vector;
+use crate::ingest::pipeline::{Pipeline, normalize};
+use crate::shard::partition::{Candidate, PartitionAnswer, PartitionQuery};
+use crate::shard::request::{ChunkContent, ShardFreshness, ShardRequest, ShardResponse};
+use crate::shards::Shards;
+use crate::token::WriteToken;
+use prometheus::{HistogramOpts, HistogramVec, Registry};
+use ragged_raft::ids::{RowId, ShardId};
+use ragged_raft::meta::collection::Collection;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Bytes of a query at most.
+pub const QUERY_BYTES_MAX: usize = 32 << 10;
+/// Hits of an answer at most.
+pub const LIMIT_MAX: usize = 1_000;
+/// Hits that may be left out and shown, together.
+pub const DEPTH_MAX: usize = 10_000;
+/// Candidates of each ranking that are fused at least: a hit may be far down in one and first in the other.
+const FUSED_MIN: usize = 100;
+/// The constant of reciprocal rank fusion: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet", SIGIR 2009.
+const FUSION_K: f32 = 60.0;
+
+/// How hits are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// By meaning.
+    Dense,
+    /// By words.
+    Text,
+    /// Both, fused.
+    Hybrid,
+}
+
+/// How fresh an answer must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Freshness {
+    /// Whatever a live replica has.
+    Eventual,
+    /// At least what this token's write left.
+    Session(WriteToken),
+    /// Everything acknowledged before.
+    Strong,
+}
+
+/// A search.
+#[derive(Debug, Clone)]
+pub struct Search {
+    /// What to look for, in words.
+    pub query: Option<String>,
+    /// What to look for, as a vector.
+    pub vector: Option<Vec<f32>>,
+    /// How; by default what the query and the vector allow.
+    pub mode: Option<Mode>,
+    /// Hits at most.
+    pub limit: usize,
+    /// Hits to leave out first.
+    pub offset: usize,
+    /// What documents must pass.
+    pub filter: Filter,
+    /// Whether a document is shown once, by its best chunk.
+    pub group_by_document: bool,
+    /// Weights of the rankings by meaning and by words.
+    pub weights: (f32, f32),
+    /// Whether to say how it was done.
+    pub explain: bool,
+    /// How fresh the answer must be.
+    pub freshness: Freshness,
+}
+
+/// What a search found.
+#[derive(Debug, Clone, Default)]
+pub struct SearchOutcome {
+    /// Best first.
+    pub hits: Vec<Found>,
+    /// How each shard did it, when asked for.
+    pub plan: Vec<ShardPlan>,
+}
+
+/// How one shard did its part.
+#[derive(Debug, Clone)]
+pub struct ShardPlan {
+    /// The shard.
+    pub shard: u16,
+    /// What was done.
+    pub steps: Vec<String>,
+    /// Milliseconds.
+    pub took_ms: f64,
+}
+
+/// A hit.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The document.
+    pub document_id: String,
+    /// Number of the chunk in it.
+    pub chunk: u32,
+    /// Higher is better.
+    pub score: f32,
+    /// Title of the document.
+    pub title: Option<String>,
+    /// Text of the chunk.
+    pub text: String,
+    /// First byte in the document's text.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// Metadata of the document, as JSON text.
+    pub metadata: String,
+    /// Score and rank by meaning.
+    pub dense: Option<(f32, u32)>,
+    /// Score and rank by words.
+    pub text_match: Option<(f32, u32)>,
+}
+
+/// Runs searches.
+#[derive(Clone)]
+pub struct Searcher {
+    embedding: Embedding,
+    pipeline: Pipeline,
+    shards: Shards,
+    seconds: HistogramVec,
+}
+
+/// A candidate of the whole collection.
+#[derive(Debug, Clone)]
+struct Ranked {
+    shard: ShardId,
+    candidate: Candidate,
+}
+
+/// A hit before its content has been fetched.
+struct Fused {
+    best: Ranked,
+    score: f32,
+    dense: Option<(f32, u32)>,
+    text: Option<(f32, u32)>,
+}
+
+impl Searcher {
+    /// Registers the searcher's metrics.
+    pub fn register(embedding: Embedding, pipeline: Pipeline, shards: Shards, registry: &Registry) -> Result<Self, prometheus::Error> {
+        let buckets = prometheus::exponential_buckets(0.000_25, 2.0, 16)?;
+        let seconds = HistogramVec::new(HistogramOpts::new("ragged_search_seconds", "Time of searches, by mode.").buckets(buckets), &["mode"])?;
+        registry.register(Box::new(seconds.clone()))?;
+        Ok(Searcher { embedding, pipeline, shards, seconds })
+    }
+
+    /// Runs a search.
+    pub async fn search(&self, collection: Arc<Collection>, search: Search) -> Result<SearchOutcome, ServiceError> {
+        let mode = check(&search, &collection)?;
+        let label = match mode {
+            Mode::Dense => "dense",
+            Mode::Text => "text",
+            Mode::Hybrid => "hybrid",
+        };
+        let timer = self.seconds.with_label_values(&[label]).start_timer();
+        let query = Arc::new(self.partition_query(&search, mode, &collection).await?);
+        let mut plan = Vec::new();
+        let (dense, text) = self.ask_shards(&collection, &query, &search, &mut plan).await?;
+        let page = fuse(dense, text, mode, &search).into_iter().skip(search.offset).take(search.limit).collect();
+        let hits = self.fetch(&collection, page, &search.freshness).await?;
+        timer.observe_duration();
+        Ok(SearchOutcome { hits, plan })
+    }
+
+    async fn partition_query(&self, search: &Search, mode: Mode, collection: &Collection) -> Result<PartitionQuery, ServiceError> {
+        let vector = match (mode, &search.vector, &search.query) {
+            (Mode::Text, _, _) => None,
+            (_, Some(vector), _) => {
+                let mut vector = vector.clone();
+                normalize(&mut vector);
+                Some(vector)
+            }
+            (_, None, Some(query)) => {
+                self.pipeline.check_model(collection)?;
+                self.embedding.embed(collection.tenant, Urgency::Query, vec![query.clone()]).await?.into_iter().next()
+            }
+            (_, None, None) => None,
+        };
+        let shown = search.offset + search.limit;
+        Ok(PartitionQuery {
+            vector,
+            text: search.query.clone().filter(|_| mode != Mode::Dense),
+            filter: Some(search.filter.clone()).filter(|filter| !filter.is_empty()),
+            depth: if mode == Mode::Hybrid { shown.max(FUSED_MIN) } else { shown },
+            group_by_document: search.group_by_document,
+            explain: search.explain,
+        })
+    }
+
+    async fn ask_shards(
+        &self,
+        collection: &Arc<Collection>,
+        query: &Arc<PartitionQuery>,
+        search: &Search,
+        plan: &mut Vec<ShardPlan>,
+    ) -> Result<(Vec<Ranked>, Vec<Ranked>), ServiceError> {
+        let asks = collection.shards.iter().map(|shard| async move {
+            let begun = Instant::now();
+            let request = ShardRequest::Search { collection: collection.clone(), query: query.clone() };
+            let answer = self.shards.ask(*shard, collection.tenant, freshness_of(&search.freshness, *shard), request).await?;
+            match answer {
+                ShardResponse::Found(answer) => Ok((*shard, answer, begun.elapsed())),
+                other => Err(other.mismatch()),
+            }
+        });
+        let (mut dense, mut text) = (Vec::new(), Vec::new());
+        for answer in futures::future::join_all(asks).await {
+            let (shard, PartitionAnswer { dense: by_meaning, text: by_words, steps }, took) = answer?;
+            dense.extend(by_meaning.into_iter().map(|candidate| Ranked { shard, candidate }));
+            text.extend(by_words.into_iter().map(|candidate| Ranked { shard, candidate }));
+            if search.explain {
+                plan.push(ShardPlan { shard: shard.0, steps, took_ms: took.as_secs_f64() * 1000.0 });
+            }
+        }
+        for ranking in [&mut dense, &mut text] {
+            ranking.sort_by(|one, other| other.candidate.score.total_cmp(&one.candidate.score).then(one.shard.cmp(&other.shard)).then(one.candidate.row.cmp(&other.candidate.row)));
+            ranking.truncate(query.depth);
+        }
+        Ok((dense, text))
+    }
+
+    /// Fetches what hits show, in one request a shard. A hit that was deleted meanwhile is left out.
+    async fn fetch(&self, collection: &Arc<Collection>, page: Vec<Fused>, freshness: &Freshness) -> Result<Vec<Found>, ServiceError> {
+        let mut rows: HashMap<ShardId, Vec<RowId>> = HashMap::new();
+        for fused in &page {
+            rows.entry(fused.best.shard).or_default().push(fused.best.candidate.row);
+        }
+        let asks = rows.into_iter().map(|(shard, rows)| async move {
+            let request = ShardRequest::Chunks { collection: collection.clone(), rows };
+            match self.shards.ask(shard, collection.tenant, freshness_of(freshness, shard), request).await? {
+                ShardResponse::Chunks(chunks) => Ok((shard, chunks.into_iter())),
+                other => Err(other.mismatch()),
+            }
+        });
+        let mut contents = HashMap::new();
+        for answer in futures::future::join_all(asks).await {
+            let (shard, chunks) = answer?;
+            contents.insert(shard, chunks);
+        }
+        Ok(page.into_iter().filter_map(|fused| contents.get_mut(&fused.best.shard)?.next()?.map(|content| found(fused, content))).collect())
+    }
+}
+
+fn freshness_of(freshness: &Freshness, shard: ShardId) -> ShardFreshness {
+    match freshness {
+        Freshness::Eventual => ShardFreshness::Eventual,
+        Freshness::Session(token) => token.index(shard).map_or(ShardFreshness::Eventual, ShardFreshness::AtLeast),
+        Freshness::Strong => ShardFreshness::Strong,
+    }
+}
+
+fn check(search: &Search, collection: &Collection) -> Result<Mode, ServiceError> {
+    if let Some(query) = &search.query {
+        if query.trim().is_empty() {
+            return Err(ServiceError::invalid("empty_query", "query: is empty, there is nothing to look for"));
+        }
+        if query.len() > QUERY_BYTES_MAX {
+            return Err(ServiceError::invalid("query_too_long", format!("query: has {} bytes, the limit is {QUERY_BYTES_MAX}", query.len())));
+        }
+    }
+    if let Some(vector) = &search.vector {
+        check_vector(vector, collection, "vector")?;
+    }
+    if search.limit == 0 || search.limit > LIMIT_MAX {
+        return Err(ServiceError::invalid("invalid_limit", format!("limit: is 1 to {LIMIT_MAX}")));
+    }
+    if search.offset + search.limit > DEPTH_MAX {
+        return Err(ServiceError::invalid("invalid_offset", format!("offset + limit: is at most {DEPTH_MAX}; narrow the search by a filter instead")));
+    }
+    let weight_ok = |weight: f32| weight.is_finite() && (0.0..=1000.0).contains(&weight);
+    if !weight_ok(search.weights.0) || !weight_ok(search.weights.1) {
+        return Err(ServiceError::invalid("invalid_weights", "weights: are 0 to 1000"));
+    }
+    check_mode(search, collection)
+}
+
+fn check_mode(search: &Search, collection: &Collection) -> Result<Mode, ServiceError> {
+    let embeds = collection.vector().model.is_some();
+    let mode = match (search.mode, &search.query, &search.vector) {
+        (_, None, None) => return Err(ServiceError::invalid("empty_query", "query or vector: one of them is needed")),
+        (Some(mode), _, _) => mode,
+        (None, Some(_), None) if !embeds => Mode::Text,
+        (None, Some(_), _) => Mode::Hybrid,
+        (None, None, Some(_)) => Mode::Dense,
+    };
+    if mode != Mode::Dense && search.query.is_none() {
+        return Err(ServiceError::invalid("query_required", "query: a search by words needs one"));
+    }
+    if mode != Mode::Text && search.vector.is_none() && !embeds {
+        return Err(ServiceError::invalid("vector_required", format!("vector: collection {} takes the client's vectors, a search by meaning needs one", collection.name)));
+    }
+    Ok(mode)
+}
+
+fn fuse(dense: Vec<Ranked>, text: Vec<Ranked>, mode: Mode, search: &Search) -> Vec<Fused> {
+    match mode {
+        Mode::Dense => single(dense, |score, rank| (Some((score, rank)), None)),
+        Mode::Text => single(text, |score, rank| (None, Some((score, rank)))),
+        Mode::Hybrid => reciprocal_ranks(dense, text, search),
+    }
+}
+
+type Parts = (Option<(f32, u32)>, Option<(f32, u32)>);
+
+fn single(ranking: Vec<Ranked>, parts: impl Fn(f32, u32) -> Parts) -> Vec<Fused> {
+    let fused = ranking.into_iter().zip(1..).map(|(best, rank)| {
+        let score = best.candidate.score;
+        let (dense, text) = parts(score, rank);
+        Fused { best, score, dense, text }
+    });
+    fused.collect()
+}
+
+/// Fuses two rankings: score = sum of weight / (60 + rank). A hit of both shows the chunk that ranks higher.
+fn reciprocal_ranks(dense: Vec<Ranked>, text: Vec<Ranked>, search: &Search) -> Vec<Fused> {
+    let (dense_weight, text_weight) = search.weights;
+    let mut fused: HashMap<(ShardId, String, u32), Fused> = HashMap::new();
+    let identity = |ranked: &Ranked| {
+        let document = ranked.candidate.document_id.to_string();
+        (ranked.shard, document, if search.group_by_document { 0 } else { ranked.candidate.chunk })
+    };
+    for (ranked, rank) in dense.into_iter().zip(1u32..) {
+        let score = ranked.candidate.score;
+        let hit = Fused { score: dense_weight / (FUSION_K + rank as f32), dense: Some((score, rank)), text: None, best: ranked };
+        fused.insert(identity(&hit.best), hit);
+    }
+    for (ranked, rank) in text.into_iter().zip(1u32..) {
+        let part = text_weight / (FUSION_K + rank as f32);
+        let matched = Some((ranked.candidate.score, rank));
+        match fused.entry(identity(&ranked)) {
+            std::collections::hash_map::Entry::Occupied(mut entry) => {
+                let hit = entry.get_mut();
+                hit.score += part;
+                hit.text = matched;
+                if hit.dense.is_some_and(|(_, dense_rank)| rank < dense_rank) {
+                    hit.best = ranked;
+                }
+            }
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(Fused { best: ranked, score: part, dense: None, text: matched });
+            }
+        }
+    }
+    let mut fused: Vec<Fused> = fused.into_values().collect();
+    fused.sort_by(|one, other| other.score.total_cmp(&one.score).then_with(|| one.best.shard.cmp(&other.best.shard)).then_with(|| one.best.candidate.row.cmp(&other.best.candidate.row)));
+    fused
+}
+
+fn found(fused: Fused, content: ChunkContent) -> Found {
+    Found {
+        document_id: content.owner.document_id,
+        chunk: content.owner.chunk,
+        score: fused.score,
+        title: content.title,
+        text: content.text.text,
+        start: content.text.start,
+        end: content.text.end,
+        metadata: content.metadata,
+        dense: fused.dense,
+        text_match: fused.text,
+    }
+}

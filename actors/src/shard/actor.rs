@@ -1,0 +1,515 @@
+//! The actor of one shard replica. It owns the replica's Raft group and its loaded partitions.
+//!
+//! Its mailbox only hands out work: proposals wait on their own tasks, reads and searches run on blocking threads behind one gate for the
+//! whole node. A request names a tenant and a collection; that the collection is the tenant's is checked here, whoever asks.
+
+use crate::address::{Address, Reply};
+use crate::error::{ErrorKind, ServiceError};
+use crate::shard::indexer::Indexer;
+use crate::shard::partition::{Partition, PartitionContext};
+use crate::shard::request::{ChunkContent, ShardFreshness, ShardRequest, ShardResponse, StoredDocument};
+use crate::supervision::StorageFault;
+use prometheus::{IntGauge, Registry};
+use ractor::concurrency::{Duration, JoinHandle};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
+use ragged_raft::meta::collection::Collection;
+use ragged_raft::shard::command::ShardCommand;
+use ragged_raft::shard::group::ShardGroup;
+use ragged_raft::shard::reader::ShardReader;
+use ragged_raft::{ProposeError, Store};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{Mutex, OnceCell, Semaphore};
+
+/// How long a session read waits for its write to arrive.
+const FRESHNESS_WAIT: Duration = Duration::from_secs(5);
+/// How often idle partitions and waiting rows are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// A message: somebody's request, or the actor's own clock.
+pub enum ShardMessage {
+    /// A request.
+    Ask {
+        /// Whom it acts for.
+        tenant: TenantId,
+        /// How fresh the replica must be.
+        freshness: ShardFreshness,
+        /// What is asked.
+        request: ShardRequest,
+        /// Where the answer goes.
+        reply: Reply<ShardResponse>,
+    },
+    /// Time to look after the partitions.
+    Tick,
+    /// The Raft group has failed.
+    GroupFailed(String),
+    /// A panic on purpose, to test what stands above.
+    #[cfg(test)]
+    Panic,
+}
+
+/// What a shard actor is started with.
+#[derive(Clone)]
+pub struct ShardArguments {
+    /// Told where the actor is.
+    pub address: Arc<Address<ShardMessage>>,
+    /// The shard.
+    pub shard: ShardId,
+    /// The node's store.
+    pub store: Arc<Store>,
+    /// The group of the actor before this one, which must have ended before this one's starts.
+    pub group: Arc<Mutex<Option<ShardGroup>>>,
+    /// Folder of the partitions' checkpoints.
+    pub folder: PathBuf,
+    /// Gate of all reads on this node.
+    pub gate: Arc<ReadGate>,
+    /// Builds indexes, for all shards of this node.
+    pub indexer: Arc<Indexer>,
+    /// Memory and time limits of loaded partitions.
+    pub residency: Residency,
+    /// Counters.
+    pub metrics: ShardMetrics,
+}
+
+/// When loaded partitions are unloaded.
+#[derive(Debug, Clone, Copy)]
+pub struct Residency {
+    /// A partition that nobody has used for so long is unloaded.
+    pub idle: Duration,
+    /// Memory that one shard's partitions may hold; beyond it, the longest unused are unloaded.
+    pub bytes: usize,
+}
+
+/// What shard actors count.
+#[derive(Clone)]
+pub struct ShardMetrics {
+    /// Partitions that are loaded.
+    pub partitions: IntGauge,
+    /// Bytes that loaded partitions hold.
+    pub partition_bytes: IntGauge,
+}
+
+impl ShardMetrics {
+    /// Registers the metrics.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let metrics = ShardMetrics {
+            partitions: IntGauge::new("ragged_partitions_loaded", "Partitions that are loaded.")?,
+            partition_bytes: IntGauge::new("ragged_partition_bytes", "Bytes of memory that loaded partitions hold.")?,
+        };
+        registry.register(Box::new(metrics.partitions.clone()))?;
+        registry.register(Box::new(metrics.partition_bytes.clone()))?;
+        Ok(metrics)
+    }
+}
+
+/// Lets a bounded number of reads run at once, and a bounded number wait.
+pub struct ReadGate {
+    running: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+impl ReadGate {
+    /// A gate for so many reads at once, and so many waiting.
+    pub fn new(running: usize, waiting: usize) -> Self {
+        ReadGate { running: Arc::new(Semaphore::new(running.max(1))), waiting: Semaphore::new(waiting.max(1)) }
+    }
+
+    /// Runs blocking work when it is its turn.
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T, ServiceError> + Send + 'static) -> Result<T, ServiceError> {
+        let overloaded = || ServiceError::new(ErrorKind::Unavailable, "search_overloaded", "too many searches wait on this node");
+        let waiting = self.waiting.try_acquire().map_err(|_| overloaded())?;
+        let turn = self.running.clone().acquire_owned().await.map_err(|_| overloaded())?;
+        drop(waiting);
+        let span = tracing::Span::current();
+        let work = move || {
+            let _turn = turn;
+            span.in_scope(work)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|fault| ServiceError::internal(format!("a read failed: {fault}")))?
+    }
+}
+
+type PartitionId = (TenantId, CollectionId);
+
+/// A partition that is loaded, or being loaded by whoever came first.
+#[derive(Clone)]
+pub(crate) struct Slot {
+    pub(crate) cell: Arc<OnceCell<Arc<Partition>>>,
+    used: Arc<parking_lot::Mutex<Instant>>,
+}
+
+/// The actor of one shard replica.
+pub struct ShardActor;
+
+/// What a shard actor knows.
+pub struct ShardState {
+    arguments: ShardArguments,
+    group: ShardGroup,
+    partitions: HashMap<PartitionId, Slot>,
+    watcher: tokio::task::JoinHandle<()>,
+    clock: JoinHandle<()>,
+}
+
+impl Drop for ShardState {
+    fn drop(&mut self) {
+        self.watcher.abort();
+        self.clock.abort();
+        self.arguments.metrics.partitions.sub(loaded(&self.partitions).count() as i64);
+    }
+}
+
+impl Actor for ShardActor {
+    type Msg = ShardMessage;
+    type State = ShardState;
+    type Arguments = ShardArguments;
+
+    async fn pre_start(&self, myself: ActorRef<ShardMessage>, arguments: ShardArguments) -> Result<ShardState, ActorProcessingErr> {
+        let group = start_group(&arguments).await?;
+        let watcher = tokio::spawn({
+            let (group, myself) = (group.clone(), myself.clone());
+            async move {
+                let fault = group.failed().await;
+                let _ = myself.send_message(ShardMessage::GroupFailed(fault.to_string())); // the actor may have ended as well
+            }
+        });
+        let clock = myself.send_interval(TICK, || ShardMessage::Tick);
+        arguments.address.moved_to(myself);
+        Ok(ShardState { arguments, group, partitions: HashMap::new(), watcher, clock })
+    }
+
+    async fn handle(&self, _myself: ActorRef<ShardMessage>, message: ShardMessage, state: &mut ShardState) -> Result<(), ActorProcessingErr> {
+        match message {
+            ShardMessage::Ask { tenant, freshness, request, reply } => state.serve(tenant, freshness, request, reply),
+            ShardMessage::Tick => state.look_after_partitions(),
+            ShardMessage::GroupFailed(fault) => return Err(StorageFault(format!("{}: {fault}", state.arguments.shard)).into()),
+            #[cfg(test)]
+            ShardMessage::Panic => panic!("injected"),
+        }
+        Ok(())
+    }
+
+    async fn post_stop(&self, _myself: ActorRef<ShardMessage>, state: &mut ShardState) -> Result<(), ActorProcessingErr> {
+        end_group(&state.arguments).await;
+        Ok(())
+    }
+}
+
+/// Ends the group of the actor before this one and starts this one's: two of one replica at a time could vote twice.
+async fn start_group(arguments: &ShardArguments) -> Result<ShardGroup, ActorProcessingErr> {
+    let mut held = arguments.group.lock().await;
+    if let Some(before) = held.take() {
+        before.shutdown().await;
+    }
+    let group = ShardGroup::start(arguments.store.clone(), arguments.shard).await.map_err(|fault| StorageFault(fault.to_string()))?;
+    *held = Some(group.clone());
+    Ok(group)
+}
+
+async fn end_group(arguments: &ShardArguments) {
+    if let Some(group) = arguments.group.lock().await.take() {
+        group.shutdown().await;
+    }
+}
+
+impl ShardState {
+    fn serve(&mut self, tenant: TenantId, freshness: ShardFreshness, request: ShardRequest, reply: Reply<ShardResponse>) {
+        let slot = match self.admit(tenant, &request) {
+            Ok(slot) => slot,
+            Err(refusal) => {
+                let _ = reply.send(Err(refusal)); // the caller may have gone
+                return;
+            }
+        };
+        let task = Request { tenant, slot, group: self.group.clone(), arguments: self.arguments.clone() };
+        let span = tracing::Span::current();
+        let serve = async move {
+            let result = task.run(freshness, request).await;
+            let _ = reply.send(result); // the caller may have gone
+        };
+        tokio::spawn(tracing::Instrument::instrument(serve, span));
+    }
+
+    /// Checks that the request stays within its tenant, and finds the partition's slot when it needs one.
+    fn admit(&mut self, tenant: TenantId, request: &ShardRequest) -> Result<Option<Slot>, ServiceError> {
+        let foreign = || ServiceError::new(ErrorKind::Forbidden, "foreign_tenant", "the request names another tenant than its credential");
+        let collection = match request {
+            ShardRequest::Search { collection, .. } | ShardRequest::Matching { collection, .. } => {
+                if collection.tenant != tenant {
+                    return Err(foreign());
+                }
+                collection.id
+            }
+            ShardRequest::Chunks { collection, .. }
+            | ShardRequest::Document { collection, .. }
+            | ShardRequest::Documents { collection, .. }
+            | ShardRequest::Counts { collection } => {
+                return if collection.tenant == tenant { Ok(None) } else { Err(foreign()) };
+            }
+            ShardRequest::Propose { command, adds_to } => {
+                if tenant_of(command) != tenant || adds_to.as_ref().is_some_and(|collection| collection.tenant != tenant) {
+                    return Err(foreign());
+                }
+                if let ShardCommand::DropCollection { collection, .. } = &**command {
+                    self.unload(&(tenant, *collection));
+                }
+                match adds_to {
+                    Some(collection) => collection.id,
+                    None => return Ok(None),
+                }
+            }
+            ShardRequest::UnfinishedJobs if tenant != TenantId(0) => return Err(foreign()),
+            ShardRequest::Job { .. } | ShardRequest::Jobs { .. } | ShardRequest::JobPayload { .. } | ShardRequest::UnfinishedJobs => return Ok(None),
+        };
+        let slot = self.partitions.entry((tenant, collection)).or_insert_with(|| Slot {
+            cell: Arc::new(OnceCell::new()),
+            used: Arc::new(parking_lot::Mutex::new(Instant::now())),
+        });
+        *slot.used.lock() = Instant::now();
+        Ok(Some(slot.clone()))
+    }
+
+    fn unload(&mut self, id: &PartitionId) {
+        if let Some(slot) = self.partitions.remove(id)
+            && slot.cell.initialized()
+        {
+            self.arguments.metrics.partitions.dec();
+        }
+    }
+
+    /// Has waiting rows indexed, and unloads what is idle or does not fit.
+    fn look_after_partitions(&mut self) {
+        for partition in loaded(&self.partitions) {
+            self.arguments.indexer.offer(partition);
+        }
+        for id in self.partitions_to_unload() {
+            self.unload(&id);
+        }
+    }
+
+    fn partitions_to_unload(&self) -> Vec<PartitionId> {
+        let now = Instant::now();
+        let mut by_use: Vec<_> = self
+            .partitions
+            .iter()
+            .filter_map(|(id, slot)| slot.cell.get().map(|partition| (now.duration_since(*slot.used.lock()), partition.memory_bytes(), *id)))
+            .collect();
+        by_use.sort();
+        let mut bytes = 0;
+        let mut unload = Vec::new();
+        for (position, (unused, size, id)) in by_use.into_iter().enumerate() {
+            bytes += size;
+            // The one in use stays, whatever its size.
+            if unused > self.arguments.residency.idle || (position > 0 && bytes > self.arguments.residency.bytes) {
+                unload.push(id);
+            }
+        }
+        unload
+    }
+}
+
+fn loaded(partitions: &HashMap<PartitionId, Slot>) -> impl Iterator<Item = &Arc<Partition>> {
+    partitions.values().filter_map(|slot| slot.cell.get())
+}
+
+fn tenant_of(command: &ShardCommand) -> TenantId {
+    match command {
+        ShardCommand::Upsert { tenant, .. }
+        | ShardCommand::Delete { tenant, .. }
+        | ShardCommand::DropCollection { tenant, .. }
+        | ShardCommand::PutJob { tenant, .. }
+        | ShardCommand::DeleteJobs { tenant, .. } => *tenant,
+    }
+}
+
+/// Folder of one partition's checkpoint.
+fn partition_folder(arguments: &ShardArguments, tenant: TenantId, collection: CollectionId) -> PathBuf {
+    arguments.folder.join(format!("shard-{:03}", arguments.shard.0)).join(format!("tenant-{}", tenant.0)).join(format!("collection-{}", collection.0))
+}
+
+/// A request on its own task.
+struct Request {
+    tenant: TenantId,
+    slot: Option<Slot>,
+    group: ShardGroup,
+    arguments: ShardArguments,
+}
+
+impl Request {
+    async fn run(self, freshness: ShardFreshness, request: ShardRequest) -> Result<ShardResponse, ServiceError> {
+        self.wait_until_fresh(freshness).await?;
+        let reader = self.group.reader();
+        let tenant = self.tenant;
+        match request {
+            ShardRequest::Propose { command, adds_to } => self.propose(command, adds_to).await,
+            ShardRequest::Search { collection, query } => {
+                let partition = self.partition(&collection).await?;
+                self.arguments.gate.run(move || Ok(ShardResponse::Found(partition.search(&query)?))).await
+            }
+            ShardRequest::Matching { collection, filter, after, limit } => {
+                let partition = self.partition(&collection).await?;
+                self.arguments.gate.run(move || Ok(ShardResponse::Ids(partition.matching_documents(&filter, after.as_deref(), limit)?))).await
+            }
+            ShardRequest::Chunks { collection, rows } => {
+                self.arguments.gate.run(move || Ok(ShardResponse::Chunks(read_chunks(&reader, tenant, collection.id, &rows)?))).await
+            }
+            ShardRequest::Document { collection, id } => {
+                self.arguments
+                    .gate
+                    .run(move || {
+                        let Some(head) = reader.head(tenant, collection.id, &id)? else { return Ok(ShardResponse::Documents(Vec::new())) };
+                        let text = reader.text(tenant, collection.id, &id)?;
+                        Ok(ShardResponse::Documents(vec![StoredDocument { head, text }]))
+                    })
+                    .await
+            }
+            ShardRequest::Documents { collection, after, limit, with_text } => {
+                let read = move || read_documents(&reader, tenant, collection.id, after.as_deref(), limit, with_text);
+                self.arguments.gate.run(move || Ok(ShardResponse::Documents(read()?))).await
+            }
+            ShardRequest::Counts { collection } => {
+                self.arguments.gate.run(move || Ok(ShardResponse::Counts(reader.partition(tenant, collection.id)?.unwrap_or_default()))).await
+            }
+            ShardRequest::Job { id } => self.arguments.gate.run(move || Ok(ShardResponse::Jobs(reader.job(tenant, id)?.into_iter().collect()))).await,
+            ShardRequest::Jobs { before, limit } => self.arguments.gate.run(move || Ok(ShardResponse::Jobs(reader.jobs(tenant, before, limit)?))).await,
+            ShardRequest::UnfinishedJobs => self.arguments.gate.run(move || Ok(ShardResponse::Unfinished(reader.unfinished_jobs()?))).await,
+            ShardRequest::JobPayload { id } => self.arguments.gate.run(move || Ok(ShardResponse::Payload(reader.job_payload(tenant, id)?))).await,
+        }
+    }
+
+    async fn wait_until_fresh(&self, freshness: ShardFreshness) -> Result<(), ServiceError> {
+        match freshness {
+            ShardFreshness::Eventual => Ok(()),
+            ShardFreshness::AtLeast(index) => self.group.wait_applied(index, FRESHNESS_WAIT).await.map_err(|fault| {
+                let detail = format!("{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}", self.arguments.shard);
+                ServiceError::unavailable("token_not_reached", detail)
+            }),
+            ShardFreshness::Strong => self.group.linearizable().await.map(|_| ()).map_err(propose_error),
+        }
+    }
+
+    async fn propose(self, command: Arc<ShardCommand>, adds_to: Option<Arc<Collection>>) -> Result<ShardResponse, ServiceError> {
+        let dropped = match &*command {
+            ShardCommand::DropCollection { collection, .. } => Some(partition_folder(&self.arguments, self.tenant, *collection)),
+            _ => None,
+        };
+        let applied = self.group.propose(Arc::unwrap_or_clone(command)).await.map_err(propose_error)?;
+        if let Some(folder) = dropped {
+            remove_checkpoint(folder).await;
+        }
+        if let Some(collection) = adds_to {
+            self.load_behind(collection);
+        }
+        Ok(ShardResponse::Applied { index: applied.index, reply: applied.reply })
+    }
+
+    /// The partition, loaded by whoever comes first; the others wait for it.
+    async fn partition(&self, collection: &Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
+        let Some(slot) = &self.slot else { return Err(ServiceError::internal("a request without a partition asked for one")) };
+        let partition = slot.cell.get_or_try_init(|| self.load(collection.clone())).await?;
+        Ok(partition.clone())
+    }
+
+    /// Loads the partition that was written to, without anybody waiting for it: only a loaded partition is indexed.
+    fn load_behind(self, collection: Arc<Collection>) {
+        if self.slot.as_ref().is_some_and(|slot| slot.cell.initialized()) {
+            return;
+        }
+        tokio::spawn(async move {
+            if let Err(fault) = self.partition(&collection).await {
+                tracing::warn!(collection = %collection.name, %fault, "a partition that was written to could not be loaded; the next search tries again");
+            }
+        });
+    }
+
+    async fn load(&self, collection: Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
+        let (tenant, group) = (self.tenant, self.group.clone());
+        let folder = partition_folder(&self.arguments, tenant, collection.id);
+        let open = move || {
+            let begun = Instant::now();
+            // Watched before it is read, so that no change falls in between.
+            let changes = group.changes().watch(tenant, collection.id);
+            let name = collection.name.clone();
+            let partition = Partition::open(PartitionContext { reader: group.reader(), changes, tenant, collection, folder })?;
+            tracing::info!(collection = %name, took_ms = begun.elapsed().as_millis() as u64, "partition loaded");
+            Ok(Arc::new(partition))
+        };
+        let partition = self.arguments.gate.run(open).await?;
+        self.arguments.metrics.partitions.inc();
+        Ok(partition)
+    }
+}
+
+async fn remove_checkpoint(folder: PathBuf) {
+    let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&folder) {
+        Err(fault) if fault.kind() != std::io::ErrorKind::NotFound => Err((folder, fault)),
+        _ => Ok(()),
+    });
+    if let Ok(Err((folder, fault))) = removed.await {
+        tracing::warn!(folder = %folder.display(), %fault, "the index files of a deleted collection could not be removed");
+    }
+}
+
+fn read_chunks(reader: &ShardReader, tenant: TenantId, collection: CollectionId, rows: &[RowId]) -> Result<Vec<Option<ChunkContent>>, ServiceError> {
+    let owners = reader.owners(tenant, collection, rows)?;
+    let texts = reader.chunks(tenant, collection, rows)?;
+    let mut heads = HashMap::new();
+    let mut contents = Vec::with_capacity(rows.len());
+    for (owner, text) in owners.into_iter().zip(texts) {
+        let (Some(owner), Some(text)) = (owner, text) else {
+            contents.push(None);
+            continue;
+        };
+        if !heads.contains_key(&owner.document_id) {
+            let head = reader.head(tenant, collection, &owner.document_id)?;
+            heads.insert(owner.document_id.clone(), head);
+        }
+        let head = heads.get(&owner.document_id).and_then(Option::as_ref);
+        contents.push(head.map(|head| ChunkContent { owner, text, title: head.title.clone(), metadata: head.metadata.clone() }));
+    }
+    Ok(contents)
+}
+
+fn read_documents(
+    reader: &ShardReader,
+    tenant: TenantId,
+    collection: CollectionId,
+    after: Option<&str>,
+    limit: usize,
+    with_text: bool,
+) -> Result<Vec<StoredDocument>, ServiceError> {
+    let heads = reader.heads(tenant, collection, after, limit)?;
+    let mut documents = Vec::with_capacity(heads.len());
+    for head in heads {
+        let text = if with_text { reader.text(tenant, collection, &head.id)? } else { None };
+        documents.push(StoredDocument { head, text });
+    }
+    Ok(documents)
+}
+
+/// What a failed proposal means to the one who asked.
+pub fn propose_error(fault: ProposeError) -> ServiceError {
+    let detail = fault.to_string();
+    match fault {
+        ProposeError::UnknownOutcome { .. } => ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail),
+        ProposeError::TooLarge { .. } => ServiceError::new(ErrorKind::TooLarge, "write_too_large", detail),
+        ProposeError::Overloaded { .. } => ServiceError::unavailable("write_overloaded", detail),
+        _ => ServiceError::unavailable("shard_unavailable", detail),
+    }
+}
+
+impl From<ragged_raft::ReadError> for ServiceError {
+    fn from(fault: ragged_raft::ReadError) -> Self {
+        tracing::error!(%fault, "stored rows could not be read");
+        ServiceError::internal(format!("stored rows could not be read: {fault}"))
+    }
+}
+
+impl From<crate::shard::partition::PartitionError> for ServiceError {
+    fn from(fault: crate::shard::partition::PartitionError) -> Self {
+        tracing::error!(%fault, "a partition failed");
+        ServiceError::internal(format!("the collection's index failed: {fault}"))
+    }
+}

@@ -1,0 +1,253 @@
+//! What a document's metadata says, as byte strings that can be looked up and compared.
+//!
+//! A fact is `path 0 tag value`. The same facts are indexed, kept in the tail and asked for by filters, so that a filter means the same
+//! wherever a row is. Their order within a path and tag is the order of the values, hence a range is a range of facts.
+//!
+//! - The path is the keys from the outermost to the innermost, joined by dots; a key that has dots in it is the same path. Objects in
+//!   arrays are entered. Paths of more than [`PATH_BYTES_MAX`] bytes are not indexed: no filter can ask for them.
+//! - Numbers are equal and ordered by value, whatever they are written as: the nearest f64, then what an integer beyond 2^53 differs by.
+//! - Texts of more than [`TEXT_BYTES_MAX`] bytes are cut, with a hash of the whole behind: equality holds for all of a text, order is
+//!   decided by so many bytes.
+//! - Words carry the number of the text that they are in, so that all words of a match must be in one element of an array.
+
+use crate::filter::Scalar;
+use crate::shard::partition::analyzer::each_word;
+use serde_json::{Map, Number, Value};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
+
+/// Longest path that can be filtered by; also the limit of the API.
+const PATH_BYTES_MAX: usize = 512;
+/// Bytes of a text that its order is decided by.
+const TEXT_BYTES_MAX: usize = 512;
+
+const EXISTS: u8 = b'e';
+const NULL: u8 = b'n';
+const BOOL: u8 = b'b';
+const NUMBER: u8 = b'd';
+const TEXT: u8 = b't';
+const WORD: u8 = b'w';
+
+/// Everything that can be asked of this metadata, a JSON object as text; in order.
+pub(super) fn facts(metadata: &str) -> Vec<Vec<u8>> {
+    let mut gatherer = Gatherer::default();
+    match serde_json::from_str::<Map<String, Value>>(metadata) {
+        Ok(object) => gatherer.object("", &object),
+        Err(_) if metadata.trim().is_empty() => {}
+        Err(fault) => tracing::warn!(%fault, "a document's metadata is not a JSON object: no filter will find it"),
+    }
+    gatherer.facts.into_iter().collect()
+}
+
+#[derive(Default)]
+struct Gatherer {
+    facts: BTreeSet<Vec<u8>>,
+    /// Texts seen at each path.
+    texts: HashMap<String, u32>,
+}
+
+impl Gatherer {
+    fn object(&mut self, path: &str, object: &Map<String, Value>) {
+        for (key, value) in object {
+            let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            if inner.len() <= PATH_BYTES_MAX {
+                self.facts.insert(fact(&inner, EXISTS, &[]));
+                self.value(&inner, value);
+            }
+        }
+    }
+
+    fn value(&mut self, path: &str, value: &Value) {
+        match value {
+            Value::Null => self.add(path, NULL, &[]),
+            Value::Bool(value) => self.add(path, BOOL, &[u8::from(*value)]),
+            Value::Number(number) => self.add(path, NUMBER, &ordered_number(number)),
+            Value::String(text) => self.text(path, text),
+            Value::Array(values) => {
+                for value in values {
+                    self.value(path, value);
+                }
+            }
+            Value::Object(object) => self.object(path, object),
+        }
+    }
+
+    fn text(&mut self, path: &str, text: &str) {
+        self.add(path, TEXT, &bounded_text(text));
+        let number = self.texts.entry(path.to_owned()).or_default();
+        let element = *number;
+        *number += 1;
+        each_word(text, false, |word| {
+            let mut value = word.as_bytes().to_vec();
+            value.push(0);
+            value.extend(element.to_be_bytes());
+            self.facts.insert(fact(path, WORD, &value));
+        });
+    }
+
+    fn add(&mut self, path: &str, tag: u8, value: &[u8]) {
+        self.facts.insert(fact(path, tag, value));
+    }
+}
+
+/// `path 0 tag value`. Zeros in the path are escaped, so that no path's facts lie among another's.
+fn fact(path: &str, tag: u8, value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len() + 2 + value.len());
+    for byte in path.bytes() {
+        match byte {
+            0 => bytes.extend([1, 1]),
+            1 => bytes.extend([1, 2]),
+            other => bytes.push(other),
+        }
+    }
+    bytes.push(0);
+    bytes.push(tag);
+    bytes.extend(value);
+    bytes
+}
+
+/// Ten bytes whose order is the numbers'. The first eight are the nearest f64 with its bits turned so that they order as integers, the
+/// other two what an integer that no f64 equals differs from it by (at most 1,024 either way).
+fn ordered_number(number: &Number) -> [u8; 10] {
+    let (nearest, rest) = match (number.as_i64(), number.as_u64(), number.as_f64()) {
+        (Some(value), _, _) => (value as f64, i128::from(value) - (value as f64) as i128),
+        (_, Some(value), _) => (value as f64, i128::from(value) - (value as f64) as i128),
+        (_, _, value) => (value.unwrap_or(0.0), 0),
+    };
+    let bits = (nearest + 0.0).to_bits(); // adding makes -0 into 0
+    let ordered = if bits >> 63 == 0 { bits | 1 << 63 } else { !bits };
+    let mut bytes = [0; 10];
+    bytes[..8].copy_from_slice(&ordered.to_be_bytes());
+    bytes[8..].copy_from_slice(&((rest + 0x8000) as u16).to_be_bytes());
+    bytes
+}
+
+fn bounded_text(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    if bytes.len() <= TEXT_BYTES_MAX {
+        return bytes.to_vec();
+    }
+    let mut bounded = bytes[..TEXT_BYTES_MAX].to_vec();
+    bounded.push(0xFF); // in no UTF-8 text: comes after every text that goes on from the same bytes
+    bounded.extend(xxhash_rust::xxh3::xxh3_128(bytes).to_be_bytes());
+    bounded
+}
+
+/// The fact that a field equals a value.
+pub(super) fn equals(path: &str, value: &Scalar) -> Vec<u8> {
+    let (tag, value) = tagged(value);
+    fact(path, tag, &value)
+}
+
+/// The fact that a field is there.
+pub(super) fn exists(path: &str) -> Vec<u8> {
+    fact(path, EXISTS, &[])
+}
+
+/// Facts from the first and up to, but without, the second.
+pub(super) type FactRange = (Vec<u8>, Vec<u8>);
+
+/// The facts of values within bounds; none when the bounds are of different types, or of types that have no order.
+pub(super) fn within(path: &str, lower: &Bound<Scalar>, upper: &Bound<Scalar>) -> Option<FactRange> {
+    let tag = match (scalar_of(lower), scalar_of(upper)) {
+        (None, None) => return None,
+        (Some(scalar), None) | (None, Some(scalar)) => tagged(scalar).0,
+        (Some(one), Some(other)) if tagged(one).0 == tagged(other).0 => tagged(one).0,
+        _ => return None,
+    };
+    if tag != NUMBER && tag != TEXT {
+        return None;
+    }
+    let from = match lower {
+        Bound::Unbounded => fact(path, tag, &[]),
+        Bound::Included(value) => equals(path, value),
+        Bound::Excluded(value) => after(equals(path, value)),
+    };
+    let until = match upper {
+        Bound::Unbounded => fact(path, tag + 1, &[]),
+        Bound::Included(value) => after(equals(path, value)),
+        Bound::Excluded(value) => equals(path, value),
+    };
+    Some((from, until))
+}
+
+/// The facts of all texts of a field.
+pub(super) fn any_text(path: &str) -> FactRange {
+    (fact(path, TEXT, &[]), fact(path, TEXT + 1, &[]))
+}
+
+/// The facts that a field's texts contain a word; what they end with says in which text, see [`element_of`].
+pub(super) fn contains_word(path: &str, word: &str) -> FactRange {
+    let start = fact(path, WORD, word.as_bytes());
+    let (mut from, mut until) = (start.clone(), start);
+    from.push(0);
+    until.push(1);
+    (from, until)
+}
+
+/// Which of a field's texts a word's fact is about.
+pub(super) fn element_of(fact: &[u8]) -> u32 {
+    fact.last_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+/// The first byte string after this one.
+fn after(mut fact: Vec<u8>) -> Vec<u8> {
+    fact.push(0);
+    fact
+}
+
+fn scalar_of(bound: &Bound<Scalar>) -> Option<&Scalar> {
+    match bound {
+        Bound::Included(value) | Bound::Excluded(value) => Some(value),
+        Bound::Unbounded => None,
+    }
+}
+
+fn tagged(value: &Scalar) -> (u8, Vec<u8>) {
+    match value {
+        Scalar::Null => (NULL, Vec::new()),
+        Scalar::Bool(value) => (BOOL, vec![u8::from(*value)]),
+        Scalar::Number(number) => (NUMBER, ordered_number(number).to_vec()),
+        Scalar::Text(text) => (TEXT, bounded_text(text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(text: &str) -> [u8; 10] {
+        ordered_number(&serde_json::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn numbers_order_by_value() {
+        let ascending = [
+            "-1e300", "-9223372036854775808", "-9223372036854775807", "-9007199254740993", "-9007199254740992", "-1.5", "-1", "-0.5", "0",
+            "5e-324", "0.5", "1", "1.5", "9007199254740992", "9007199254740993", "9007199254740994", "9223372036854775807",
+            "9223372036854775808", "18446744073709551614", "18446744073709551615", "1e300",
+        ];
+        for pair in ascending.windows(2) {
+            assert!(number(pair[0]) < number(pair[1]), "{pair:?}");
+        }
+        for (one, other) in [("1", "1.0"), ("0", "-0.0"), ("9007199254740992", "9007199254740992.0"), ("1e3", "1000")] {
+            assert_eq!(number(one), number(other));
+        }
+    }
+
+    #[test]
+    fn no_path_lies_among_another() {
+        let one = facts(r#"{"a":{"b":1}}"#);
+        let other = facts(r#"{"a.b":1}"#);
+        assert!(other.iter().all(|fact| one.contains(fact)));
+        assert!(!facts("{\"a\\u0000dx\":1}").iter().any(|fact| fact.starts_with(b"a\0")));
+    }
+
+    #[test]
+    fn long_texts_are_equal_as_a_whole() {
+        let (one, other) = ("x".repeat(600), "x".repeat(601));
+        assert_ne!(bounded_text(&one), bounded_text(&other));
+        assert!(bounded_text(&one) > bounded_text(&"x".repeat(512)));
+        assert!(bounded_text(&one) < bounded_text(&format!("{}y", "x".repeat(511))));
+    }
+}

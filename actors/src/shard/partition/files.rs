@@ -1,0 +1,59 @@
+//! Files that are there as a whole or not at all.
+
+use super::error::PartitionError;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+
+/// Bytes read at a time.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// Replaces a file: after a crash it has its old or its new content.
+pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), PartitionError> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new).map_err(PartitionError::file(&new))?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(PartitionError::file(&new))?;
+    fs::rename(&new, path).map_err(PartitionError::file(path))?;
+    match path.parent() {
+        Some(folder) => sync_folder(folder),
+        None => Ok(()),
+    }
+}
+
+/// Makes what was created, renamed or deleted in a folder durable.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), PartitionError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(PartitionError::file(folder))
+}
+
+/// A file's content; none when it is not there.
+pub(super) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, PartitionError> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(fault) if fault.kind() == ErrorKind::NotFound => Ok(None),
+        Err(fault) => Err(PartitionError::File { path: path.to_owned(), fault }),
+    }
+}
+
+/// Deletes a folder with everything in it, if it is there.
+pub(super) fn remove_folder(folder: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(fault) if fault.kind() != ErrorKind::NotFound => Err(fault),
+        _ => Ok(()),
+    }
+}
+
+/// Length and checksum of a file. It is read, not mapped, so that its pages do not count as the program's memory.
+pub(super) fn checksum(path: &Path) -> Result<(u64, u32), PartitionError> {
+    let mut file = File::open(path).map_err(PartitionError::file(path))?;
+    let mut hasher = crc32fast::Hasher::new();
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut length = 0;
+    loop {
+        let count = file.read(&mut block).map_err(PartitionError::file(path))?;
+        if count == 0 {
+            return Ok((length, hasher.finalize()));
+        }
+        hasher.update(&block[..count]);
+        length += count as u64;
+    }
+}

@@ -1,0 +1,107 @@
+//! Which vector segments are written again as one.
+
+/// Part of a segment's rows that may be dead before it is written again.
+const DEAD_PART_MAX: f64 = 0.3;
+/// When nothing else is to do, small segments join the largest once they are together this part of it.
+const JOINED_PART_MIN: f64 = 0.1;
+
+/// A segment, as the plan sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SegmentSize {
+    /// Rows that are there.
+    pub(super) live: u64,
+    /// Rows that were written.
+    pub(super) written: u64,
+}
+
+impl SegmentSize {
+    fn is_worn(self) -> bool {
+        (self.written - self.live) as f64 > self.written as f64 * DEAD_PART_MAX
+    }
+}
+
+/// The segments to join with `added` new rows: from the smallest on as long as one is no larger than all before it together. So their
+/// number stays logarithmic in the number of rows, and so does how often a row is written. A segment with many dead rows joins too.
+pub(super) fn with_new_rows(segments: &[SegmentSize], added: u64) -> Vec<usize> {
+    let mut total = added;
+    let mut joined = Vec::new();
+    for (number, segment) in by_size(segments) {
+        if segment.live > total {
+            break;
+        }
+        total += segment.live;
+        joined.push(number);
+    }
+    joined.sort_unstable();
+    joined
+}
+
+/// The segments to join when no rows came for a while; none when it is not worth it.
+pub(super) fn when_idle(segments: &[SegmentSize]) -> Vec<usize> {
+    let sorted = by_size(segments);
+    let Some(((largest, size), smaller)) = sorted.split_last() else { return Vec::new() };
+    let rest: u64 = smaller.iter().map(|(_, segment)| segment.live).sum();
+    if size.is_worn() || rest as f64 > size.live as f64 * JOINED_PART_MIN {
+        return (0..segments.len()).collect();
+    }
+    let mut joined: Vec<usize> = smaller.iter().map(|(number, _)| *number).filter(|number| number != largest).collect();
+    joined.sort_unstable();
+    if joined.len() > 1 || smaller.iter().any(|(_, segment)| segment.is_worn()) { joined } else { Vec::new() }
+}
+
+fn by_size(segments: &[SegmentSize]) -> Vec<(usize, SegmentSize)> {
+    let mut sorted: Vec<(usize, SegmentSize)> = segments.iter().copied().enumerate().collect();
+    sorted.sort_by_key(|(number, segment)| (segment.live, *number));
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(rows: u64) -> SegmentSize {
+        SegmentSize { live: rows, written: rows }
+    }
+
+    #[test]
+    fn segments_stay_few_and_rows_are_written_seldom() {
+        let (mut segments, mut written) = (Vec::new(), 0);
+        for _ in 0..256 {
+            let joined = with_new_rows(&segments, 4096);
+            let mut size = 4096;
+            for number in joined.into_iter().rev() {
+                size += segments.remove(number).live;
+            }
+            written += size;
+            segments.push(whole(size));
+            assert!(segments.len() <= 9);
+        }
+        assert!(written <= 256 * 4096 * 9);
+    }
+
+    #[test]
+    fn an_idle_partition_comes_to_rest() {
+        for sizes in [vec![100, 40], vec![4096, 8192, 63_000], vec![1000, 5, 5, 5], vec![7]] {
+            let mut segments: Vec<SegmentSize> = sizes.into_iter().map(whole).collect();
+            for round in 0.. {
+                let joined = when_idle(&segments);
+                if joined.is_empty() {
+                    break;
+                }
+                assert!(round < 3, "{segments:?}");
+                let size = joined.iter().map(|number| segments[*number].live).sum();
+                for number in joined.into_iter().rev() {
+                    segments.remove(number);
+                }
+                segments.push(whole(size));
+            }
+            assert!(segments.len() <= 2);
+        }
+    }
+
+    #[test]
+    fn dead_rows_are_dropped() {
+        assert_eq!(when_idle(&[SegmentSize { live: 10, written: 100 }]), [0]);
+        assert!(when_idle(&[SegmentSize { live: 90, written: 100 }]).is_empty());
+    }
+}

@@ -1,0 +1,155 @@
+//! Answers a query from one view of the partition.
+
+use super::analyzer::Analyzer;
+use super::error::PartitionError;
+use super::ranking::{Ranked, Ranking};
+use super::selection::select;
+use super::source::RowSource;
+use super::text_search::{self, TextScope};
+use super::view::View;
+use super::{Candidate, PartitionAnswer, PartitionQuery};
+use crate::filter::Filter;
+use ragged_kernels::exact;
+use ragged_raft::ids::RowId;
+use roaring::RoaringBitmap;
+use std::borrow::Cow;
+
+/// By what the number of rows grows that are looked for until there are enough documents.
+const WIDENING: usize = 4;
+
+/// Rows that pass the filter: of those that are there, indexed or not.
+pub(super) fn allowed_rows<'a>(view: &'a View, filter: Option<&Filter>) -> Result<Cow<'a, RoaringBitmap>, PartitionError> {
+    let Some(filter) = filter.filter(|filter| !filter.is_empty()) else { return Ok(Cow::Borrowed(&view.live)) };
+    let until = view.text.until;
+    let mut indexed = view.live.as_ref().clone();
+    indexed.remove_range(until..);
+    let mut allowed = if indexed.is_empty() { indexed } else { select(filter, &view.text, &indexed)? };
+    for block in &view.tail {
+        let rows: RoaringBitmap = block.rows.iter().copied().filter(|row| *row >= until && view.live.contains(*row)).collect();
+        allowed |= select(filter, block.as_ref(), &rows)?;
+    }
+    Ok(Cow::Owned(allowed))
+}
+
+/// A search under way.
+pub(super) struct Search<'a> {
+    pub(super) view: &'a View,
+    pub(super) source: &'a RowSource,
+    pub(super) analyzer: &'a Analyzer,
+    pub(super) query: &'a PartitionQuery,
+}
+
+impl Search<'_> {
+    pub(super) fn run(&self) -> Result<PartitionAnswer, PartitionError> {
+        let mut answer = PartitionAnswer::default();
+        let steps = &mut answer.steps;
+        let allowed = allowed_rows(self.view, self.query.filter.as_ref())?;
+        let filtered = matches!(allowed, Cow::Owned(_));
+        self.explain(steps, || {
+            let (live, tail) = (self.view.live.len(), self.view.tail_rows());
+            if filtered { format!("filter: {} of {live} chunks pass", allowed.len()) } else { format!("{live} chunks, {tail} of them not indexed yet") }
+        });
+        let dense = match &self.query.vector {
+            Some(vector) => self.dense(vector, filtered.then_some(allowed.as_ref()), steps)?,
+            None => Vec::new(),
+        };
+        let text = match &self.query.text {
+            Some(text) => self.text(text, &allowed, steps)?,
+            None => Vec::new(),
+        };
+        (answer.dense, answer.text) = self.name(&dense, &text)?;
+        Ok(answer)
+    }
+
+    fn explain(&self, steps: &mut Vec<String>, step: impl FnOnce() -> String) {
+        if self.query.explain {
+            steps.push(step());
+        }
+    }
+
+    fn starts(&self) -> Option<&RoaringBitmap> {
+        self.query.group_by_document.then_some(self.view.starts.as_ref())
+    }
+
+    fn text(&self, text: &str, allowed: &RoaringBitmap, steps: &mut Vec<String>) -> Result<Vec<Ranked>, PartitionError> {
+        let terms = self.analyzer.query_terms(text);
+        self.explain(steps, || format!("words: BM25 of {} distinct terms", terms.len()));
+        let scope = TextScope { index: &self.view.text, tail: &self.view.tail, allowed };
+        let mut ranking = Ranking::new(self.query.depth, self.starts());
+        text_search::rank(&scope, terms, &mut ranking)?;
+        Ok(ranking.into_sorted())
+    }
+
+    fn dense(&self, vector: &[f32], allowed: Option<&RoaringBitmap>, steps: &mut Vec<String>) -> Result<Vec<Ranked>, PartitionError> {
+        if vector.len() != self.source.dimension() {
+            return Err(PartitionError::Dimension { expected: self.source.dimension(), found: vector.len() });
+        }
+        let mut wanted = self.query.depth;
+        loop {
+            let mut ranking = Ranking::new(self.query.depth, self.starts());
+            let was_cut = self.dense_rows(vector, allowed, wanted, &mut ranking, steps)?;
+            // A part that gave fewer rows than wanted has no more; only where several rows share a document can there be too few.
+            if ranking.is_full() || !was_cut {
+                return Ok(ranking.into_sorted());
+            }
+            wanted = wanted.saturating_mul(WIDENING);
+            self.explain(steps, || format!("too few documents: looking for the best {wanted} chunks"));
+        }
+    }
+
+    /// Offers the best `wanted` rows of each segment and of the tail; whether some part may have had more.
+    fn dense_rows(
+        &self,
+        vector: &[f32],
+        allowed: Option<&RoaringBitmap>,
+        wanted: usize,
+        ranking: &mut Ranking<'_>,
+        steps: &mut Vec<String>,
+    ) -> Result<bool, PartitionError> {
+        let mut was_cut = false;
+        for part in &self.view.segments {
+            let positions = match allowed {
+                Some(allowed) => Some(Cow::Owned(part.segment.positions_of(allowed))),
+                None => part.live.as_deref().map(Cow::Borrowed),
+            };
+            let found = part.segment.search(vector, wanted, positions.as_deref())?;
+            self.explain(steps, || format!("meaning: segment {} of {} chunks, {}", part.segment.number, part.segment.len(), found.method));
+            was_cut |= found.hits.len() >= wanted;
+            for (row, score) in found.hits {
+                ranking.offer(score, row);
+            }
+        }
+        for block in &self.view.tail {
+            let from = block.rows.partition_point(|row| *row < self.view.segments_until);
+            let mut positions = block.positions_in(allowed.unwrap_or(&self.view.live));
+            if from > 0 {
+                let mut all = RoaringBitmap::new();
+                all.insert_range(0..block.rows.len() as u32);
+                let mut later = positions.unwrap_or(all);
+                later.remove_range(..from as u32);
+                positions = Some(later);
+            }
+            let scored = exact::top_k(vector, &block.vectors, vector.len(), positions.as_ref(), wanted);
+            self.explain(steps, || format!("meaning: {} chunks not indexed yet, exact", block.rows.len()));
+            was_cut |= scored.len() >= wanted;
+            for one in scored {
+                ranking.offer(one.score, block.rows[one.position as usize]);
+            }
+        }
+        Ok(was_cut && wanted > 0)
+    }
+
+    /// Says whose the rows are; rows that went while the search ran are left out.
+    fn name(&self, dense: &[Ranked], text: &[Ranked]) -> Result<(Vec<Candidate>, Vec<Candidate>), PartitionError> {
+        let mut rows: Vec<u32> = dense.iter().chain(text).map(|ranked| ranked.row).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let owners = self.source.owners(&rows)?;
+        let candidate = |ranked: &Ranked| {
+            let place = rows.binary_search(&ranked.row).ok()?;
+            let owner = owners.get(place)?.as_ref()?;
+            Some(Candidate { row: RowId(ranked.row), score: ranked.score, document_id: owner.document_id.clone(), chunk: owner.chunk })
+        };
+        Ok((dense.iter().filter_map(candidate).collect(), text.iter().filter_map(candidate).collect()))
+    }
+}

@@ -1,0 +1,309 @@
+//! A vector segment: rows that do not change any more, in a folder of their own.
+//!
+//! - `rows`: row ids in order, u32 in little endian
+//! - `vectors.f16`: the vectors in the same order, one after the other, f16 in little endian; mapped into memory
+//! - `vectors.faiss`: the approximate index over them, for larger segments
+//! - `segment`: lengths and checksums of the others, framed by the codec; written last
+//!
+//! All checksums are compared when a segment is opened, but for `vectors.f16` beyond [`VERIFIED_BYTES_MAX`], of which only the length is:
+//! reading gigabytes would keep the first search waiting. What is damaged is built again from the rows.
+
+use super::error::PartitionError;
+use super::files;
+use super::vector_index::{self, VectorIndex};
+use half::f16;
+use memmap2::Mmap;
+use ragged_kernels::exact;
+use ragged_raft::codec;
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Segments of at least this many rows get an approximate index; smaller ones are faster without.
+pub(super) const INDEXED_ROWS_MIN: usize = 8192;
+/// Rows up to which going through all that are wanted is not slower than the approximate index.
+const EXACT_ROWS_MAX: u64 = 4096;
+/// Candidates for each row that is wanted. Re-scoring costs little beside finding them.
+const CANDIDATES_PER_ROW: usize = 5;
+/// Candidates at least: 20 for each of 10 rows.
+const CANDIDATES_MIN: usize = 200;
+/// `vectors.f16` is compared with its checksum up to this length.
+const VERIFIED_BYTES_MAX: u64 = 64 << 20;
+
+const ROWS: &str = "rows";
+const VECTORS: &str = "vectors.f16";
+const INDEX: &str = "vectors.faiss";
+const DESCRIPTION: &str = "segment";
+
+/// Content of the file `segment`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Description {
+    dimension: u32,
+    rows: FileSum,
+    vectors: FileSum,
+    index: Option<FileSum>,
+}
+
+/// A file's length and CRC-32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct FileSum {
+    bytes: u64,
+    crc32: u32,
+}
+
+impl FileSum {
+    fn of(path: &Path) -> Result<FileSum, PartitionError> {
+        let (bytes, crc32) = files::checksum(path)?;
+        Ok(FileSum { bytes, crc32 })
+    }
+
+    fn compare(self, path: &Path) -> Result<(), PartitionError> {
+        if FileSum::of(path)? == self { Ok(()) } else { Err(PartitionError::damaged(path, "its checksum does not match")) }
+    }
+}
+
+/// An open segment.
+pub(super) struct Segment {
+    /// Number of its folder.
+    pub(super) number: u64,
+    dimension: usize,
+    rows: Vec<u32>,
+    row_set: RoaringBitmap,
+    vectors: Option<Mmap>,
+    index: Option<VectorIndex>,
+}
+
+/// What a segment found.
+pub(super) struct SegmentHits {
+    /// Rows and scores, best first.
+    pub(super) hits: Vec<(u32, f32)>,
+    /// How they were found.
+    pub(super) method: &'static str,
+}
+
+impl Segment {
+    /// Opens the segment of this number.
+    pub(super) fn open(parent: &Path, number: u64, dimension: usize) -> Result<Segment, PartitionError> {
+        let folder = folder_of(parent, number);
+        let path = folder.join(DESCRIPTION);
+        let frame = files::read_if_there(&path)?.ok_or_else(|| PartitionError::damaged(&path, "it is missing"))?;
+        let description: Description = codec::decode(&frame).map_err(|fault| PartitionError::damaged(&path, fault.to_string()))?;
+        if description.dimension as usize != dimension {
+            return Err(PartitionError::damaged(&path, "it is for vectors of another length"));
+        }
+        let rows = read_rows(&folder.join(ROWS), description.rows)?;
+        let vectors = map_vectors(&folder.join(VECTORS), description.vectors, rows.len() * dimension * 2)?;
+        let index = match description.index {
+            None => None,
+            Some(sum) => {
+                let path = folder.join(INDEX);
+                sum.compare(&path)?;
+                Some(VectorIndex::load(&path, rows.len(), dimension)?)
+            }
+        };
+        let row_set = RoaringBitmap::from_sorted_iter(rows.iter().copied())
+            .map_err(|_| PartitionError::damaged(&folder.join(ROWS), "its rows are not in order"))?;
+        Ok(Segment { number, dimension, rows, row_set, vectors, index })
+    }
+
+    /// Its rows, dead or alive.
+    pub(super) fn row_set(&self) -> &RoaringBitmap {
+        &self.row_set
+    }
+
+    /// Number of its rows, dead or alive.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Its vectors, one after the other.
+    fn vectors(&self) -> &[f16] {
+        // A mapping starts at a page and its length is that of whole vectors, so the cast cannot fail.
+        self.vectors.as_ref().map_or(&[], |mapped| bytemuck::cast_slice(mapped))
+    }
+
+    /// Calls `take` with every row and its vector, in order.
+    pub(super) fn each_vector(&self, mut take: impl FnMut(u32, &[f16]) -> Result<(), PartitionError>) -> Result<(), PartitionError> {
+        for (row, vector) in self.rows.iter().zip(self.vectors().chunks_exact(self.dimension)) {
+            take(*row, vector)?;
+        }
+        Ok(())
+    }
+
+    /// Positions of those of its rows that are in `rows`.
+    pub(super) fn positions_of(&self, rows: &RoaringBitmap) -> RoaringBitmap {
+        let common = rows & &self.row_set;
+        let Some(first) = self.rows.first() else { return RoaringBitmap::new() };
+        if (self.rows[self.rows.len() - 1] - first) as usize + 1 == self.rows.len() {
+            return common.iter().map(|row| row - first).collect();
+        }
+        let mut positions = RoaringBitmap::new();
+        let mut from = 0;
+        for row in &common {
+            // Rows come in order, so the search goes on where the last one ended.
+            from += self.rows[from..].partition_point(|known| *known < row);
+            positions.insert(from as u32);
+        }
+        positions
+    }
+
+    /// The `k` nearest rows of those whose positions are `allowed` (of all when none is given), or all when there are fewer.
+    pub(super) fn search(&self, query: &[f32], k: usize, allowed: Option<&RoaringBitmap>) -> Result<SegmentHits, PartitionError> {
+        let count = allowed.map_or(self.rows.len() as u64, RoaringBitmap::len);
+        let wanted = k.min(count as usize);
+        if wanted == 0 {
+            return Ok(SegmentHits { hits: Vec::new(), method: "nothing to look at" });
+        }
+        let candidates = (wanted * CANDIDATES_PER_ROW).max(CANDIDATES_MIN);
+        if let Some(index) = &self.index
+            && count > EXACT_ROWS_MAX
+            && (candidates as u64) < count / 4
+        {
+            let bitmap = allowed.map(|allowed| byte_bitmap(allowed, self.rows.len()));
+            let positions = index.search(query, candidates, bitmap.as_deref())?;
+            if positions.len() >= wanted {
+                let mut scored = exact::score(query, self.vectors(), self.dimension, &positions);
+                scored.sort_unstable_by(|one, other| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position)));
+                scored.truncate(wanted);
+                return Ok(SegmentHits { hits: self.named(&scored), method: "approximate, re-scored" });
+            }
+        }
+        let scored = exact::top_k(query, self.vectors(), self.dimension, allowed, wanted);
+        Ok(SegmentHits { hits: self.named(&scored), method: "exact" })
+    }
+
+    fn named(&self, scored: &[ragged_kernels::Scored]) -> Vec<(u32, f32)> {
+        scored.iter().map(|scored| (self.rows[scored.position as usize], scored.score)).collect()
+    }
+
+    /// Bytes that it holds in memory; mapped vectors are the operating system's to drop.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.rows.len() * 4 + self.row_set.serialized_size() + self.index.as_ref().map_or(0, VectorIndex::memory_bytes)
+    }
+}
+
+/// Bit `position % 8` of byte `position / 8` for each position.
+fn byte_bitmap(positions: &RoaringBitmap, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0u8; count.div_ceil(8)];
+    for position in positions {
+        if let Some(byte) = bytes.get_mut(position as usize / 8) {
+            *byte |= 1 << (position % 8);
+        }
+    }
+    bytes
+}
+
+fn read_rows(path: &Path, sum: FileSum) -> Result<Vec<u32>, PartitionError> {
+    sum.compare(path)?;
+    let bytes = fs::read(path).map_err(PartitionError::file(path))?;
+    Ok(bytes.chunks_exact(4).map(|row| u32::from_le_bytes([row[0], row[1], row[2], row[3]])).collect())
+}
+
+fn map_vectors(path: &Path, sum: FileSum, expected_bytes: usize) -> Result<Option<Mmap>, PartitionError> {
+    let file = File::open(path).map_err(PartitionError::file(path))?;
+    let bytes = file.metadata().map_err(PartitionError::file(path))?.len();
+    if bytes != sum.bytes || bytes != expected_bytes as u64 {
+        return Err(PartitionError::damaged(path, "it has the wrong length"));
+    }
+    if bytes <= VERIFIED_BYTES_MAX {
+        sum.compare(path)?;
+    }
+    if bytes == 0 {
+        return Ok(None); // an empty file cannot be mapped
+    }
+    // SAFETY: nothing changes or shortens the file once its segment is described; it is only ever deleted, which leaves a mapping intact.
+    let mapped = unsafe { Mmap::map(&file) }.map_err(PartitionError::file(path))?;
+    Ok(Some(mapped))
+}
+
+fn folder_of(parent: &Path, number: u64) -> PathBuf {
+    parent.join(number.to_string())
+}
+
+/// Deletes the segments that are not named: left behind by a crash, or replaced.
+pub(super) fn remove_others(parent: &Path, kept: &[u64]) -> Result<(), PartitionError> {
+    let entries = match fs::read_dir(parent) {
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(PartitionError::file(parent))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(PartitionError::file(parent))?;
+        let is_kept = entry.file_name().to_str().and_then(|name| name.parse().ok()).is_some_and(|number: u64| kept.contains(&number));
+        if !is_kept {
+            files::remove_folder(&entry.path()).map_err(PartitionError::file(parent))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a segment.
+pub(super) struct SegmentBuilder {
+    parent: PathBuf,
+    number: u64,
+    dimension: usize,
+    rows: Vec<u32>,
+    vectors: BufWriter<File>,
+}
+
+impl SegmentBuilder {
+    pub(super) fn create(parent: &Path, number: u64, dimension: usize) -> Result<SegmentBuilder, PartitionError> {
+        let folder = folder_of(parent, number);
+        files::remove_folder(&folder).map_err(PartitionError::file(&folder))?;
+        fs::create_dir_all(&folder).map_err(PartitionError::file(&folder))?;
+        let path = folder.join(VECTORS);
+        let vectors = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(PartitionError::file(&path))?);
+        Ok(SegmentBuilder { parent: parent.to_owned(), number, dimension, rows: Vec::new(), vectors })
+    }
+
+    /// Adds a row; rows come in order.
+    pub(super) fn push(&mut self, row: u32, vector: &[f16]) -> Result<(), PartitionError> {
+        assert_eq!(vector.len(), self.dimension, "a vector of another length");
+        assert!(self.rows.last().is_none_or(|last| *last < row), "rows out of order");
+        self.rows.push(row);
+        self.vectors.write_all(bytemuck::cast_slice(vector)).map_err(PartitionError::file(&self.parent))
+    }
+
+    /// Makes the segment durable, index and all, and opens it.
+    pub(super) fn finish(self) -> Result<Segment, PartitionError> {
+        let folder = folder_of(&self.parent, self.number);
+        let path = folder.join(VECTORS);
+        let vectors = self.vectors.into_inner().map_err(|fault| PartitionError::File { path: path.clone(), fault: fault.into_error() })?;
+        vectors.sync_all().map_err(PartitionError::file(&path))?;
+        let rows: Vec<u8> = self.rows.iter().flat_map(|row| row.to_le_bytes()).collect();
+        files::replace(&folder.join(ROWS), &rows)?;
+        let index = if self.rows.len() >= INDEXED_ROWS_MIN {
+            build_index(&folder, self.rows.len(), self.dimension)?;
+            Some(FileSum::of(&folder.join(INDEX))?)
+        } else {
+            None
+        };
+        let description = Description {
+            dimension: self.dimension as u32,
+            rows: FileSum::of(&folder.join(ROWS))?,
+            vectors: FileSum::of(&path)?,
+            index,
+        };
+        let frame = codec::encode(&description).map_err(|fault| PartitionError::damaged(&folder, fault.to_string()))?;
+        files::replace(&folder.join(DESCRIPTION), &frame)?;
+        files::sync_folder(&self.parent)?;
+        Segment::open(&self.parent, self.number, self.dimension)
+    }
+}
+
+/// Builds the approximate index of the vectors that have been written.
+fn build_index(folder: &Path, count: usize, dimension: usize) -> Result<(), PartitionError> {
+    let (vectors, path) = (folder.join(VECTORS), folder.join(INDEX));
+    let (bytes, crc32) = files::checksum(&vectors)?;
+    let Some(mapped) = map_vectors(&vectors, FileSum { bytes, crc32 }, count * dimension * 2)? else { return Ok(()) };
+    let rows: &[f16] = bytemuck::cast_slice(&mapped);
+    let read = |first: usize, until: usize, into: &mut Vec<f32>| {
+        into.clear();
+        // faiss refuses to train with what is not finite; such a vector has no nearest ones anyway.
+        let finite = |value: &f16| if value.is_finite() { value.to_f32() } else { 0.0 };
+        into.extend(rows[first * dimension..until * dimension].iter().map(finite));
+    };
+    vector_index::build(&path, count, dimension, &read)?;
+    File::open(&path).and_then(|file| file.sync_all()).map_err(PartitionError::file(&path))
+}

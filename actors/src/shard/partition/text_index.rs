@@ -1,0 +1,278 @@
+//! The index of words and metadata: tantivy, one of its documents for each row.
+//!
+//! It says itself up to which row it reaches, in what each of its commits carries, so that it and the vector segments need not be
+//! committed together: after a crash between the two, each goes on from where it is.
+
+use super::analyzer::Analyzer;
+use super::error::PartitionError;
+use super::facts::FactRange;
+use super::files;
+use super::selection::FactIndex;
+use super::source::RowSource;
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::sync::Arc;
+use tantivy::columnar::Column;
+use tantivy::directory::MmapDirectory;
+use tantivy::index::SegmentReader;
+use tantivy::indexer::{LogMergePolicy, NoMergePolicy};
+use tantivy::postings::BlockSegmentPostings;
+use tantivy::schema::{BytesOptions, FAST, Field, INDEXED, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
+use tantivy::termdict::TermDictionary;
+use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term};
+
+/// Memory for rows that are being indexed.
+const WRITER_BYTES: usize = 32 << 20;
+/// Segments of like size that are merged into one.
+const SEGMENTS_MERGED_MIN: usize = 4;
+/// Part of a segment's rows that may be dead before it is written again.
+const DEAD_PART_MAX: f32 = 0.3;
+/// Files are compared with their checksums when the index is opened, up to this length in all.
+const VERIFIED_BYTES_MAX: u64 = 256 << 20;
+const TOKENIZER: &str = "ragged";
+/// Raised when rows are indexed in another way; an older index is then built again.
+const VERSION: u32 = 1;
+
+/// What a commit carries, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Payload {
+    version: u32,
+    language: String,
+    /// All rows before it that are alive are indexed.
+    until: u32,
+    /// Log index of the partition's last change.
+    changed_at: u64,
+}
+
+/// The fields of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Fields {
+    row: Field,
+    first_row: Field,
+    pub(super) text: Field,
+    facts: Field,
+}
+
+/// The index of one partition.
+pub(super) struct TextIndex {
+    index: Index,
+    reader: IndexReader,
+    fields: Fields,
+    language: String,
+}
+
+/// The index at one moment; it does not change.
+#[derive(Clone)]
+pub(super) struct TextSnapshot {
+    pub(super) searcher: Searcher,
+    pub(super) fields: Fields,
+    /// For each of tantivy's segments the rows of its documents.
+    columns: Arc<Vec<Column<u64>>>,
+    /// Rows before it are here.
+    pub(super) until: u32,
+    /// The rows that are here and not deleted.
+    pub(super) rows: Arc<RoaringBitmap>,
+    /// Log index of the partition's last change when it was written.
+    pub(super) changed_at: u64,
+}
+
+impl TextIndex {
+    /// Opens the index in a folder, or makes an empty one. An index that is damaged, or of another kind, is an error.
+    pub(super) fn open(folder: &Path, language: &str, analyzer: &Analyzer) -> Result<TextIndex, PartitionError> {
+        std::fs::create_dir_all(folder).map_err(PartitionError::file(folder))?;
+        let (schema, fields) = schema();
+        let directory = || MmapDirectory::open(folder).map_err(tantivy::TantivyError::from);
+        let is_new = !Index::exists(&directory()?).map_err(tantivy::TantivyError::from)?;
+        if !is_new {
+            verify(folder)?;
+        }
+        let index = if is_new { Index::create(directory()?, schema, IndexSettings::default())? } else { Index::open(directory()?)? };
+        index.tokenizers().register(TOKENIZER, analyzer.for_texts());
+        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).num_warming_threads(0).try_into()?;
+        let opened = TextIndex { index, reader, fields, language: language.to_owned() };
+        let payload = opened.payload()?;
+        if payload.version != VERSION || payload.language != language {
+            return Err(PartitionError::damaged(folder, "it was written for another language or by another version"));
+        }
+        Ok(opened)
+    }
+
+    fn payload(&self) -> Result<Payload, PartitionError> {
+        match self.index.load_metas()?.payload {
+            None => Ok(Payload { version: VERSION, language: self.language.clone(), until: 0, changed_at: 0 }),
+            Some(text) => serde_json::from_str(&text).map_err(|fault| PartitionError::Text(tantivy::TantivyError::InternalError(fault.to_string()))),
+        }
+    }
+
+    /// The index as it is now, and the first rows of the documents in it.
+    pub(super) fn snapshot(&self) -> Result<(TextSnapshot, RoaringBitmap), PartitionError> {
+        self.reader.reload()?;
+        let searcher = self.reader.searcher();
+        let payload = self.payload()?;
+        let (mut columns, mut rows, mut starts) = (Vec::new(), RoaringBitmap::new(), RoaringBitmap::new());
+        for segment in searcher.segment_readers() {
+            let row_of = segment.fast_fields().u64("row")?;
+            let first_row_of = segment.fast_fields().u64("first_row")?;
+            for document in segment.doc_ids_alive() {
+                rows.extend(row_of.first(document).and_then(|row| u32::try_from(row).ok()));
+                starts.extend(first_row_of.first(document).and_then(|row| u32::try_from(row).ok()));
+            }
+            columns.push(row_of);
+        }
+        let snapshot = TextSnapshot {
+            searcher,
+            fields: self.fields,
+            columns: Arc::new(columns),
+            until: payload.until,
+            rows: Arc::new(rows),
+            changed_at: payload.changed_at,
+        };
+        Ok((snapshot, starts))
+    }
+
+    /// Adds the rows from `from` up to `until`, deletes `dead` ones, and commits. With `merge`, everything becomes one segment.
+    pub(super) fn advance(
+        &self,
+        source: &RowSource,
+        from: u32,
+        until: u32,
+        dead: &RoaringBitmap,
+        changed_at: u64,
+        merge: bool,
+    ) -> Result<(), PartitionError> {
+        let mut writer: IndexWriter = self.index.writer_with_num_threads(1, WRITER_BYTES)?;
+        writer.set_merge_policy(if merge { Box::new(NoMergePolicy) } else { merge_policy() });
+        for row in dead {
+            writer.delete_term(Term::from_field_u64(self.fields.row, u64::from(row)));
+        }
+        if from < until {
+            source.each_row(from, until, |stored| {
+                let mut document = TantivyDocument::new();
+                document.add_u64(self.fields.row, u64::from(stored.row));
+                document.add_u64(self.fields.first_row, u64::from(stored.first_row));
+                document.add_text(self.fields.text, stored.text);
+                for fact in stored.facts {
+                    document.add_bytes(self.fields.facts, fact);
+                }
+                writer.add_document(document)?;
+                Ok(())
+            })?;
+        }
+        let payload = Payload { version: VERSION, language: self.language.clone(), until, changed_at };
+        let payload = serde_json::to_string(&payload).map_err(|fault| tantivy::TantivyError::InternalError(fault.to_string()))?;
+        let mut commit = writer.prepare_commit()?;
+        commit.set_payload(&payload);
+        commit.commit()?;
+        if merge {
+            let segments = self.index.searchable_segment_ids()?;
+            if segments.len() > 1 {
+                writer.merge(&segments).wait()?;
+            }
+        }
+        writer.wait_merging_threads()?;
+        Ok(())
+    }
+}
+
+fn merge_policy() -> Box<LogMergePolicy> {
+    let mut policy = LogMergePolicy::default();
+    policy.set_min_num_segments(SEGMENTS_MERGED_MIN);
+    policy.set_del_docs_ratio_before_merge(DEAD_PART_MAX);
+    Box::new(policy)
+}
+
+fn schema() -> (Schema, Fields) {
+    let mut schema = Schema::builder();
+    let words = TextFieldIndexing::default().set_tokenizer(TOKENIZER).set_index_option(IndexRecordOption::WithFreqs).set_fieldnorms(true);
+    let fields = Fields {
+        row: schema.add_u64_field("row", INDEXED | FAST),
+        first_row: schema.add_u64_field("first_row", NumericOptions::from(FAST)),
+        text: schema.add_text_field("text", TextOptions::default().set_indexing_options(words)),
+        facts: schema.add_bytes_field("facts", BytesOptions::default().set_indexed()),
+    };
+    (schema.build(), fields)
+}
+
+/// Compares the files with their checksums, through an opening of their own: what was mapped for it is given back.
+fn verify(folder: &Path) -> Result<(), PartitionError> {
+    let entries = std::fs::read_dir(folder).map_err(PartitionError::file(folder))?;
+    let bytes: u64 = entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|about| about.len()).sum();
+    let index = Index::open_in_dir(folder)?;
+    for segment in index.searchable_segment_metas()? {
+        let missing = segment.list_files().into_iter().find(|file| is_needed(file) && !folder.join(file).exists());
+        if let Some(file) = missing {
+            return Err(PartitionError::damaged(&folder.join(file), "it is missing"));
+        }
+    }
+    if bytes > VERIFIED_BYTES_MAX {
+        return Ok(());
+    }
+    match index.validate_checksum()?.into_iter().next() {
+        Some(file) => Err(PartitionError::damaged(&folder.join(file), "its checksum does not match")),
+        None => Ok(()),
+    }
+}
+
+/// Files that every segment has; the others depend on its content.
+fn is_needed(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| ["idx", "term", "fast", "fieldnorm"].iter().any(|needed| extension == *needed))
+}
+
+impl TextSnapshot {
+    /// The row of a document.
+    pub(super) fn row_of(&self, segment: usize, document: u32) -> Option<u32> {
+        self.columns.get(segment)?.first(document).and_then(|row| u32::try_from(row).ok())
+    }
+
+    /// Gives the rows of a fact's documents in one segment.
+    fn rows_of_postings(&self, segment: usize, mut postings: BlockSegmentPostings, take: &mut dyn FnMut(&[u32])) {
+        let Some(column) = self.columns.get(segment) else { return };
+        let mut rows = Vec::new();
+        while postings.block_len() > 0 {
+            rows.clear();
+            rows.extend(postings.docs().iter().filter_map(|document| u32::try_from(column.first(*document)?).ok()));
+            take(&rows);
+            postings.advance();
+        }
+    }
+
+    fn each_segment(&self) -> impl Iterator<Item = (usize, &SegmentReader)> {
+        self.searcher.segment_readers().iter().enumerate()
+    }
+}
+
+impl FactIndex for TextSnapshot {
+    fn rows_with(&self, fact: &[u8], take: &mut dyn FnMut(&[u32])) -> Result<(), PartitionError> {
+        let term = Term::from_field_bytes(self.fields.facts, fact);
+        for (number, segment) in self.each_segment() {
+            let inverted = segment.inverted_index(self.fields.facts)?;
+            if let Some(info) = inverted.get_term_info(&term)? {
+                let postings = inverted.read_block_postings_from_terminfo(&info, IndexRecordOption::Basic)?;
+                self.rows_of_postings(number, postings, take);
+            }
+        }
+        Ok(())
+    }
+
+    fn rows_within(&self, (from, until): &FactRange, take: &mut dyn FnMut(&[u8], &[u32])) -> Result<(), PartitionError> {
+        if from >= until {
+            return Ok(());
+        }
+        for (number, segment) in self.each_segment() {
+            let inverted = segment.inverted_index(self.fields.facts)?;
+            let dictionary: &TermDictionary = inverted.terms();
+            let mut facts = dictionary.range().ge(from).lt(until).into_stream()?;
+            while let Some((fact, info)) = facts.next() {
+                let postings = inverted.read_block_postings_from_terminfo(info, IndexRecordOption::Basic)?;
+                self.rows_of_postings(number, postings, &mut |rows| take(fact, rows));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Deletes the index in a folder.
+pub(super) fn remove(folder: &Path) -> Result<(), PartitionError> {
+    files::remove_folder(folder).map_err(PartitionError::file(folder))
+}

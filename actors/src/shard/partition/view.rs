@@ -1,0 +1,93 @@
+//! What a search sees of a partition: one moment of it, which does not change while it is searched.
+
+use super::segment::Segment;
+use super::tail::TailBlock;
+use super::text_index::TextSnapshot;
+use roaring::RoaringBitmap;
+use std::sync::Arc;
+
+/// A partition at one moment. Copying it copies references only.
+#[derive(Clone)]
+pub(super) struct View {
+    /// Rows that are there, indexed or in the tail.
+    pub(super) live: Arc<RoaringBitmap>,
+    /// First rows of documents, also of documents that are gone. A document's rows are neighbours, so the last first row up to a row
+    /// is its document's.
+    pub(super) starts: Arc<RoaringBitmap>,
+    /// Rows before it are known here.
+    pub(super) next_row: u32,
+    /// Rows before it are in the segments.
+    pub(super) segments_until: u32,
+    /// The vector segments.
+    pub(super) segments: Vec<SegmentView>,
+    /// Words and metadata of the rows before `text.until`.
+    pub(super) text: TextSnapshot,
+    /// Rows that are not in the segments or not in the text index.
+    pub(super) tail: Vec<Arc<TailBlock>>,
+}
+
+/// A segment with what is left of it.
+#[derive(Clone)]
+pub(super) struct SegmentView {
+    pub(super) segment: Arc<Segment>,
+    /// Positions of the rows that are there; none when all of them are.
+    pub(super) live: Option<Arc<RoaringBitmap>>,
+}
+
+impl SegmentView {
+    pub(super) fn new(segment: Arc<Segment>, live: &RoaringBitmap) -> SegmentView {
+        let left = segment.row_set().intersection_len(live);
+        if left == segment.len() as u64 {
+            return SegmentView { segment, live: None };
+        }
+        let positions = Arc::new(segment.positions_of(live));
+        SegmentView { segment, live: Some(positions) }
+    }
+
+    /// Number of rows that are there.
+    pub(super) fn live_len(&self) -> u64 {
+        self.live.as_ref().map_or(self.segment.len() as u64, |live| live.len())
+    }
+
+    fn without(&self, removed: &RoaringBitmap) -> SegmentView {
+        let gone = self.segment.positions_of(removed);
+        if gone.is_empty() {
+            return self.clone();
+        }
+        let live = match &self.live {
+            Some(live) => live.as_ref() - gone,
+            None => {
+                let mut all = RoaringBitmap::new();
+                all.insert_range(0..self.segment.len() as u32);
+                all - gone
+            }
+        };
+        SegmentView { segment: self.segment.clone(), live: Some(Arc::new(live)) }
+    }
+}
+
+impl View {
+    /// Forgets rows that are gone.
+    pub(super) fn remove(&mut self, removed: &RoaringBitmap) {
+        if removed.is_empty() {
+            return;
+        }
+        *Arc::make_mut(&mut self.live) -= removed;
+        for segment in &mut self.segments {
+            *segment = segment.without(removed);
+        }
+    }
+
+    /// Bytes that it holds, roughly.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let bitmaps = self.live.serialized_size() + self.starts.serialized_size() + self.text.rows.serialized_size();
+        let segments: usize = self.segments.iter().map(|one| one.segment.memory_bytes() + one.live.as_ref().map_or(0, |live| live.serialized_size())).sum();
+        let tail: usize = self.tail.iter().map(|block| block.memory_bytes()).sum();
+        bitmaps + segments + tail
+    }
+
+    /// Rows that are in no vector segment yet, dead ones included.
+    pub(super) fn tail_rows(&self) -> usize {
+        self.tail.iter().map(|block| block.rows.len()).sum()
+    }
+}

@@ -1,0 +1,158 @@
+//! What a shard replica can be asked. Plain values, so that another node can ask as well.
+
+use crate::error::ServiceError;
+use crate::filter::Filter;
+use crate::shard::partition::{PartitionAnswer, PartitionQuery};
+use ragged_raft::ids::{RowId, TenantId};
+use ragged_raft::meta::collection::Collection;
+use ragged_raft::shard::command::{ShardCommand, ShardReply};
+use ragged_raft::shard::rows::{ChunkText, DocumentHead, JobRow, PartitionRow, RowOwner};
+use std::sync::Arc;
+use ulid::Ulid;
+
+/// How fresh the replica must be before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardFreshness {
+    /// As it is.
+    Eventual,
+    /// The log must be applied up to this index.
+    AtLeast(u64),
+    /// Everything acknowledged before must be applied.
+    Strong,
+}
+
+/// A request, cheap to clone; the tenant that it acts for comes beside it, from the credential.
+#[derive(Debug, Clone)]
+pub enum ShardRequest {
+    /// Writes. Answered by `Applied`.
+    Propose {
+        /// The write.
+        command: Arc<ShardCommand>,
+        /// The collection whose partition it adds rows to: it is kept loaded, so that its indexes follow.
+        adds_to: Option<Arc<Collection>>,
+    },
+    /// Searches a partition. Answered by `Found`.
+    Search {
+        /// The partition's collection.
+        collection: Arc<Collection>,
+        /// What to look for.
+        query: Arc<PartitionQuery>,
+    },
+    /// Reads what a hit shows. Answered by `Chunks`.
+    Chunks {
+        /// The partition's collection.
+        collection: Arc<Collection>,
+        /// Rows of the hits.
+        rows: Vec<RowId>,
+    },
+    /// Ids of documents that match. Answered by `Ids`.
+    Matching {
+        /// The partition's collection.
+        collection: Arc<Collection>,
+        /// What they must match.
+        filter: Filter,
+        /// Ids after this one.
+        after: Option<String>,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Reads a document. Answered by `Documents` of one or none.
+    Document {
+        /// Its collection.
+        collection: Arc<Collection>,
+        /// Its id.
+        id: String,
+    },
+    /// Reads documents in the order of their ids. Answered by `Documents`.
+    Documents {
+        /// Their collection.
+        collection: Arc<Collection>,
+        /// Ids after this one.
+        after: Option<String>,
+        /// At most so many.
+        limit: usize,
+        /// Whether their texts are wanted.
+        with_text: bool,
+    },
+    /// Reads a partition's counters. Answered by `Counts`.
+    Counts {
+        /// The partition's collection.
+        collection: Arc<Collection>,
+    },
+    /// Reads a job. Answered by `Jobs` of one or none.
+    Job {
+        /// Its id.
+        id: Ulid,
+    },
+    /// Reads jobs, newest first. Answered by `Jobs`.
+    Jobs {
+        /// Jobs older than this one.
+        before: Option<Ulid>,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Reads which jobs of all tenants are not finished; only the node itself, as no tenant, may ask. Answered by `Unfinished`.
+    UnfinishedJobs,
+    /// Reads what was uploaded for a job. Answered by `Payload`.
+    JobPayload {
+        /// Its id.
+        id: Ulid,
+    },
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone)]
+pub enum ShardResponse {
+    /// A write has been applied.
+    Applied {
+        /// Index in the shard's log.
+        index: u64,
+        /// What the state machine said.
+        reply: ShardReply,
+    },
+    /// What a search found.
+    Found(PartitionAnswer),
+    /// One entry a row that was asked for; none where the row is gone by now.
+    Chunks(Vec<Option<ChunkContent>>),
+    /// Documents' ids, in order.
+    Ids(Vec<String>),
+    /// Documents.
+    Documents(Vec<StoredDocument>),
+    /// A partition's counters.
+    Counts(PartitionRow),
+    /// Jobs.
+    Jobs(Vec<JobRow>),
+    /// Jobs that are not finished, and whose they are.
+    Unfinished(Vec<(TenantId, Ulid)>),
+    /// What was uploaded for a job, unless it has been forgotten.
+    Payload(Option<Vec<u8>>),
+}
+
+impl ShardResponse {
+    /// The error of a response that does not belong to its request: a defect.
+    pub fn mismatch(self) -> ServiceError {
+        ServiceError::internal("a shard answered another question than it was asked")
+    }
+}
+
+/// What a hit shows.
+#[derive(Debug, Clone)]
+pub struct ChunkContent {
+    /// Whose chunk it is.
+    pub owner: RowOwner,
+    /// Its text and place.
+    pub text: ChunkText,
+    /// Title of the document.
+    pub title: Option<String>,
+    /// Metadata of the document, as JSON text.
+    pub metadata: String,
+}
+
+/// A document as it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredDocument {
+    /// Everything but the text.
+    pub head: DocumentHead,
+    /// The text, when it was asked for.
+    pub text: Option<String>,
+}

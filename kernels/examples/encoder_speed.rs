@@ -1,0 +1,123 @@
+//! Measures the encoder on this machine, in the same way as the peer that it is compared with (ONNX Runtime, by
+//! `ort_speed.py`): the first 512 texts, tokenized beforehand, best of three rounds after a warm-up.
+//!
+//! Usage: `encoder_speed MODEL_DIR TEXTS [threads] [avx512|avx2|portable]`. TEXTS is a `docs.jsonl` (title and
+//! text) or a plain file with one text a line, also with `.gz`. Prints one line of JSON.
+
+use flate2::read::GzDecoder;
+use ragged_kernels::{CpuDevice, Device, Instructions, Model, TokenSequence};
+use std::error::Error;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const TEXTS: usize = 512;
+const ROUNDS: usize = 3;
+const QUERY: &str = "what does exercise do for the health of old mice";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model_folder, texts, rest @ ..] = arguments.as_slice() else {
+        return Err("usage: encoder_speed MODEL_DIR TEXTS [threads] [avx512|avx2|portable]".into());
+    };
+    let threads = match rest.first() {
+        Some(threads) => threads.parse()?,
+        None => 2,
+    };
+    let instructions = match rest.get(1) {
+        Some(name) => Instructions::available()
+            .into_iter()
+            .find(|set| set.name() == name)
+            .ok_or("this processor does not have these instructions")?,
+        None => Instructions::detect(),
+    };
+
+    let load_start = Instant::now();
+    let model = Arc::new(Model::load(Path::new(model_folder))?);
+    let load_time = load_start.elapsed();
+    let pack_start = Instant::now();
+    let device = CpuDevice::with_instructions(Arc::clone(&model), threads, instructions)?;
+    let pack_time = pack_start.elapsed();
+
+    let sequences = read_texts(Path::new(texts))?
+        .iter()
+        .map(|text| model.tokenizer().encode(text))
+        .collect::<Result<Vec<TokenSequence>, _>>()?;
+    let tokens: usize = sequences.iter().map(TokenSequence::len).sum();
+    let processor_start = processor_time();
+    let round = best_of_rounds(ROUNDS, || device.embed(&sequences).map(drop))?;
+    // All rounds and the warm-up: this figure moves less when the machine has other work too.
+    let processor_time = (processor_time() - processor_start) / (ROUNDS + 1) as u32;
+
+    let query = [model.tokenizer().encode(QUERY)?];
+    assert_eq!(query[0].len(), 12, "the query has 12 tokens");
+    let query_time = best_of_rounds(100, || device.embed(&query).map(drop))?;
+
+    let report = serde_json::json!({
+        "device": device.name(),
+        "instructions": instructions.name(),
+        "threads": threads,
+        "texts": sequences.len(),
+        "tokens": tokens,
+        "texts_per_s": (sequences.len() as f64 / round.as_secs_f64() * 10.0).round() / 10.0,
+        "tokens_per_s": (tokens as f64 / round.as_secs_f64()).round(),
+        "processor_us_per_token": (processor_time.as_secs_f64() * 1e8 / tokens as f64).round() / 100.0,
+        "query_12_tokens_ms": milliseconds(query_time),
+        "model_load_ms": milliseconds(load_time),
+        "pack_ms": milliseconds(pack_time),
+    });
+    println!("{report}");
+    Ok(())
+}
+
+/// The shortest of `rounds` runs after one that does not count.
+fn best_of_rounds<E>(rounds: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<Duration, E> {
+    run()?;
+    let mut best = Duration::MAX;
+    for _ in 0..rounds {
+        let start = Instant::now();
+        run()?;
+        best = best.min(start.elapsed());
+    }
+    Ok(best)
+}
+
+/// Processor time of all threads so far; zero where it is not known.
+fn processor_time() -> Duration {
+    #[cfg(unix)]
+    {
+        // SAFETY: zeros are a valid value of this plain structure.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: the pointer is to a structure of the right type.
+        unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+        let micros = usage.ru_utime.tv_sec * 1_000_000 + usage.ru_utime.tv_usec;
+        Duration::from_micros(micros as u64)
+    }
+    #[cfg(not(unix))]
+    Duration::ZERO
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e5).round() / 100.0
+}
+
+fn read_texts(path: &Path) -> Result<Vec<String>, Box<dyn Error>> {
+    let file = File::open(path)?;
+    let reader: Box<dyn Read> =
+        if path.extension().is_some_and(|extension| extension == "gz") { Box::new(GzDecoder::new(file)) } else { Box::new(file) };
+    let mut texts = Vec::new();
+    for line in BufReader::new(reader).lines().take(TEXTS) {
+        let line = line?;
+        if !line.starts_with('{') {
+            texts.push(line);
+            continue;
+        }
+        let document: serde_json::Value = serde_json::from_str(&line)?;
+        let title = document["title"].as_str().unwrap_or_default();
+        let text = document["text"].as_str().ok_or("a document without text")?;
+        texts.push(format!("{title} {text}"));
+    }
+    Ok(texts)
+}

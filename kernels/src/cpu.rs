@@ -1,0 +1,177 @@
+//! The encoder on the processor.
+
+pub(crate) mod activation;
+pub(crate) mod aligned;
+pub(crate) mod attention;
+pub(crate) mod encoder;
+pub(crate) mod kernels;
+pub(crate) mod layer_norm;
+pub(crate) mod product;
+pub(crate) mod workers;
+
+use crate::device::{Device, DeviceError};
+use crate::instructions::Instructions;
+use crate::model::Model;
+use crate::tokenizer::TokenSequence;
+use encoder::{Encoder, Workspace};
+use kernels::Kernels;
+use parking_lot::Mutex;
+use std::sync::{Arc, mpsc};
+use workers::{Group, Workers};
+
+/// Tokens of a group that one thread encodes at once. Enough rows that streaming the weights costs little beside
+/// the arithmetic, few enough that the rows stay in the cache.
+const GROUP_TOKENS: usize = 256;
+/// A call with at most this many tokens in all is encoded by the calling thread: a query is answered sooner without
+/// being handed over, and without waiting behind groups of documents.
+const CALLER_TOKENS: usize = 64;
+/// More threads than any machine has cores; a larger number is a mistake.
+const THREADS_MAX: usize = 1_024;
+
+/// A model's encoder on the processor, with threads of its own for batches.
+pub struct CpuDevice {
+    name: String,
+    threads: usize,
+    instructions: Instructions,
+    encoder: Arc<Encoder>,
+    workers: Workers,
+    /// Buffers for calling threads, when none is using them.
+    caller_workspace: Mutex<Option<Workspace>>,
+}
+
+impl CpuDevice {
+    /// Packs the weights (about 43 MB for all-MiniLM-L6-v2) and starts `threads` threads (at least one), with the
+    /// widest instruction set that the processor has.
+    ///
+    /// # Errors
+    /// If the weights cannot be read or a thread cannot be started.
+    pub fn new(model: Arc<Model>, threads: usize) -> Result<Self, DeviceError> {
+        Self::with_instructions(model, threads, Instructions::detect())
+    }
+
+    /// As [`CpuDevice::new`], with a named instruction set.
+    ///
+    /// # Errors
+    /// [`DeviceError::InstructionsUnavailable`] where the processor does not have it, and those of `new`.
+    pub fn with_instructions(model: Arc<Model>, threads: usize, instructions: Instructions) -> Result<Self, DeviceError> {
+        let kernels = Kernels::of(instructions).ok_or(DeviceError::InstructionsUnavailable(instructions))?;
+        let threads = threads.clamp(1, THREADS_MAX);
+        let encoder = Arc::new(Encoder::new(model, kernels)?);
+        Ok(Self {
+            name: format!("cpu ({instructions}, {threads} threads)"),
+            threads,
+            instructions,
+            workers: Workers::start(&encoder, threads)?,
+            encoder,
+            caller_workspace: Mutex::new(None),
+        })
+    }
+
+    /// The instruction set in use.
+    pub fn instructions(&self) -> Instructions {
+        self.instructions
+    }
+
+    /// Number of threads for batches.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn check(&self, sequences: &[TokenSequence]) -> Result<(), DeviceError> {
+        let configuration = self.encoder.model().configuration();
+        let vocabulary = configuration.vocabulary_size;
+        for (index, sequence) in sequences.iter().enumerate() {
+            if sequence.is_empty() {
+                return Err(DeviceError::EmptySequence { sequence: index });
+            }
+            if sequence.len() > configuration.positions {
+                return Err(DeviceError::SequenceTooLong {
+                    sequence: index,
+                    tokens: sequence.len(),
+                    limit: configuration.positions,
+                });
+            }
+            let unknown = sequence.0.iter().find(|token| **token as usize >= vocabulary);
+            if let Some(token) = unknown {
+                return Err(DeviceError::TokenOutOfRange { sequence: index, token: *token, vocabulary });
+            }
+        }
+        Ok(())
+    }
+
+    fn embed_on_this_thread(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
+        let sequences: Vec<&TokenSequence> = sequences.iter().collect();
+        let mut workspace = self.caller_workspace.lock().take();
+        let vectors = workers::encode(&self.encoder, &sequences, &mut workspace);
+        *self.caller_workspace.lock() = workspace;
+        vectors
+    }
+
+    /// Cuts the sequences, ordered by length, into groups of nearly equal token counts: longest first, so that the
+    /// last groups to be taken are the quickest and the threads finish together.
+    fn groups_of(&self, sequences: &[TokenSequence], tokens: usize) -> Vec<Vec<usize>> {
+        let share = tokens.div_ceil(self.threads);
+        let limit = share.div_ceil(share.div_ceil(GROUP_TOKENS));
+        let mut order: Vec<usize> = (0..sequences.len()).collect();
+        order.sort_by_key(|index| std::cmp::Reverse(sequences[*index].len()));
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut group_tokens = usize::MAX;
+        for index in order {
+            let length = sequences[index].len();
+            match groups.last_mut() {
+                Some(group) if group_tokens + length <= limit => {
+                    group.push(index);
+                    group_tokens += length;
+                }
+                _ => {
+                    groups.push(vec![index]);
+                    group_tokens = length;
+                }
+            }
+        }
+        groups
+    }
+}
+
+impl Device for CpuDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
+        self.check(sequences)?;
+        self.embed_checked(sequences)
+    }
+}
+
+impl CpuDevice {
+    fn embed_checked(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
+        let tokens: usize = sequences.iter().map(TokenSequence::len).sum();
+        if tokens <= CALLER_TOKENS {
+            return self.embed_on_this_thread(sequences);
+        }
+        let (reply, replies) = mpsc::channel();
+        let groups = self.groups_of(sequences, tokens);
+        let group_count = groups.len();
+        self.workers.submit(groups.into_iter().map(|positions| Group {
+            sequences: positions.iter().map(|position| sequences[*position].clone()).collect(),
+            positions,
+            reply: reply.clone(),
+        }));
+        drop(reply);
+        let dimension = self.encoder.model().dimension();
+        let mut vectors = vec![0.0; sequences.len() * dimension];
+        for _ in 0..group_count {
+            let group = replies.recv().map_err(|_| DeviceError::Stopped)?;
+            let group_vectors = group.vectors?;
+            for (position, vector) in group.positions.into_iter().zip(group_vectors.chunks_exact(dimension)) {
+                let start = position * dimension;
+                vectors[start..start + dimension].copy_from_slice(vector);
+            }
+        }
+        Ok(vectors)
+    }
+}
+
+#[cfg(test)]
+mod tests;

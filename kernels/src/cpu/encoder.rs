@@ -1,0 +1,299 @@
+//! The forward pass of a BERT encoder on one thread.
+//!
+//! Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers" (2019): sums of word, position and type
+//! embeddings, normalised; then layers of self-attention and a feed-forward network, each with a residual
+//! connection and layer normalisation after it.
+//!
+//! All sequences of a group are one matrix of tokens x hidden size without padding: linear layers see all rows at
+//! once, attention goes from sequence to sequence.
+
+use super::aligned::AlignedBlock;
+use super::attention::{Attention, AttentionBuffers};
+use super::kernels::Kernels;
+use super::product::{Epilogue, PackedMatrix, Product};
+use crate::configuration::{EncoderConfiguration, Pooling};
+use crate::model::{Model, ModelError};
+use crate::tokenizer::TokenSequence;
+use std::sync::Arc;
+
+/// Rows that pass through the feed-forward network together: few enough that its wide middle stays in the level-2
+/// cache, enough that streaming the weights costs little.
+const FEED_FORWARD_ROWS: usize = 96;
+
+/// A model's weights in the layout of one instruction set's kernels.
+pub(crate) struct Encoder {
+    model: Arc<Model>,
+    kernels: &'static Kernels,
+    /// All packed matrices.
+    block: AlignedBlock,
+    /// For each position, its embedding plus that of token type 0.
+    position_embeddings: Vec<f32>,
+    embedding_norm: LayerNorm,
+    layers: Vec<Layer>,
+}
+
+struct LayerNorm {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+struct Layer {
+    /// Queries, keys and values of all heads as one product.
+    projections: PackedMatrix,
+    attention_output: PackedMatrix,
+    attention_norm: LayerNorm,
+    intermediate: PackedMatrix,
+    output: PackedMatrix,
+    output_norm: LayerNorm,
+}
+
+/// A thread's buffers, used again for every group of sequences.
+pub(crate) struct Workspace {
+    tokens: usize,
+    hidden: AlignedBlock,
+    projections: AlignedBlock,
+    context: AlignedBlock,
+    intermediate: AlignedBlock,
+    attention: AttentionBuffers,
+}
+
+impl Workspace {
+    fn new(configuration: &EncoderConfiguration, tokens: usize, tokens_of_longest: usize) -> Self {
+        let hidden_size = configuration.hidden_size;
+        Self {
+            tokens,
+            hidden: AlignedBlock::new(tokens * hidden_size),
+            projections: AlignedBlock::new(tokens * 3 * hidden_size),
+            context: AlignedBlock::new(tokens * hidden_size),
+            intermediate: AlignedBlock::new(tokens.min(FEED_FORWARD_ROWS) * configuration.intermediate_size),
+            attention: AttentionBuffers::new(tokens_of_longest, configuration.head_dimension()),
+        }
+    }
+}
+
+impl Encoder {
+    /// Packs the weights of `model` for `kernels`.
+    pub(crate) fn new(model: Arc<Model>, kernels: &'static Kernels) -> Result<Self, ModelError> {
+        let configuration = model.configuration();
+        let hidden = configuration.hidden_size;
+        let intermediate = configuration.intermediate_size;
+        let size = |inputs, outputs| PackedMatrix::size(inputs, outputs, kernels.panel_columns);
+        let layer_size =
+            size(hidden, 3 * hidden) + size(hidden, hidden) + size(hidden, intermediate) + size(intermediate, hidden);
+        let mut block = AlignedBlock::new(configuration.layers * layer_size);
+        let mut packer = Packer { model: &model, block: &mut block, next: 0, panel_columns: kernels.panel_columns };
+        let query_scale = 1.0 / (configuration.head_dimension() as f32).sqrt();
+        let mut layers = Vec::with_capacity(configuration.layers);
+        for index in 0..configuration.layers {
+            let name = |part: &str| format!("encoder.layer.{index}.{part}");
+            layers.push(Layer {
+                projections: packer.pack(
+                    hidden,
+                    &[
+                        (&name("attention.self.query"), query_scale),
+                        (&name("attention.self.key"), 1.0),
+                        (&name("attention.self.value"), 1.0),
+                    ],
+                )?,
+                attention_output: packer.pack(hidden, &[(&name("attention.output.dense"), 1.0)])?,
+                attention_norm: LayerNorm::load(&model, &name("attention.output.LayerNorm"))?,
+                intermediate: packer.pack(hidden, &[(&name("intermediate.dense"), 1.0)])?,
+                output: packer.pack(intermediate, &[(&name("output.dense"), 1.0)])?,
+                output_norm: LayerNorm::load(&model, &name("output.LayerNorm"))?,
+            });
+            model.weights().release_pages();
+        }
+        let mut position_embeddings = vec![0.0; configuration.positions * hidden];
+        let positions = model.weights().tensor("embeddings.position_embeddings.weight")?.values().into_owned();
+        let types = model.weights().tensor("embeddings.token_type_embeddings.weight")?;
+        let mut first_type = vec![0.0; hidden];
+        types.copy_row(0, &mut first_type);
+        for (sums, position) in position_embeddings.chunks_exact_mut(hidden).zip(positions.chunks_exact(hidden)) {
+            for ((sum, position), token_type) in sums.iter_mut().zip(position).zip(&first_type) {
+                *sum = position + token_type;
+            }
+        }
+        let embedding_norm = LayerNorm::load(&model, "embeddings.LayerNorm")?;
+        model.weights().release_pages();
+        Ok(Self { model, kernels, block, position_embeddings, embedding_norm, layers })
+    }
+
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The vectors of `sequences`, one after the other, each of Euclidean length one. The caller has checked that
+    /// no sequence is empty or longer than the model's positions and that all tokens are in the vocabulary.
+    /// `workspace` is created or replaced where it is too small.
+    pub(crate) fn embed(&self, sequences: &[&TokenSequence], workspace: &mut Option<Workspace>) -> Result<Vec<f32>, ModelError> {
+        let configuration = self.model.configuration();
+        let tokens: usize = sequences.iter().map(|sequence| sequence.len()).sum();
+        let longest = sequences.iter().map(|sequence| sequence.len()).max();
+        let Some(longest) = longest else {
+            return Ok(Vec::new());
+        };
+        let is_large_enough = workspace.as_ref().is_some_and(|it| it.tokens >= tokens && it.attention.tokens_max() >= longest);
+        if !is_large_enough {
+            // Freed first, so that there are never two.
+            *workspace = None;
+        }
+        let workspace = workspace.get_or_insert_with(|| Workspace::new(configuration, tokens, longest));
+        self.embed_tokens(sequences, workspace)?;
+        for layer in &self.layers {
+            self.attend(layer, sequences, tokens, workspace);
+            self.feed_forward(layer, tokens, workspace);
+        }
+        Ok(self.pool(sequences, workspace))
+    }
+
+    fn embed_tokens(&self, sequences: &[&TokenSequence], workspace: &mut Workspace) -> Result<(), ModelError> {
+        let hidden = self.model.dimension();
+        let words = self.model.weights().tensor("embeddings.word_embeddings.weight")?;
+        let mut rows = workspace.hidden.chunks_exact_mut(hidden);
+        let mut tokens = 0;
+        for sequence in sequences {
+            let positions = self.position_embeddings.chunks_exact(hidden);
+            for ((token, position), row) in sequence.0.iter().zip(positions).zip(&mut rows) {
+                words.copy_row(*token as usize, row);
+                for (value, position) in row.iter_mut().zip(position) {
+                    *value += position;
+                }
+                tokens += 1;
+            }
+        }
+        self.normalize(&self.embedding_norm, &mut workspace.hidden[..tokens * hidden]);
+        Ok(())
+    }
+
+    fn attend(&self, layer: &Layer, sequences: &[&TokenSequence], tokens: usize, workspace: &mut Workspace) {
+        let configuration = self.model.configuration();
+        let hidden = configuration.hidden_size;
+        let rows = &mut workspace.hidden[..tokens * hidden];
+        let projections = &mut workspace.projections[..tokens * 3 * hidden];
+        let context = &mut workspace.context[..tokens * hidden];
+        self.kernels.multiply(Product {
+            block: &self.block,
+            matrix: &layer.projections,
+            activations: rows,
+            out: projections,
+            rows: tokens,
+            epilogue: Epilogue::Store,
+        });
+        let mut first = 0;
+        for sequence in sequences {
+            let last = first + sequence.len();
+            self.kernels.attend(Attention {
+                projections: &projections[first * 3 * hidden..last * 3 * hidden],
+                out: &mut context[first * hidden..last * hidden],
+                tokens: sequence.len(),
+                heads: configuration.heads,
+                buffers: &mut workspace.attention,
+            });
+            first = last;
+        }
+        self.kernels.multiply(Product {
+            block: &self.block,
+            matrix: &layer.attention_output,
+            activations: context,
+            out: rows,
+            rows: tokens,
+            epilogue: Epilogue::Add,
+        });
+        self.normalize(&layer.attention_norm, rows);
+    }
+
+    fn feed_forward(&self, layer: &Layer, tokens: usize, workspace: &mut Workspace) {
+        let configuration = self.model.configuration();
+        let hidden = configuration.hidden_size;
+        let rows = &mut workspace.hidden[..tokens * hidden];
+        // Parts of nearly equal size, so that no small remainder pays for streaming all the weights.
+        let parts = tokens.div_ceil(FEED_FORWARD_ROWS);
+        let part_rows = tokens.div_ceil(parts).next_multiple_of(8).min(FEED_FORWARD_ROWS);
+        for rows in rows.chunks_mut(part_rows * hidden) {
+            let count = rows.len() / hidden;
+            let intermediate = &mut workspace.intermediate[..count * configuration.intermediate_size];
+            self.kernels.multiply(Product {
+                block: &self.block,
+                matrix: &layer.intermediate,
+                activations: rows,
+                out: intermediate,
+                rows: count,
+                epilogue: Epilogue::Activate(configuration.activation),
+            });
+            self.kernels.multiply(Product {
+                block: &self.block,
+                matrix: &layer.output,
+                activations: intermediate,
+                out: rows,
+                rows: count,
+                epilogue: Epilogue::Add,
+            });
+            self.normalize(&layer.output_norm, rows);
+        }
+    }
+
+    fn normalize(&self, norm: &LayerNorm, rows: &mut [f32]) {
+        let epsilon = self.model.configuration().layer_norm_epsilon;
+        self.kernels.layer_norm(rows, &norm.scale, &norm.shift, epsilon);
+    }
+
+    fn pool(&self, sequences: &[&TokenSequence], workspace: &Workspace) -> Vec<f32> {
+        let configuration = self.model.configuration();
+        let hidden = configuration.hidden_size;
+        let mut vectors = vec![0.0; sequences.len() * hidden];
+        let mut first = 0;
+        for (sequence, vector) in sequences.iter().zip(vectors.chunks_exact_mut(hidden)) {
+            let last = first + sequence.len();
+            let rows = match configuration.pooling {
+                Pooling::Mean => first..last,
+                Pooling::Cls => first..first + 1,
+            };
+            // The sum points where the mean does, and only the direction is kept.
+            for row in workspace.hidden[rows.start * hidden..rows.end * hidden].chunks_exact(hidden) {
+                for (sum, value) in vector.iter_mut().zip(row) {
+                    *sum += value;
+                }
+            }
+            crate::exact::normalize(vector);
+            first = last;
+        }
+        vectors
+    }
+}
+
+impl LayerNorm {
+    fn load(model: &Model, name: &str) -> Result<Self, ModelError> {
+        let load = |part: &str| -> Result<Vec<f32>, ModelError> {
+            let tensor = model.weights().tensor(&format!("{name}.{part}"))?;
+            Ok(tensor.values().into_owned())
+        };
+        Ok(Self { scale: load("weight")?, shift: load("bias")? })
+    }
+}
+
+/// Packs one matrix after the other into a block.
+struct Packer<'a> {
+    model: &'a Model,
+    block: &'a mut [f32],
+    next: usize,
+    panel_columns: usize,
+}
+
+impl Packer<'_> {
+    /// Packs the named linear layers, which have the same `inputs`, side by side, each multiplied by its factor.
+    fn pack(&mut self, inputs: usize, layers: &[(&str, f32)]) -> Result<PackedMatrix, ModelError> {
+        let weights = self.model.weights();
+        let mut tensors = Vec::with_capacity(layers.len());
+        for (name, scale) in layers {
+            let rows = weights.tensor(&format!("{name}.weight"))?;
+            let biases = weights.tensor(&format!("{name}.bias"))?;
+            tensors.push((rows, biases, *scale));
+        }
+        let values: Vec<_> = tensors.iter().map(|(rows, biases, scale)| (rows.values(), biases.values(), *scale)).collect();
+        let parts: Vec<(&[f32], &[f32], f32)> =
+            values.iter().map(|(rows, biases, scale)| (rows.as_ref(), biases.as_ref(), *scale)).collect();
+        let matrix = PackedMatrix::pack(self.block, self.next, inputs, self.panel_columns, &parts);
+        self.next += PackedMatrix::size(inputs, matrix.outputs, self.panel_columns);
+        Ok(matrix)
+    }
+}

@@ -1,0 +1,244 @@
+//! Each kernel against a plain implementation in f64, for every instruction set of the processor.
+
+use super::*;
+use crate::cpu::attention::AttentionBuffers;
+use crate::cpu::product::{Epilogue, PackedMatrix};
+use proptest::prelude::*;
+
+fn all() -> Vec<(Instructions, &'static Kernels)> {
+    Instructions::available().into_iter().map(|set| (set, Kernels::of(set).expect("an available set"))).collect()
+}
+
+/// Values from -1 to 1 that repeat only after a long time.
+fn values(count: usize, mut seed: u32) -> Vec<f32> {
+    (0..count)
+        .map(|_| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// The error function: Maclaurin series for small arguments, continued fraction of erfc for large ones.
+fn erf(x: f64) -> f64 {
+    if x < 0.0 {
+        return -erf(-x);
+    }
+    if x < 3.0 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..120 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return sum * std::f64::consts::FRAC_2_SQRT_PI;
+    }
+    let mut fraction = x;
+    for n in (1..=60).rev() {
+        fraction = x + f64::from(n) / 2.0 / fraction;
+    }
+    1.0 - (-x * x).exp() / (fraction * std::f64::consts::PI.sqrt())
+}
+
+fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn products_of_any_shape_are_those_of_the_plain_formula(
+        rows in 0usize..40,
+        inputs in 1usize..100,
+        part_outputs in prop::collection::vec(1usize..120, 1..4),
+        scale in prop::sample::select(vec![1.0f32, 0.25]),
+        epilogue in prop::sample::select(vec![
+            Epilogue::Store,
+            Epilogue::Add,
+            Epilogue::Activate(Activation::Gelu),
+            Epilogue::Activate(Activation::Relu),
+        ]),
+        seed in any::<u32>(),
+    ) {
+        let outputs: usize = part_outputs.iter().sum();
+        let activations = values(rows * inputs, seed);
+        let weights = values(outputs * inputs, seed ^ 1);
+        let biases = values(outputs, seed ^ 2);
+        let before = values(rows * outputs, seed ^ 3);
+        for (set, kernels) in all() {
+            let size = PackedMatrix::size(inputs, outputs, kernels.panel_columns);
+            let start = 16;
+            let mut block = vec![f32::NAN; start + size];
+            let mut parts = Vec::new();
+            let mut first = 0;
+            for (index, count) in part_outputs.iter().enumerate() {
+                let last = first + count;
+                let factor = if index == 0 { scale } else { 1.0 };
+                parts.push((&weights[first * inputs..last * inputs], &biases[first..last], factor));
+                first = last;
+            }
+            block[start..].fill(0.0);
+            let matrix = PackedMatrix::pack(&mut block, start, inputs, kernels.panel_columns, &parts);
+            let mut out = before.clone();
+            kernels.multiply(Product {
+                block: &block,
+                matrix: &matrix,
+                activations: &activations,
+                out: &mut out,
+                rows,
+                epilogue,
+            });
+            for row in 0..rows {
+                for column in 0..outputs {
+                    let product: f64 = (0..inputs)
+                        .map(|k| f64::from(activations[row * inputs + k]) * f64::from(weights[column * inputs + k]))
+                        .sum::<f64>() + f64::from(biases[column]);
+                    let factor = if column < part_outputs[0] { f64::from(scale) } else { 1.0 };
+                    let at = row * outputs + column;
+                    let expected = match epilogue {
+                        Epilogue::Store => product * factor,
+                        Epilogue::Add => product * factor + f64::from(before[at]),
+                        Epilogue::Activate(Activation::Gelu) => gelu(product * factor),
+                        Epilogue::Activate(Activation::Relu) => (product * factor).max(0.0),
+                    };
+                    prop_assert!(
+                        (f64::from(out[at]) - expected).abs() < 2e-5,
+                        "{}: row {} column {}: {} {}", set, row, column, out[at], expected
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_of_any_shape_is_that_of_the_plain_formula(
+        tokens in 1usize..80,
+        heads in 1usize..4,
+        dimension in 1usize..70,
+        seed in any::<u32>(),
+    ) {
+        let hidden = heads * dimension;
+        let projections = values(tokens * 3 * hidden, seed);
+        let at = |part: usize, token: usize, head: usize, column: usize| {
+            f64::from(projections[(token * 3 + part) * hidden + head * dimension + column])
+        };
+        for (set, kernels) in all() {
+            let mut out = vec![f32::NAN; tokens * hidden];
+            let mut buffers = AttentionBuffers::new(tokens + seed as usize % 3, dimension);
+            kernels.attend(Attention {
+                projections: &projections,
+                out: &mut out,
+                tokens,
+                heads,
+                buffers: &mut buffers,
+            });
+            for token in 0..tokens {
+                for head in 0..heads {
+                    let weight = |key: usize| {
+                        (0..dimension).map(|c| at(0, token, head, c) * at(1, key, head, c)).sum::<f64>().exp()
+                    };
+                    let weights: Vec<f64> = (0..tokens).map(weight).collect();
+                    let sum: f64 = weights.iter().sum();
+                    for column in 0..dimension {
+                        let expected: f64 =
+                            (0..tokens).map(|key| weights[key] / sum * at(2, key, head, column)).sum();
+                        let found = f64::from(out[token * hidden + head * dimension + column]);
+                        prop_assert!((found - expected).abs() < 1e-5, "{}: {} {}", set, found, expected);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn softmax_of_any_scores_is_that_of_the_plain_formula(
+        scores in prop::collection::vec(-80.0f32..80.0, 1..600),
+    ) {
+        let largest = scores.iter().copied().map(f64::from).fold(f64::MIN, f64::max);
+        let sum: f64 = scores.iter().map(|score| (f64::from(*score) - largest).exp()).sum();
+        for (set, kernels) in all() {
+            let mut found = scores.clone();
+            kernels.softmax(&mut found);
+            for (score, found) in scores.iter().zip(found) {
+                let expected = (f64::from(*score) - largest).exp() / sum;
+                // Half a unit in the last place of the difference of scores, which exp makes a relative error.
+                let rounding = (f64::from(*score) - largest).abs() * 2f64.powi(-24);
+                prop_assert!(
+                    (f64::from(found) - expected).abs() <= (1e-6 + rounding) * expected + 1e-37,
+                    "{}: {} {}", set, found, expected
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn layer_norm_of_any_width_is_that_of_the_plain_formula(
+        width in 1usize..200,
+        rows in 0usize..4,
+        mean in prop::sample::select(vec![0.0f32, 100.0]),
+        seed in any::<u32>(),
+    ) {
+        let mut input = values(width * rows, seed);
+        for value in &mut input {
+            *value += mean;
+        }
+        let (scale, shift) = (values(width, seed ^ 1), values(width, seed ^ 2));
+        for (set, kernels) in all() {
+            let mut found = input.clone();
+            kernels.layer_norm(&mut found, &scale, &shift, 1e-5);
+            for (row, found) in input.chunks(width).zip(found.chunks(width)) {
+                let mean: f64 = row.iter().copied().map(f64::from).sum::<f64>() / width as f64;
+                let variance: f64 =
+                    row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / width as f64;
+                for column in 0..width {
+                    let normal = (f64::from(row[column]) - mean) / (variance + 1e-5).sqrt();
+                    let expected = normal * f64::from(scale[column]) + f64::from(shift[column]);
+                    // Values near 100 carry rounding errors of 4e-6 already, which the division magnifies.
+                    let tolerance = 1e-5 + 1e-5 / (variance + 1e-5).sqrt() * mean.abs();
+                    prop_assert!(
+                        (f64::from(found[column]) - expected).abs() < tolerance,
+                        "{}: {} {}", set, found[column], expected
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn softmax_survives_scores_of_any_size() {
+    for (set, kernels) in all() {
+        for scores in [vec![f32::MAX, f32::MIN, 0.0], vec![f32::MIN; 20], vec![-1e30; 3], vec![1e30, 1e30]] {
+            let mut found = scores.clone();
+            kernels.softmax(&mut found);
+            let sum: f32 = found.iter().sum();
+            assert!((sum - 1.0).abs() < 1e-5, "{set}: {scores:?} {found:?}");
+        }
+    }
+}
+
+#[test]
+fn gelu_is_exact_to_a_millionth() {
+    let inputs: Vec<f32> = (-1_200_000..=1_200_000).map(|i| i as f32 / 1e5).collect();
+    for (set, kernels) in all() {
+        let mut found = inputs.clone();
+        kernels.activate(&mut found, Activation::Gelu);
+        let mut worst = 0.0f64;
+        for (x, found) in inputs.iter().zip(found) {
+            let x = f64::from(*x);
+            let error = (f64::from(found) - gelu(x)).abs() / x.abs().max(1.0);
+            worst = worst.max(error);
+        }
+        println!("{set}: {worst:e}");
+        assert!(worst <= 1e-6, "{set}: {worst:e}");
+    }
+}
+
+#[test]
+fn relu_is_exact() {
+    for (_, kernels) in all() {
+        let mut found = vec![-1.5, -0.0, 0.0, 2.5, f32::MAX, f32::MIN, 1e-40];
+        kernels.activate(&mut found, Activation::Relu);
+        assert_eq!(found, [0.0, 0.0, 0.0, 2.5, f32::MAX, 0.0, 1e-40]);
+    }
+}

@@ -1,0 +1,62 @@
+//! Which vector instructions of the processor are used.
+
+use std::fmt;
+
+/// A set of vector instructions for which this crate has kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Instructions {
+    /// x86-64 with AVX-512 F, BW, DQ and VL: 16 lanes of f32.
+    Avx512,
+    /// x86-64 with AVX2, FMA and F16C: 8 lanes of f32.
+    Avx2,
+    /// Plain Rust, written so that the compiler vectorises it for the target (SSE2, NEON).
+    Portable,
+}
+
+impl Instructions {
+    /// The widest set that this processor has.
+    pub fn detect() -> Self {
+        // The standard library caches what the processor answered, so this is a load and a few bit tests.
+        [Instructions::Avx512, Instructions::Avx2].into_iter().find(|set| set.is_available()).unwrap_or(Instructions::Portable)
+    }
+
+    /// Whether this processor has the set.
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Instructions::Avx512 | Instructions::Avx2 => false,
+            Instructions::Portable => true,
+        }
+    }
+
+    /// All sets that this processor has, widest first.
+    pub fn available() -> Vec<Self> {
+        [Instructions::Avx512, Instructions::Avx2, Instructions::Portable].into_iter().filter(|set| set.is_available()).collect()
+    }
+
+    /// The name in lower case: `avx512`, `avx2` or `portable`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Instructions::Avx512 => "avx512",
+            Instructions::Avx2 => "avx2",
+            Instructions::Portable => "portable",
+        }
+    }
+}
+
+impl fmt::Display for Instructions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}

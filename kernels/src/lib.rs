@@ -1,0 +1,25 @@
+//! The text encoder of ragged and exact search over its vectors.
+//!
+//! A text passes through this crate in this order: [`tokenizer`] turns it into token ids, a [`device`] turns token
+//! ids into a vector with the weights of a [`model`], and [`exact`] compares vectors. The crate knows nothing of
+//! tenants, documents, actors or networks; it depends on no other crate of the workspace.
+
+pub mod configuration;
+pub mod cpu;
+pub mod device;
+pub mod exact;
+pub mod instructions;
+pub mod model;
+pub mod tokenizer;
+pub mod weights;
+
+pub use configuration::{Activation, EncoderConfiguration, Pooling};
+pub use cpu::CpuDevice;
+pub use device::{Device, DeviceError};
+pub use exact::Scored;
+pub use instructions::Instructions;
+pub use model::{Model, ModelError};
+pub use tokenizer::{TextTokenizer, TokenSequence, TokenizeError};
+pub use weights::{Tensor, Weights};
+
+mod lanes;

@@ -1,0 +1,181 @@
+//! Bodies of requests, read within limits of size and time.
+
+use crate::api::problem::Problem;
+use bytes::{Buf, Bytes};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use prometheus::IntCounter;
+use std::time::Duration;
+use warp::http::header::{CONTENT_LENGTH, EXPECT};
+use warp::http::{HeaderMap, StatusCode};
+
+/// What is left of a refused body is read for so long, and up to so many bytes: closing the connection on a client that is still sending
+/// would reset it, and the client would see a broken connection instead of what was wrong.
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES_MAX: u64 = 64 << 20;
+
+/// No more than this is reserved on the word of a `content-length`.
+const RESERVE_BYTES_MAX: usize = 1 << 20;
+
+/// A body on its way in.
+pub struct Body {
+    stream: Option<BoxStream<'static, Result<Bytes, warp::Error>>>,
+    declared_bytes: Option<u64>,
+    begun: bool,
+    waits_for_continue: bool,
+    idle: Duration,
+    counter: Option<IntCounter>,
+}
+
+impl Body {
+    /// A body as it comes from the connection.
+    pub fn new<S, B>(headers: &HeaderMap, stream: S, idle: Duration, counter: IntCounter) -> Body
+    where
+        S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
+        B: Buf,
+    {
+        // For a chunk that is `Bytes` already, which it is on every connection, this copies nothing.
+        let chunks = stream.map(|chunk| chunk.map(|mut bytes| bytes.copy_to_bytes(bytes.remaining())));
+        Body {
+            stream: Some(chunks.boxed()),
+            declared_bytes: headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()),
+            begun: false,
+            waits_for_continue: headers.contains_key(EXPECT),
+            idle,
+            counter: Some(counter),
+        }
+    }
+
+    /// A body that has been read.
+    pub fn empty() -> Body {
+        Body { stream: None, declared_bytes: None, begun: true, waits_for_continue: false, idle: Duration::ZERO, counter: None }
+    }
+
+    /// The next bytes, or none at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let Some(stream) = &mut self.stream else { return Ok(None) };
+        self.begun = true;
+        let problem = match tokio::time::timeout(self.idle, stream.next()).await {
+            Ok(Some(Ok(bytes))) => {
+                if let Some(counter) = &self.counter {
+                    counter.inc_by(bytes.len() as u64);
+                }
+                return Ok(Some(bytes));
+            }
+            Ok(None) => {
+                self.stream = None;
+                return Ok(None);
+            }
+            Ok(Some(Err(error))) => Problem::invalid("body_incomplete", format!("the body ended early: {error}")),
+            Err(_) => {
+                let detail = format!("no byte of the body came for {} s", self.idle.as_secs_f32());
+                Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+            }
+        };
+        // Nothing sensible can follow on this connection.
+        self.stream = None;
+        Err(problem)
+    }
+
+    /// The whole body, when it is no longer than `limit_bytes`.
+    pub async fn read_all(&mut self, limit_bytes: usize) -> Result<Vec<u8>, Problem> {
+        self.check_declared(limit_bytes)?;
+        let declared = self.declared_bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
+        let mut whole = Vec::with_capacity(declared.min(RESERVE_BYTES_MAX));
+        while let Some(bytes) = self.next().await? {
+            if whole.len() + bytes.len() > limit_bytes {
+                return Err(too_large(limit_bytes));
+            }
+            whole.extend_from_slice(&bytes);
+        }
+        Ok(whole)
+    }
+
+    /// The body as a stream that fails with a [`Problem`] once it is longer than `limit_bytes`.
+    pub fn into_stream(self, limit_bytes: usize) -> Result<impl Stream<Item = Result<Bytes, Problem>> + Send + 'static, Problem> {
+        self.check_declared(limit_bytes)?;
+        Ok(futures::stream::try_unfold((self, 0_usize), move |(mut body, before)| async move {
+            let Some(bytes) = body.next().await? else { return Ok(None) };
+            let received = before + bytes.len();
+            if received > limit_bytes {
+                return Err(too_large(limit_bytes));
+            }
+            Ok(Some((bytes, (body, received))))
+        }))
+    }
+
+    fn check_declared(&self, limit_bytes: usize) -> Result<(), Problem> {
+        let within = self.declared_bytes.is_none_or(|declared| declared <= limit_bytes as u64);
+        if within { Ok(()) } else { Err(too_large(limit_bytes)) }
+    }
+}
+
+fn too_large(limit_bytes: usize) -> Problem {
+    let detail = format!(
+        "the body is longer than {limit_bytes} bytes: send less at once, or import documents as NDJSON, which has no limit as a whole"
+    );
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+impl Drop for Body {
+    /// Reads on for a while, behind the answer, what the handler left.
+    fn drop(&mut self) {
+        let Some(mut stream) = self.stream.take() else { return };
+        let client_waits = self.waits_for_continue && !self.begun;
+        let too_long = self.declared_bytes.is_some_and(|bytes| bytes > LINGER_BYTES_MAX);
+        if client_waits || too_long || self.declared_bytes == Some(0) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let mut received = 0;
+            let rest = async {
+                while let Some(Ok(bytes)) = stream.next().await {
+                    received += bytes.len() as u64;
+                    if received > LINGER_BYTES_MAX {
+                        return;
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(LINGER, rest).await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(chunks: &[&'static [u8]], headers: &HeaderMap) -> Body {
+        let chunks: Vec<Result<Bytes, warp::Error>> = chunks.iter().map(|chunk| Ok(Bytes::from_static(chunk))).collect();
+        let counter = IntCounter::new("c", "c").unwrap();
+        Body::new(headers, futures::stream::iter(chunks), Duration::from_millis(20), counter)
+    }
+
+    #[tokio::test]
+    async fn a_body_within_its_limit_is_read_whole() {
+        let mut body = body(&[b"ab", b"", b"c"], &HeaderMap::new());
+        assert_eq!(body.read_all(3).await.unwrap(), b"abc");
+        assert_eq!(body.counter.as_ref().unwrap().get(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_body_over_its_limit_is_refused_with_or_without_its_length() {
+        let chunked = body(&[b"ab", b"cd"], &HeaderMap::new()).read_all(3).await.unwrap_err();
+        assert_eq!((chunked.status.as_u16(), chunked.code), (413, "body_too_large"));
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_LENGTH, 4.into());
+        let mut declared = body(&[b"ab", b"cd"], &headers);
+        assert_eq!(declared.read_all(3).await.unwrap_err().code, "body_too_large");
+        assert!(!declared.begun);
+    }
+
+    #[tokio::test]
+    async fn a_silent_body_is_given_up() {
+        let stream = futures::stream::pending::<Result<Bytes, warp::Error>>();
+        let counter = IntCounter::new("c", "c").unwrap();
+        let mut body = Body::new(&HeaderMap::new(), stream, Duration::from_millis(20), counter);
+        let problem = body.read_all(3).await.unwrap_err();
+        assert_eq!((problem.status.as_u16(), problem.code), (408, "body_timeout"));
+    }
+}

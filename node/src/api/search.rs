@@ -1,0 +1,146 @@
+//! Searches, one or many at a time.
+
+use crate::api::problem::Problem;
+use crate::api::query::Query;
+use crate::api::routes::Answer;
+use crate::api::{Call, filter, json};
+use futures::{StreamExt, TryStreamExt};
+use ragged_actors::{Found, Freshness, Search, SearchOutcome, Session};
+use ragged_client::{
+    Consistency, Explanation, GroupBy, Hit, Mode, SearchBatch, SearchBatchResponse, SearchRequest, SearchResponse, ShardPlan,
+    Span,
+};
+use std::time::Instant;
+
+const LIMIT_DEFAULT: u32 = 10;
+const BATCH_MAX: usize = 256;
+
+/// Searches of a batch that run at once: enough to keep the encoder's batches full, without one client taking every search thread.
+const BATCH_CONCURRENCY: usize = 16;
+
+/// `POST /api/v1/collections/{collection}/search`.
+#[utoipa::path(post, path = "/api/v1/collections/{collection}/search", tag = "search", operation_id = "search",
+    summary = "Search", description = "Finds chunks by meaning, by words or both.",
+    params(("collection" = String, Path, description = "Name of the collection", pattern = "^[a-z0-9][a-z0-9_-]{0,62}$", example = "handbook")),
+    request_body(content = SearchRequest, content_type = "application/json"),
+    responses((status = 200, description = "What was found, best first", body = SearchResponse)))]
+pub async fn search(mut call: Call, session: Session) -> Answer {
+    Query::parse(&call.query)?.end()?;
+    let request: SearchRequest = call.json().await?;
+    json::ok(&run(&session, call.parameter(0)?, request).await?)
+}
+
+/// `POST /api/v1/collections/{collection}/search/batch`.
+#[utoipa::path(post, path = "/api/v1/collections/{collection}/search/batch", tag = "search", operation_id = "search_batch",
+    summary = "Search many times", description = "Runs 1 to 256 searches, several at once. When one fails, the batch does, and says which.",
+    params(("collection" = String, Path, description = "Name of the collection", pattern = "^[a-z0-9][a-z0-9_-]{0,62}$", example = "handbook")),
+    request_body(content = SearchBatch, content_type = "application/json"),
+    responses((status = 200, description = "One answer a search, in the order of the request", body = SearchBatchResponse)))]
+pub async fn batch(mut call: Call, session: Session) -> Answer {
+    Query::parse(&call.query)?.end()?;
+    let SearchBatch { searches } = call.json().await?;
+    if searches.is_empty() || searches.len() > BATCH_MAX {
+        let detail = format!("searches has {} entries, but must have 1 to {BATCH_MAX}", searches.len());
+        return Err(Problem::invalid("invalid_batch", detail));
+    }
+    let collection = call.parameter(0)?;
+    let session = &session;
+    let began = Instant::now();
+    let running = searches.into_iter().enumerate().map(|(index, request)| async move {
+        run(session, collection, request).await.map_err(|problem| problem.at(&format!("searches[{index}]")))
+    });
+    let results = futures::stream::iter(running).buffered(BATCH_CONCURRENCY).try_collect().await?;
+    json::ok(&SearchBatchResponse { results, took_ms: took_ms(began) })
+}
+
+async fn run(session: &Session, collection: &str, request: SearchRequest) -> Result<SearchResponse, Problem> {
+    let explain = request.explain.unwrap_or(false);
+    let search = from_wire(request)?;
+    let began = Instant::now();
+    let outcome = session.search(collection, search).await?;
+    to_wire(outcome, explain, began)
+}
+
+fn from_wire(request: SearchRequest) -> Result<Search, Problem> {
+    let freshness = freshness(request.consistency, request.token)?;
+    let weights = request.weights.unwrap_or_default();
+    let mode = request.mode.map(|mode| match mode {
+        Mode::Dense => ragged_actors::Mode::Dense,
+        Mode::Text => ragged_actors::Mode::Text,
+        Mode::Hybrid => ragged_actors::Mode::Hybrid,
+    });
+    Ok(Search {
+        query: request.query,
+        vector: request.vector,
+        mode,
+        limit: request.limit.unwrap_or(LIMIT_DEFAULT) as usize,
+        offset: request.offset.unwrap_or(0) as usize,
+        filter: filter::from_wire(request.filter.unwrap_or_default())?,
+        group_by_document: request.group_by.unwrap_or_default() == GroupBy::Document,
+        weights: (weights.dense, weights.text),
+        explain: request.explain.unwrap_or(false),
+        freshness,
+    })
+}
+
+fn freshness(consistency: Option<Consistency>, token: Option<String>) -> Result<Freshness, Problem> {
+    match (consistency, token) {
+        (None | Some(Consistency::Session), Some(token)) => Ok(Freshness::Session(token)),
+        (Some(Consistency::Session), None) => {
+            Err(Problem::invalid("missing_token", "consistency session needs the token of the write that the search must see"))
+        }
+        (Some(Consistency::Eventual), Some(_)) => Err(Problem::invalid(
+            "contradicting_consistency",
+            "a token asks for consistency session, but consistency says eventual",
+        )),
+        // Everything acknowledged before the search includes the token's write.
+        (Some(Consistency::Strong), _) => Ok(Freshness::Strong),
+        (None | Some(Consistency::Eventual), None) => Ok(Freshness::Eventual),
+    }
+}
+
+fn to_wire(outcome: SearchOutcome, explain: bool, began: Instant) -> Result<SearchResponse, Problem> {
+    let hits = outcome.hits.into_iter().map(|found| hit(found, explain)).collect::<Result<_, _>>()?;
+    let shard = |plan: ragged_actors::ShardPlan| ShardPlan { shard: plan.shard, steps: plan.steps, took_ms: plan.took_ms };
+    let plan = explain.then(|| outcome.plan.into_iter().map(shard).collect());
+    Ok(SearchResponse { hits, took_ms: took_ms(began), plan })
+}
+
+fn hit(found: Found, explain: bool) -> Result<Hit, Problem> {
+    let explanation = explain.then(|| Explanation {
+        dense_score: found.dense.map(|(score, _)| score),
+        dense_rank: found.dense.map(|(_, rank)| rank),
+        text_score: found.text_match.map(|(score, _)| score),
+        text_rank: found.text_match.map(|(_, rank)| rank),
+    });
+    Ok(Hit {
+        document_id: found.document_id,
+        chunk: found.chunk,
+        score: found.score,
+        title: found.title,
+        text: found.text,
+        span: Span { start: found.start, end: found.end },
+        metadata: json::stored_object(&found.metadata)?,
+        explanation,
+    })
+}
+
+fn took_ms(began: Instant) -> f64 {
+    // Microseconds are as fine as anyone wants to read.
+    began.elapsed().as_micros() as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_and_consistency_agree() {
+        let token = || Some("t".to_string());
+        assert!(matches!(freshness(None, None), Ok(Freshness::Eventual)));
+        assert!(matches!(freshness(None, token()), Ok(Freshness::Session(_))));
+        assert!(matches!(freshness(Some(Consistency::Strong), token()), Ok(Freshness::Strong)));
+        assert_eq!(freshness(Some(Consistency::Session), None).err().unwrap().code, "missing_token");
+        assert_eq!(freshness(Some(Consistency::Eventual), token()).err().unwrap().code, "contradicting_consistency");
+    }
+}

@@ -1,0 +1,125 @@
+//! Connections: accepted, limited, and closed in order when the node stops.
+
+use crate::api::{Api, dispatch};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+
+/// The head of a request must have come after so long, so that nobody holds a connection by sending it a byte at a time. It is also how
+/// long an idle connection is kept.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Head of a request: line and headers. hyper answers 431 beyond.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+const HEADERS_MAX: usize = 100;
+
+/// Connections that the system keeps waiting while we are busy accepting others.
+const BACKLOG: u32 = 1024;
+
+/// Refused connections that are told so at the same time; more are simply closed.
+const REFUSALS_MAX: usize = 64;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long accepting rests when the system has no file descriptor or memory left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Opens the address. Restarting a node does not have to wait for the connections of the one before.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves the façade on a listener until it begins to stop; then closes the listener, lets what is in flight end, for `grace` at most, and
+/// says whether everything did.
+pub async fn serve(listener: TcpListener, api: Arc<Api>, max_connections: usize, grace: Duration) -> bool {
+    let service = TowerToHyperService::new(warp::service(dispatch::filter(Arc::clone(&api))));
+    let mut protocol = http1::Builder::new();
+    protocol
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .pipeline_flush(true);
+    let places = Arc::new(Semaphore::new(max_connections));
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    let connections = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = api.stopping().cancelled() => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                pause_after(&error).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            refuse(stream, &api, &refusals);
+            continue;
+        };
+        // Answers are small and complete: waiting to fill a packet would only delay them.
+        let _ = stream.set_nodelay(true);
+        let connection = connections.watch(protocol.serve_connection(TokioIo::new(stream), service.clone()));
+        let open = api.metrics.connections.clone();
+        open.inc();
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("connection ended: {error}");
+            }
+            open.dec();
+            drop(place);
+        });
+    }
+    drop(listener);
+    tokio::time::timeout(grace, connections.shutdown()).await.is_ok()
+}
+
+async fn pause_after(error: &io::Error) {
+    let client_left = matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset);
+    if !client_left {
+        tracing::warn!("accepting connections failed, and goes on in {} ms: {error}", ACCEPT_PAUSE.as_millis());
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+/// Tells a client that there are too many connections, without making it wait for one to end.
+fn refuse(mut stream: TcpStream, api: &Api, refusals: &Arc<Semaphore>) {
+    api.metrics.connections_refused.inc();
+    let Ok(turn) = Arc::clone(refusals).try_acquire_owned() else { return };
+    tokio::spawn(async move {
+        let tell = async {
+            stream.write_all(refusal().as_bytes()).await?;
+            stream.shutdown().await?;
+            // What the client is still sending is read, so that closing does not reset the connection under the answer.
+            let mut rest = [0; 4096];
+            while stream.read(&mut rest).await? > 0 {}
+            io::Result::Ok(())
+        };
+        let _ = tokio::time::timeout(REFUSAL_TIMEOUT, tell).await;
+        drop(turn);
+    });
+}
+
+fn refusal() -> String {
+    let body = concat!(
+        r#"{"type":"about:blank","title":"Too many connections","status":503,"code":"too_many_connections","#,
+        r#""detail":"http.max_connections connections are open: try again, or keep fewer open"}"#
+    );
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}

@@ -1,0 +1,194 @@
+//! The one list of keys.
+
+use figment::value::Value;
+
+/// One key, as it is documented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Its path in the file, nested by dots.
+    pub path: &'static str,
+    /// How its value is written.
+    pub kind: Kind,
+    /// Its default, in words where it depends on the machine.
+    pub default: &'static str,
+    /// What its value counts; empty when it counts nothing.
+    pub unit: &'static str,
+    /// What it decides.
+    pub meaning: &'static str,
+}
+
+/// How a value is written in a variable or a flag, where everything is text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Taken as it is: paths, addresses, sizes, words.
+    Text,
+    /// A whole number.
+    Integer,
+    /// `true` or `false`.
+    Boolean,
+}
+
+impl Key {
+    /// The variable that overrides it: its path in capitals, joined with `_`, behind `RAGGED_`.
+    pub fn variable(&self) -> String {
+        format!("RAGGED_{}", self.path.replace('.', "_").to_uppercase())
+    }
+
+    /// The key of a path.
+    pub fn find(path: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.path == path)
+    }
+
+    /// The key that a variable overrides.
+    pub fn of_variable(name: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.variable() == name)
+    }
+
+    /// A value given as text.
+    pub fn value(&self, text: &str) -> Result<Value, String> {
+        match self.kind {
+            Kind::Text => Ok(Value::from(text)),
+            Kind::Integer => text.trim().parse::<u64>().map(Value::from).map_err(|_| format!("\"{text}\" is not a whole number")),
+            Kind::Boolean => {
+                text.trim().parse::<bool>().map(Value::from).map_err(|_| format!("\"{text}\" is neither true nor false"))
+            }
+        }
+    }
+}
+
+/// Every key that there is.
+pub const KEYS: &[Key] = &[
+    Key {
+        path: "data_dir",
+        kind: Kind::Text,
+        default: "$XDG_DATA_HOME/ragged/node, or ~/.local/share/ragged/node",
+        unit: "",
+        meaning: "Folder that holds everything the node keeps, with `admin.key` after the first start. One node at a time uses it.",
+    },
+    Key {
+        path: "model_dir",
+        kind: Kind::Text,
+        default: "$XDG_DATA_HOME/ragged/models/all-MiniLM-L6-v2, or ~/.local/share/ragged/models/all-MiniLM-L6-v2",
+        unit: "",
+        meaning: "Folder with the embedding model's files (`model.safetensors`, `tokenizer.json`; `config.json` where the model has one).",
+    },
+    Key {
+        path: "http.listen",
+        kind: Kind::Text,
+        default: "127.0.0.1:7400",
+        unit: "address:port",
+        meaning: "Where the API is served. An address that is not loopback is refused unless `http.behind_tls_proxy` is true.",
+    },
+    Key {
+        path: "http.max_body_bytes",
+        kind: Kind::Text,
+        default: "32 MiB",
+        unit: "bytes",
+        meaning: "Largest body of a request; imports are unlimited as a whole, a line of one is at most 16 MiB.",
+    },
+    Key {
+        path: "http.max_connections",
+        kind: Kind::Integer,
+        default: "4096",
+        unit: "connections",
+        meaning: "Connections at once; further ones are answered 503.",
+    },
+    Key {
+        path: "http.behind_tls_proxy",
+        kind: Kind::Boolean,
+        default: "false",
+        unit: "",
+        meaning: "Says that a proxy in front of the node ends TLS: keys would otherwise cross the network in clear text.",
+    },
+    Key {
+        path: "cluster.listen",
+        kind: Kind::Text,
+        default: "127.0.0.1:7401",
+        unit: "address:port",
+        meaning: "Where other nodes will reach this one. Reserved: checked, and not opened yet.",
+    },
+    Key {
+        path: "cluster.shards",
+        kind: Kind::Integer,
+        default: "16",
+        unit: "shards",
+        meaning: "Number of shards, 16 to 256. Used when the cluster is founded, which is the first start; fixed from then on.",
+    },
+    Key {
+        path: "log.format",
+        kind: Kind::Text,
+        default: "text",
+        unit: "",
+        meaning: "`text` for people or `json`, one object a line, for machines. Logs go to standard error.",
+    },
+    Key {
+        path: "log.filter",
+        kind: Kind::Text,
+        default: "info",
+        unit: "",
+        meaning: "What is logged: a level, or directives such as `info,ragged=debug` (tracing's `EnvFilter`).",
+    },
+    Key {
+        path: "embedding.threads",
+        kind: Kind::Integer,
+        default: "number of cores",
+        unit: "threads",
+        meaning: "Threads that the encoder computes with.",
+    },
+    Key {
+        path: "embedding.batch_tokens",
+        kind: Kind::Integer,
+        default: "4096",
+        unit: "tokens",
+        meaning: "Tokens of a batch at most: larger ones are faster in all, and a search waits longer behind one.",
+    },
+    Key {
+        path: "search.threads",
+        kind: Kind::Integer,
+        default: "number of cores",
+        unit: "threads",
+        meaning: "Threads that search indexes.",
+    },
+    Key {
+        path: "memory.block_cache_bytes",
+        kind: Kind::Text,
+        default: "64 MiB",
+        unit: "bytes",
+        meaning: "Memory for blocks of the store that were read before.",
+    },
+    Key {
+        path: "memory.partitions_bytes",
+        kind: Kind::Text,
+        default: "1 GiB",
+        unit: "bytes",
+        meaning: "Memory for the indexes of loaded partitions; those unused for longest are unloaded first.",
+    },
+    Key {
+        path: "memory.partition_idle_ms",
+        kind: Kind::Integer,
+        default: "600000",
+        unit: "milliseconds",
+        meaning: "A partition that nobody used for so long is unloaded.",
+    },
+    Key {
+        path: "limits.in_flight_per_key",
+        kind: Kind::Integer,
+        default: "256",
+        unit: "requests",
+        meaning: "Requests of one key at once; further ones are answered 429.",
+    },
+    Key {
+        path: "limits.queued_tokens",
+        kind: Kind::Integer,
+        default: "4194304",
+        unit: "tokens",
+        meaning: "Tokens that wait for the encoder at most; uploads beyond that are answered 503 with `retry-after`.",
+    },
+    Key {
+        path: "limits.queued_searches",
+        kind: Kind::Integer,
+        default: "4096",
+        unit: "searches",
+        meaning: "Searches that wait for a thread at most; further ones are answered 503 with `retry-after`.",
+    },
+];

@@ -1,0 +1,23 @@
+//! Replication: openraft groups over one RocksDB, and what they replicate.
+//!
+//! From the bottom up: [`codec`] frames everything that is written; [`Store`] is the node's one database with its one group-commit
+//! [`syncer`]; [`log`] keeps the groups' logs in it and [`machine`] their state; [`group`] runs a group; [`meta`] and [`shard`] are the two kinds.
+
+mod bytes;
+pub mod codec;
+pub mod group;
+pub mod ids;
+pub mod keys;
+pub mod log;
+pub mod machine;
+pub mod meta;
+pub mod network;
+pub mod shard;
+pub mod snapshot;
+pub mod store;
+pub mod syncer;
+pub mod types;
+mod watermark;
+
+pub use group::{ProposeError, WaitError};
+pub use store::{ReadError, Store, StoreError, StoreOptions};

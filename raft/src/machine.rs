@@ -1,0 +1,169 @@
+//! The state machine of a group: rows in the shared database, changed by one atomic batch an entry.
+//!
+//! A batch carries the rows and how far the replica has applied, so after a crash the state is that of some entry, never of half of one. It
+//! is not synced: entries are, and those that a crash takes from the state are applied again.
+
+use crate::codec;
+use crate::ids::ReplicaId;
+use crate::keys::{RowKind, Scope};
+use crate::snapshot::{self, SnapshotSource};
+use crate::store::{Space, Store, write_error};
+use crate::types::{Entry, LeaderId, LogId, Membership, ReplicaNode, Reply, SnapshotMeta, Types};
+use futures::{Stream, TryStreamExt};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use parking_lot::Mutex;
+use rocksdb::WriteBatch;
+use std::io;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Entries that are handed to a blocking thread at once, at most.
+const PART_ENTRIES: usize = 128;
+/// Bytes of entries that are handed to a blocking thread at once, at most; one entry always is.
+const PART_BYTES: usize = 16 << 20;
+
+/// What a group's commands do to its rows. Apply is deterministic: no clock, no randomness, no arithmetic on floating-point numbers.
+pub trait Application: Send + Sync + 'static {
+    /// Adds the command's changes to `batch`, which already says that `index` is applied, writes it through the store, and makes the change
+    /// known to whoever follows. The reply is a frame of the codec. Called on a blocking thread.
+    fn apply(&self, index: u64, command: &[u8], batch: WriteBatch) -> io::Result<Vec<u8>>;
+
+    /// The rows have been replaced by a snapshot.
+    fn replaced(&self);
+}
+
+type Item = (Entry, Option<ApplyResponder<Types>>);
+
+/// The state machine of one replica.
+#[derive(Clone)]
+pub struct Machine {
+    store: Arc<Store>,
+    replica: ReplicaId,
+    space: Arc<Space>,
+    application: Arc<dyn Application>,
+    /// As the rows have it; here so that an entry is applied without reading it.
+    membership: Arc<Mutex<Membership>>,
+    applied: watch::Sender<u64>,
+}
+
+impl Machine {
+    /// The machine of this replica, as its rows say. What an interrupted installation of a snapshot has left is removed. Blocks.
+    pub fn open(store: Arc<Store>, replica: ReplicaId, application: Arc<dyn Application>) -> io::Result<Machine> {
+        store.remove_other_space(replica)?;
+        let space = store.space(replica);
+        let (applied, membership) = snapshot::applied_state(&store, replica)?;
+        let applied = watch::Sender::new(applied.map_or(0, |id| id.index));
+        Ok(Machine { store, replica, space, application, membership: Arc::new(Mutex::new(membership)), applied })
+    }
+
+    /// Index of the last applied entry, as it grows; 0 before the first.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    fn apply_entry(&self, id: LogId, payload: EntryPayload<crate::types::Command, u64, ReplicaNode>) -> io::Result<Reply> {
+        let mut membership = self.membership.lock();
+        if let EntryPayload::Membership(new) = &payload {
+            *membership = Membership::new(Some(id), new.clone());
+        }
+        let mut batch = WriteBatch::default();
+        let applied = codec::encode(&(Some(id), &*membership))?;
+        batch.put_cf(self.store.rows(), Scope::replica(self.space.id()).key(RowKind::Applied, b""), applied);
+        Ok(match payload {
+            EntryPayload::Normal(command) => Reply(self.application.apply(id.index, &command.0, batch)?),
+            EntryPayload::Blank | EntryPayload::Membership(_) => {
+                self.store.write(batch).map_err(write_error)?;
+                Reply::default()
+            }
+        })
+    }
+
+    fn apply_part(&self, part: Vec<Item>) -> io::Result<()> {
+        for (entry, responder) in part {
+            let index = entry.log_id.index;
+            let reply = self.apply_entry(entry.log_id, entry.payload)?;
+            // In this order: whoever has the reply finds the rows, the noted changes and the applied index that it speaks of.
+            self.applied.send_replace(index);
+            if let Some(responder) = responder {
+                responder.send(reply);
+            }
+        }
+        Ok(())
+    }
+
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || work(&this)).await.map_err(io::Error::other)?
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = SnapshotSource;
+    type SnapshotBuilder = Machine;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), io::Error> {
+        Ok(snapshot::applied_state(&self.store, self.replica)?)
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut ended = false;
+        while !ended {
+            let mut part: Vec<Item> = Vec::new();
+            let mut bytes = 0;
+            while part.len() < PART_ENTRIES && bytes < PART_BYTES {
+                let Some(item) = entries.try_next().await? else {
+                    ended = true;
+                    break;
+                };
+                if let EntryPayload::Normal(command) = &item.0.payload {
+                    bytes += command.0.len();
+                }
+                part.push(item);
+            }
+            if !part.is_empty() {
+                self.blocking(move |this| this.apply_part(part)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Machine> {
+        Some(self.clone())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Machine {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
+        let meta = meta.clone();
+        self.blocking(move |this| {
+            snapshot.install(&this.store, this.replica, &meta)?;
+            *this.membership.lock() = meta.last_membership;
+            this.application.replaced();
+            this.applied.send_replace(meta.last_log_id.map_or(0, |id| id.index));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Always what the rows hold now: they are durable by themselves, behind nothing that openraft was told before.
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<LeaderId, u64, ReplicaNode, SnapshotSource>>, io::Error> {
+        let snapshot = self.build_snapshot().await?;
+        Ok(snapshot.meta.last_log_id.is_some().then_some(snapshot))
+    }
+}
+
+/// The rows are durable by themselves, so a snapshot costs nothing until it has to be sent: then [`SnapshotSource`] writes it out.
+impl RaftSnapshotBuilder<Types> for Machine {
+    type SnapshotData = SnapshotSource;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot<LeaderId, u64, ReplicaNode, SnapshotSource>, io::Error> {
+        let meta = snapshot::meta(&self.store, self.replica)?;
+        Ok(Snapshot { meta, snapshot: SnapshotSource::live(self.store.clone(), self.replica) })
+    }
+}

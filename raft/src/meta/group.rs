@@ -1,0 +1,129 @@
+//! The meta group on this node: proposes, and reads its rows. Nothing is kept in memory, so that a start does not grow with what there is.
+
+use crate::codec;
+use crate::group::{Group, ProposeError, StartError};
+use crate::ids::{CollectionId, NodeId, TenantId};
+use crate::keys::{RowKind, Scope, end_of};
+use crate::meta::collection::Collection;
+use crate::meta::command::{KeyRecord, MetaCommand, MetaReply};
+use crate::meta::machine::{MetaApplication, collection_key};
+use crate::store::{ReadError, Store};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use ulid::Ulid;
+
+/// What is decided once, at the founding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRow {
+    /// Identity of the cluster.
+    pub cluster: Ulid,
+    /// Number of shards.
+    pub shard_count: u16,
+    /// The node that founded it.
+    pub founded_by: NodeId,
+    /// Tenants and their names.
+    pub tenants: Vec<(TenantId, String)>,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub founded_at_ms: u64,
+}
+
+/// What a cluster is founded with.
+#[derive(Debug, Clone)]
+pub struct Founding {
+    /// Number of shards.
+    pub shard_count: u16,
+    /// The first admin key.
+    pub admin_key: KeyRecord,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub at_ms: u64,
+}
+
+/// The meta group on this node.
+#[derive(Clone)]
+pub struct MetaGroup {
+    group: Group,
+}
+
+impl MetaGroup {
+    /// Starts this node's replica.
+    pub async fn start(store: Arc<Store>) -> Result<MetaGroup, StartError> {
+        let application = |replica| Arc::new(MetaApplication { store: store.clone(), space: store.space(replica) }) as Arc<_>;
+        Ok(MetaGroup { group: Group::start(store.clone(), "meta", application).await? })
+    }
+
+    /// The group itself.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Founds the cluster, unless it is founded.
+    pub async fn found(&self, founding: Founding) -> Result<MetaReply, ProposeError> {
+        let command = MetaCommand::Found {
+            cluster: Ulid::new(),
+            shard_count: founding.shard_count,
+            node: self.group.store().node(),
+            tenant_name: "default".into(),
+            admin_key: founding.admin_key,
+            at_ms: founding.at_ms,
+        };
+        self.propose(&command).await
+    }
+
+    /// Replicates a command.
+    pub async fn propose(&self, command: &MetaCommand) -> Result<MetaReply, ProposeError> {
+        let (_, reply) = self.group.propose(codec::encode(command)?).await?;
+        Ok(codec::decode(&reply)?)
+    }
+
+    /// The cluster, once it is founded.
+    pub fn cluster(&self) -> Result<Option<ClusterRow>, ReadError> {
+        self.row(Scope::replica(self.space()).key(RowKind::Cluster, b""))
+    }
+
+    /// A key, by its public id.
+    pub fn key(&self, id: &str) -> Result<Option<KeyRecord>, ReadError> {
+        self.row(Scope::replica(self.space()).key(RowKind::ApiKey, id.as_bytes()))
+    }
+
+    /// A collection, by its name.
+    pub fn collection(&self, tenant: TenantId, name: &str) -> Result<Option<Collection>, ReadError> {
+        self.row(collection_key(self.space(), tenant, name))
+    }
+
+    /// A collection, by its id; none once it is deleted.
+    pub fn collection_by_id(&self, id: CollectionId) -> Result<Option<Collection>, ReadError> {
+        let name: Option<(TenantId, String)> = self.row(Scope::replica(self.space()).key(RowKind::CollectionName, &id.0.to_be_bytes()))?;
+        let Some((tenant, name)) = name else { return Ok(None) };
+        // Between the two reads it may have been deleted, and another of its name been made.
+        Ok(self.collection(tenant, &name)?.filter(|collection| collection.id == id))
+    }
+
+    /// Collections in the order of their names, after the given one.
+    pub fn collections(&self, tenant: TenantId, after: Option<&str>, limit: usize) -> Result<Vec<Collection>, ReadError> {
+        let prefix = Scope::tenant(self.space(), tenant).key(RowKind::Collection, b"");
+        let mut from = [prefix.as_slice(), after.unwrap_or_default().as_bytes()].concat();
+        if after.is_some() {
+            from.push(0); // the first key after that of `after`
+        }
+        self.scan(&from, &prefix, limit)
+    }
+
+    /// Deleted collections whose rows are not all gone yet.
+    pub fn dropped_collections(&self, limit: usize) -> Result<Vec<Collection>, ReadError> {
+        let prefix = Scope::replica(self.space()).key(RowKind::Dropped, b"");
+        self.scan(&prefix, &prefix, limit)
+    }
+
+    fn space(&self) -> u64 {
+        self.group.space().id()
+    }
+
+    fn row<T: serde::de::DeserializeOwned>(&self, key: Vec<u8>) -> Result<Option<T>, ReadError> {
+        self.group.store().row(&key)
+    }
+
+    fn scan(&self, from: &[u8], prefix: &[u8], limit: usize) -> Result<Vec<Collection>, ReadError> {
+        let rows = self.group.store().scan(from, end_of(prefix)).take(limit);
+        rows.map(|row| Ok(codec::decode(&row?.1)?)).collect()
+    }
+}

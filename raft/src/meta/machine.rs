@@ -1,0 +1,129 @@
+//! What meta commands do to the meta group's rows.
+
+use crate::codec;
+use crate::ids::{CollectionId, DEFAULT_TENANT, ShardId, TenantId};
+use crate::keys::{RowKind, Scope};
+use crate::machine::Application;
+use crate::meta::collection::{Collection, VectorSettings};
+use crate::meta::command::{MetaCommand, MetaReply};
+use crate::meta::group::ClusterRow;
+use crate::store::{Space, Store, write_error};
+use rocksdb::WriteBatch;
+use serde::Serialize;
+use std::io;
+use std::sync::Arc;
+
+/// Collections of a tenant at most.
+const COLLECTIONS_MAX: u64 = 10_000;
+/// Named vectors of a collection at most.
+const VECTORS_MAX: usize = 16;
+/// Bytes of a name or an id at most: they are parts of keys.
+const NAME_BYTES_MAX: usize = 256;
+
+/// Applies meta commands.
+pub(crate) struct MetaApplication {
+    pub(crate) store: Arc<Store>,
+    pub(crate) space: Arc<Space>,
+}
+
+impl Application for MetaApplication {
+    fn apply(&self, _index: u64, command: &[u8], mut batch: WriteBatch) -> io::Result<Vec<u8>> {
+        let reply = self.change(codec::decode(command)?, &mut batch)?;
+        self.store.write(batch).map_err(write_error)?;
+        Ok(codec::encode(&reply)?)
+    }
+
+    fn replaced(&self) {}
+}
+
+impl MetaApplication {
+    fn change(&self, command: MetaCommand, batch: &mut WriteBatch) -> io::Result<MetaReply> {
+        match command {
+            MetaCommand::Found { cluster, shard_count, node, tenant_name, admin_key, at_ms } => {
+                if self.store.row::<ClusterRow>(&self.global(RowKind::Cluster, b""))?.is_some() {
+                    return Ok(MetaReply::AlreadyExists);
+                }
+                let row = ClusterRow { cluster, shard_count, founded_by: node, tenants: vec![(DEFAULT_TENANT, tenant_name)], founded_at_ms: at_ms };
+                self.put(batch, self.global(RowKind::Cluster, b""), &row)?;
+                self.put(batch, self.global(RowKind::ApiKey, admin_key.id.as_bytes()), &admin_key)?;
+                Ok(MetaReply::Done)
+            }
+            MetaCommand::PutKey { key } => {
+                if key.id.len() > NAME_BYTES_MAX {
+                    return Ok(MetaReply::LimitExceeded(format!("a key's id has at most {NAME_BYTES_MAX} bytes")));
+                }
+                self.put(batch, self.global(RowKind::ApiKey, key.id.as_bytes()), &key)?;
+                Ok(MetaReply::Done)
+            }
+            MetaCommand::DeleteKey { id } => {
+                batch.delete_cf(self.store.rows(), self.global(RowKind::ApiKey, id.as_bytes()));
+                Ok(MetaReply::Done)
+            }
+            MetaCommand::CreateCollection { tenant, name, spread, vectors, chunk_tokens, chunk_overlap, language, at_ms } => {
+                let new = Collection { id: CollectionId(0), tenant, name, shards: Vec::new(), vectors, chunk_tokens, chunk_overlap, language, created_at_ms: at_ms };
+                self.create_collection(new, spread, batch)
+            }
+            MetaCommand::DeleteCollection { tenant, name } => self.delete_collection(tenant, &name, batch),
+            MetaCommand::ForgetCollection { collection } => {
+                batch.delete_cf(self.store.rows(), self.global(RowKind::Dropped, &collection.0.to_be_bytes()));
+                Ok(MetaReply::Done)
+            }
+        }
+    }
+
+    fn create_collection(&self, mut new: Collection, spread: u16, batch: &mut WriteBatch) -> io::Result<MetaReply> {
+        let Some(cluster) = self.store.row::<ClusterRow>(&self.global(RowKind::Cluster, b""))? else { return Ok(MetaReply::NotFound) };
+        let key = collection_key(self.space.id(), new.tenant, &new.name);
+        if self.store.row::<Collection>(&key)?.is_some() {
+            return Ok(MetaReply::AlreadyExists);
+        }
+        if new.name.len() > NAME_BYTES_MAX || new.vectors.len() > VECTORS_MAX {
+            return Ok(MetaReply::LimitExceeded(format!("a name has at most {NAME_BYTES_MAX} bytes, a collection at most {VECTORS_MAX} vectors")));
+        }
+        if spread == 0 || spread > cluster.shard_count || new.vectors.is_empty() || new.vectors.iter().any(|VectorSettings { dimension, .. }| *dimension == 0) {
+            return Ok(MetaReply::LimitExceeded(format!("spread is 1 to {} and every vector has a dimension", cluster.shard_count)));
+        }
+        let count_key = Scope::tenant(self.space.id(), new.tenant).key(RowKind::CollectionCount, b"");
+        let count: u64 = self.store.row(&count_key)?.unwrap_or(0);
+        if count >= COLLECTIONS_MAX {
+            return Ok(MetaReply::LimitExceeded(format!("a tenant has at most {COLLECTIONS_MAX} collections")));
+        }
+        let next_key = self.global(RowKind::NextCollection, b"");
+        new.id = CollectionId(self.store.row(&next_key)?.unwrap_or(1));
+        // Collections start on different shards, so that they share the shards evenly.
+        let mut shards: Vec<ShardId> = (0..spread as u64).map(|step| ShardId(((new.id.0 + step) % cluster.shard_count as u64) as u16)).collect();
+        shards.sort_unstable();
+        new.shards = shards;
+        self.put(batch, key, &new)?;
+        self.put(batch, self.global(RowKind::CollectionName, &new.id.0.to_be_bytes()), &(new.tenant, &new.name))?;
+        self.put(batch, count_key, &(count + 1))?;
+        self.put(batch, next_key, &(new.id.0 + 1))?;
+        Ok(MetaReply::Collection(new))
+    }
+
+    fn delete_collection(&self, tenant: TenantId, name: &str, batch: &mut WriteBatch) -> io::Result<MetaReply> {
+        let key = collection_key(self.space.id(), tenant, name);
+        let Some(collection) = self.store.row::<Collection>(&key)? else { return Ok(MetaReply::NotFound) };
+        let count_key = Scope::tenant(self.space.id(), tenant).key(RowKind::CollectionCount, b"");
+        let count: u64 = self.store.row(&count_key)?.unwrap_or(0);
+        batch.delete_cf(self.store.rows(), key);
+        batch.delete_cf(self.store.rows(), self.global(RowKind::CollectionName, &collection.id.0.to_be_bytes()));
+        self.put(batch, count_key, &count.saturating_sub(1))?;
+        self.put(batch, self.global(RowKind::Dropped, &collection.id.0.to_be_bytes()), &collection)?;
+        Ok(MetaReply::Collection(collection))
+    }
+
+    fn global(&self, kind: RowKind, suffix: &[u8]) -> Vec<u8> {
+        Scope::replica(self.space.id()).key(kind, suffix)
+    }
+
+    fn put<T: Serialize>(&self, batch: &mut WriteBatch, key: Vec<u8>, value: &T) -> io::Result<()> {
+        batch.put_cf(self.store.rows(), key, codec::encode(value)?);
+        Ok(())
+    }
+}
+
+/// Key of a collection's row.
+pub(crate) fn collection_key(space: u64, tenant: TenantId, name: &str) -> Vec<u8> {
+    Scope::tenant(space, tenant).key(RowKind::Collection, name.as_bytes())
+}

@@ -1,0 +1,8 @@
+//! The meta group: what the cluster must agree on and what is small.
+
+pub mod collection;
+pub mod command;
+pub mod group;
+mod machine;
+
+pub use group::{ClusterRow, Founding, MetaGroup};

@@ -1,0 +1,459 @@
+//! The node's one database, with the identities that live in it.
+
+use crate::codec::{self, CodecError};
+use crate::ids::{NodeId, ReplicaId};
+use crate::keys::end_of;
+use crate::syncer::{OnSyncFailure, Sync, Syncer, end_process};
+use crate::watermark::Watermark;
+use parking_lot::Mutex;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode, Options,
+    ReadOptions, WriteBatch,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Column family of the groups' logs.
+const LOG: &str = "log";
+/// Column family of the groups' states.
+const ROWS: &str = "rows";
+/// Key of the node's identity, before all replicas' keys (there is no replica 0).
+const IDENTITY_KEY: &[u8] = &[0; 8];
+/// Key of the format's number, as 4 bytes LE: not framed, so that every version can read it.
+const FORMAT_KEY: &[u8] = &[0; 7];
+/// Layout of the database.
+const FORMAT: u32 = 1;
+/// Ids stay below this, so that every JSON parser reads them exactly.
+const ID_MAX: u64 = (1 << 53) - 1;
+
+/// Limits of the database's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreOptions {
+    /// Memory for blocks that have been read.
+    pub block_cache_bytes: usize,
+    /// Memory for writes that are not in files yet.
+    pub write_buffer_bytes: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        StoreOptions { block_cache_bytes: 64 << 20, write_buffer_bytes: 64 << 20 }
+    }
+}
+
+/// Why the database could not be opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("the data folder {0} is in use by another node")]
+    InUse(PathBuf),
+    /// The folder cannot be used.
+    #[error("the data folder {folder} cannot be used: {fault}")]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        fault: io::Error,
+    },
+    /// There is no space left.
+    #[error("the disk of the data folder {0} is full")]
+    DiskFull(PathBuf),
+    /// Its files are damaged.
+    #[error("the data folder {folder} is damaged ({fault}): restore it from a backup, or let the node join anew with an empty folder")]
+    Damaged {
+        /// The folder.
+        folder: PathBuf,
+        /// What RocksDB found.
+        fault: rocksdb::Error,
+    },
+    /// Writes that had been acknowledged are not there.
+    #[error(
+        "the data folder {folder} has lost acknowledged writes (it ends at {found}, synced was {synced}): restore it from a backup, or let the node join anew with an empty folder"
+    )]
+    LostWrites {
+        /// The folder.
+        folder: PathBuf,
+        /// Last sequence number that is there.
+        found: u64,
+        /// Last sequence number that was synced.
+        synced: u64,
+    },
+    /// Written by a newer version.
+    #[error("the data folder has format {0}, this version of ragged knows {FORMAT}: use the version that wrote it, or a newer one")]
+    NewerFormat(u32),
+    /// The database itself failed.
+    #[error("the database failed: {0}")]
+    Database(#[from] rocksdb::Error),
+    /// A row cannot be read.
+    #[error("the database holds a corrupt row: {0}")]
+    Corrupt(#[from] CodecError),
+    /// The syncer's thread could not be started, or has ended.
+    #[error("the write-ahead log cannot be synced: {0}")]
+    Syncer(io::Error),
+}
+
+impl From<StoreError> for io::Error {
+    fn from(fault: StoreError) -> Self {
+        io::Error::other(fault)
+    }
+}
+
+/// Why a row could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The database failed.
+    #[error("the database failed: {0}")]
+    Database(#[from] rocksdb::Error),
+    /// The row is not what was written.
+    #[error("a row is corrupt: {0}")]
+    Corrupt(#[from] CodecError),
+    /// A key or a raw value has another form than was written.
+    #[error("a row is corrupt: {0}")]
+    Malformed(&'static str),
+}
+
+impl From<ReadError> for io::Error {
+    fn from(fault: ReadError) -> Self {
+        io::Error::other(fault)
+    }
+}
+
+/// Makes an `io::Error` of a failed write, so that a full disk can be told from other faults.
+pub(crate) fn write_error(fault: rocksdb::Error) -> io::Error {
+    let kind = if is_disk_full(&fault) { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
+    io::Error::new(kind, fault)
+}
+
+fn is_disk_full(fault: &rocksdb::Error) -> bool {
+    // RocksDB tells it only by its words.
+    fault.as_ref().contains("No space left on device")
+}
+
+/// Who this node is, and which replicas live on it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Identity {
+    node: NodeId,
+    /// Counts what has been given an id: replicas and spaces.
+    given: u64,
+    replicas: BTreeMap<String, ReplicaId>,
+    spaces: BTreeMap<ReplicaId, Spaces>,
+}
+
+/// Where a replica's rows are.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Spaces {
+    current: u64,
+    /// What is being written by an installation, or left by one: to be removed.
+    other: Option<u64>,
+}
+
+/// The first part of a replica's rows' keys.
+///
+/// A replica's rows are kept under a *space*. A snapshot is written under a new one, and one durable write then makes that the replica's: a
+/// crash in the middle leaves the old rows as they are, and what was written of the new ones is removed at the next start. So
+/// nothing half is ever served.
+#[derive(Debug)]
+pub struct Space(AtomicU64);
+
+impl Space {
+    /// The number that the rows' keys begin with, at this moment.
+    pub fn id(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// A key and its value, as a scan gives them.
+type RawRow = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>;
+
+/// The node's database.
+pub struct Store {
+    // Before the database, so that its last sync comes first.
+    syncer: Syncer,
+    db: Arc<DB>,
+    identity: Mutex<Identity>,
+    spaces: Mutex<HashMap<ReplicaId, Arc<Space>>>,
+    folder: PathBuf,
+}
+
+impl Store {
+    /// Opens the database in this folder, making it when it is not there. Blocks for as long as recovery takes.
+    pub fn open(folder: &Path, options: StoreOptions) -> Result<Arc<Store>, StoreError> {
+        Self::open_with(folder, options, Box::new(end_process))
+    }
+
+    /// The same, with another answer to a failed sync than to end the process: for tests.
+    pub fn open_with(folder: &Path, options: StoreOptions, on_failure: OnSyncFailure) -> Result<Arc<Store>, StoreError> {
+        let cannot_use = |fault: io::Error| match fault.kind() {
+            io::ErrorKind::StorageFull => StoreError::DiskFull(folder.to_owned()),
+            _ => StoreError::Folder { folder: folder.to_owned(), fault },
+        };
+        std::fs::create_dir_all(folder).map_err(cannot_use)?;
+        let db = Arc::new(open_database(folder, options)?);
+        let (watermark, synced) = Watermark::open(&folder.join("synced")).map_err(cannot_use)?;
+        let found = db.latest_sequence_number();
+        match synced {
+            Some(synced) if found < synced => return Err(StoreError::LostWrites { folder: folder.to_owned(), found, synced }),
+            None if found > 0 => tracing::warn!(folder = %folder.display(), "the file `synced` is missing: the end of the write-ahead log cannot be checked"),
+            _ => {}
+        }
+        check_format(&db)?;
+        let identity = match db.get_cf(log_family(&db), IDENTITY_KEY)? {
+            Some(frame) => codec::decode::<Identity>(&frame)?,
+            None => Identity { node: NodeId(random_id()), given: 0, replicas: BTreeMap::new(), spaces: BTreeMap::new() },
+        };
+        let syncer = Syncer::start(sync_with_watermark(db.clone(), watermark), on_failure).map_err(StoreError::Syncer)?;
+        let store = Store { syncer, db, identity: Mutex::new(identity.clone()), spaces: Mutex::default(), folder: folder.to_owned() };
+        store.save_identity(&identity, WriteBatch::default())?;
+        Ok(Arc::new(store))
+    }
+
+    /// The folder that it lives in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.identity.lock().node
+    }
+
+    /// The replica of a group on this node, with a new id when there is none yet. An id is durable before it is used, and never given twice: not in this
+    /// node, which counts, and not in its cluster, since ids are hashes of the node's own random id and the count. Blocks for a sync when it is new.
+    pub fn replica(&self, group: &str) -> Result<ReplicaId, StoreError> {
+        let mut identity = self.identity.lock();
+        if let Some(replica) = identity.replicas.get(group) {
+            return Ok(*replica);
+        }
+        let mut changed = identity.clone();
+        let replica = ReplicaId(changed.next_id());
+        changed.replicas.insert(group.to_owned(), replica);
+        changed.spaces.insert(replica, Spaces { current: replica.0, other: None });
+        self.save_identity(&changed, WriteBatch::default())?;
+        *identity = changed;
+        Ok(replica)
+    }
+
+    /// Where a replica's rows are; all callers share it.
+    pub fn space(&self, replica: ReplicaId) -> Arc<Space> {
+        let mut spaces = self.spaces.lock();
+        let space = spaces.entry(replica).or_insert_with(|| {
+            let current = self.identity.lock().spaces.get(&replica).map_or(replica.0, |spaces| spaces.current);
+            Arc::new(Space(AtomicU64::new(current)))
+        });
+        space.clone()
+    }
+
+    /// A new space to write a snapshot's rows to. Blocks for a sync.
+    pub(crate) fn stage_space(&self, replica: ReplicaId) -> Result<u64, StoreError> {
+        self.remove_other_space(replica)?;
+        let mut identity = self.identity.lock();
+        let mut changed = identity.clone();
+        let staged = changed.next_id();
+        changed.spaces.entry(replica).or_insert(Spaces { current: replica.0, other: None }).other = Some(staged);
+        self.save_identity(&changed, WriteBatch::default())?;
+        *identity = changed;
+        Ok(staged)
+    }
+
+    /// Makes the staged space the replica's, durably and in one step; the old one is removed next. Blocks for a sync.
+    pub(crate) fn switch_space(&self, replica: ReplicaId) -> Result<(), StoreError> {
+        let space = self.space(replica);
+        let mut identity = self.identity.lock();
+        let mut changed = identity.clone();
+        let Some(Spaces { current, other: Some(staged) }) = changed.spaces.get(&replica).copied() else {
+            return Err(StoreError::Syncer(io::Error::other(format!("{replica} has no staged space"))));
+        };
+        changed.spaces.insert(replica, Spaces { current: staged, other: Some(current) });
+        self.save_identity(&changed, WriteBatch::default())?;
+        *identity = changed;
+        space.0.store(staged, Ordering::Release);
+        Ok(())
+    }
+
+    /// Removes what an installation has left: the old rows, or those that it wrote before it failed.
+    pub(crate) fn remove_other_space(&self, replica: ReplicaId) -> Result<(), StoreError> {
+        let mut identity = self.identity.lock();
+        let Some(Spaces { current, other: Some(other) }) = identity.spaces.get(&replica).copied() else { return Ok(()) };
+        let mut changed = identity.clone();
+        changed.spaces.insert(replica, Spaces { current, other: None });
+        let mut batch = WriteBatch::default();
+        let prefix = other.to_be_bytes();
+        batch.delete_range_cf(self.rows(), prefix.to_vec(), end_of(&prefix));
+        self.save_identity(&changed, batch)?;
+        *identity = changed;
+        Ok(())
+    }
+
+    fn save_identity(&self, identity: &Identity, mut batch: WriteBatch) -> Result<(), StoreError> {
+        batch.put_cf(self.log(), IDENTITY_KEY, codec::encode(identity)?);
+        self.db.write(batch)?;
+        self.sync()
+    }
+
+    /// Makes everything written so far durable. Blocks.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        let (done, wait) = std::sync::mpsc::channel();
+        let queued = self.syncer.when_durable(Box::new(move || {
+            let _ = done.send(()); // whoever waited may be gone
+        }));
+        if queued && wait.recv().is_ok() { Ok(()) } else { Err(StoreError::Syncer(io::Error::other("the store is closed"))) }
+    }
+
+    /// The column family of logs.
+    pub(crate) fn log(&self) -> &ColumnFamily {
+        log_family(&self.db)
+    }
+
+    /// The column family of states.
+    pub(crate) fn rows(&self) -> &ColumnFamily {
+        family(&self.db, ROWS)
+    }
+
+    pub(crate) fn db(&self) -> &DB {
+        &self.db
+    }
+
+    pub(crate) fn syncer(&self) -> &Syncer {
+        &self.syncer
+    }
+
+    /// Writes a batch as one step. It becomes durable with the next sync.
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), rocksdb::Error> {
+        self.db.write(batch)
+    }
+
+    /// Reads one row.
+    pub(crate) fn row<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, ReadError> {
+        match self.db.get_pinned_cf(self.rows(), key)? {
+            Some(frame) => Ok(Some(codec::decode(&frame)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Rows from `from` on, up to and without `until`, in order.
+    pub(crate) fn scan<'a>(&'a self, from: &[u8], until: Vec<u8>) -> impl Iterator<Item = RawRow> + use<'a> {
+        self.db.iterator_cf_opt(self.rows(), bounded(until), IteratorMode::From(from, Direction::Forward))
+    }
+
+    /// Rows before `from`, back to and with `first`, in reverse order.
+    pub(crate) fn scan_back<'a>(&'a self, from: &[u8], first: Vec<u8>) -> impl Iterator<Item = RawRow> + use<'a> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(first);
+        options.set_iterate_upper_bound(from.to_vec());
+        self.db.iterator_cf_opt(self.rows(), options, IteratorMode::End)
+    }
+
+    /// Syncs what is written, and ends the syncer: what comes later is refused. The database is closed with its last user.
+    pub fn close(&self) {
+        if let Err(fault) = self.sync() {
+            tracing::debug!(%fault, "the store had been closed before");
+        }
+        self.syncer.stop();
+    }
+}
+
+impl Identity {
+    fn next_id(&mut self) -> u64 {
+        loop {
+            self.given += 1;
+            let id = xxhash_rust::xxh3::xxh3_64(&[self.node.0.to_be_bytes(), self.given.to_be_bytes()].concat()) & ID_MAX;
+            let taken = self.replicas.values().any(|replica| replica.0 == id)
+                || self.spaces.values().any(|spaces| spaces.current == id || spaces.other == Some(id));
+            if id != 0 && !taken {
+                return id;
+            }
+        }
+    }
+}
+
+/// What the syncer does: it notes what the sync has covered once the sync has returned.
+fn sync_with_watermark(db: Arc<DB>, mut watermark: Watermark) -> Sync {
+    Box::new(move || {
+        let covered = db.latest_sequence_number();
+        db.flush_wal(true).map_err(write_error)?;
+        watermark.record(covered)
+    })
+}
+
+fn check_format(db: &DB) -> Result<(), StoreError> {
+    match db.get_cf(log_family(db), FORMAT_KEY)? {
+        Some(bytes) => {
+            let bytes = bytes.try_into().map_err(|_| CodecError::Malformed("the format is not 4 bytes".into()))?;
+            let format = u32::from_le_bytes(bytes);
+            if format > FORMAT { Err(StoreError::NewerFormat(format)) } else { Ok(()) }
+        }
+        None => Ok(db.put_cf(log_family(db), FORMAT_KEY, FORMAT.to_le_bytes())?),
+    }
+}
+
+/// Options of a scan that ends before `until`, however the database lies around it.
+pub(crate) fn bounded(until: Vec<u8>) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_upper_bound(until);
+    options
+}
+
+fn family<'a>(db: &'a DB, name: &str) -> &'a ColumnFamily {
+    db.cf_handle(name).expect("both column families are made when the database is opened")
+}
+
+fn log_family(db: &DB) -> &ColumnFamily {
+    family(db, LOG)
+}
+
+fn random_id() -> u64 {
+    // The random part of a ULID, never 0: nodes are told apart by it, it is no secret.
+    (ulid::Ulid::new().random() as u64 & ID_MAX) | 1
+}
+
+fn open_database(folder: &Path, limits: StoreOptions) -> Result<DB, StoreError> {
+    let cache = Cache::new_lru_cache(limits.block_cache_bytes);
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // Point-in-time recovery, the default, silently drops everything after the first bad record: for Raft, votes and entries that were
+    // acknowledged. A torn tail was never synced, hence never acknowledged; a bad record before the tail is an error.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_track_and_verify_wals_in_manifest(true);
+    options.set_db_write_buffer_size(limits.write_buffer_bytes);
+    options.set_max_total_wal_size(256 << 20);
+    options.set_max_open_files(512);
+    options.set_keep_log_file_num(3);
+    options.set_max_background_jobs(2);
+    options.set_bytes_per_sync(1 << 20);
+    options.set_log_level(rocksdb::LogLevel::Warn);
+    let families = [LOG, ROWS].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, limits)));
+    DB::open_cf_descriptors(&options, folder.join("db"), families).map_err(|fault| {
+        // RocksDB tells a taken lock only by its words.
+        let text: &str = fault.as_ref();
+        if text.contains("lock hold by current process") || text.contains("LOCK: Resource temporarily unavailable") {
+            StoreError::InUse(folder.to_owned())
+        } else if is_disk_full(&fault) {
+            StoreError::DiskFull(folder.to_owned())
+        } else if fault.kind() == rocksdb::ErrorKind::Corruption {
+            StoreError::Damaged { folder: folder.to_owned(), fault }
+        } else {
+            StoreError::Database(fault)
+        }
+    })
+}
+
+fn family_options(cache: &Cache, limits: StoreOptions) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    blocks.set_bloom_filter(10.0, false);
+    blocks.set_block_size(16 << 10);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&blocks);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size(limits.write_buffer_bytes / 4);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options
+}

@@ -1,0 +1,102 @@
+//! What meta commands do.
+
+use crate::fixture::*;
+use ragged_raft::ids::{CollectionId, ShardId, TenantId};
+use ragged_raft::meta::collection::{Collection, VectorSettings};
+use ragged_raft::meta::command::{KeyRecord, MetaCommand, MetaReply, Role};
+use ragged_raft::meta::{Founding, MetaGroup};
+
+fn key(id: &str) -> KeyRecord {
+    KeyRecord { id: id.into(), secret_sha256: [7; 32], tenant: TENANT, role: Role::Admin, created_at_ms: 1 }
+}
+
+fn founding() -> Founding {
+    Founding { shard_count: 4, admin_key: key("admin"), at_ms: 1 }
+}
+
+fn create(tenant: TenantId, name: &str, spread: u16) -> MetaCommand {
+    MetaCommand::CreateCollection {
+        tenant,
+        name: name.into(),
+        spread,
+        vectors: vec![VectorSettings { name: "default".into(), dimension: 8, model: None }],
+        chunk_tokens: 100,
+        chunk_overlap: 10,
+        language: "en".into(),
+        at_ms: 5,
+    }
+}
+
+async fn created(meta: &MetaGroup, tenant: TenantId, name: &str, spread: u16) -> Collection {
+    match meta.propose(&create(tenant, name, spread)).await.unwrap() {
+        MetaReply::Collection(collection) => collection,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_founded_once_and_keeps_its_collections() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let meta = MetaGroup::start(store.clone()).await.unwrap();
+    assert_eq!(meta.cluster().unwrap(), None);
+    assert_eq!(meta.propose(&create(TENANT, "early", 1)).await.unwrap(), MetaReply::NotFound);
+    assert_eq!(meta.found(founding()).await.unwrap(), MetaReply::Done);
+    let cluster = meta.cluster().unwrap().unwrap();
+    assert_eq!(meta.found(founding()).await.unwrap(), MetaReply::AlreadyExists);
+    assert_eq!(meta.cluster().unwrap(), Some(cluster.clone()));
+    assert_eq!(meta.key("admin").unwrap(), Some(key("admin")));
+
+    let a = created(&meta, TENANT, "a", 2).await;
+    let b = created(&meta, TENANT, "b", 4).await;
+    let other = created(&meta, TenantId(2), "a", 1).await;
+    assert_eq!((a.id, b.id, other.id), (CollectionId(1), CollectionId(2), CollectionId(3)));
+    assert_eq!(b.shards, [0, 1, 2, 3].map(ShardId));
+    assert_eq!(a.shards.len(), 2);
+    assert_eq!(meta.propose(&create(TENANT, "a", 1)).await.unwrap(), MetaReply::AlreadyExists);
+    for spread in [0, 5] {
+        assert!(matches!(meta.propose(&create(TENANT, "c", spread)).await.unwrap(), MetaReply::LimitExceeded(_)));
+    }
+    assert!(matches!(meta.propose(&create(TENANT, &"x".repeat(300), 1)).await.unwrap(), MetaReply::LimitExceeded(_)));
+    assert_eq!(meta.collection(TenantId(2), "a").unwrap(), Some(other.clone()));
+    assert_eq!(meta.collection_by_id(other.id).unwrap(), Some(other));
+    assert_eq!(meta.collections(TENANT, None, 10).unwrap(), [a.clone(), b.clone()]);
+    assert_eq!(meta.collections(TENANT, Some("a"), 10).unwrap(), [b.clone()]);
+
+    let deletion = MetaCommand::DeleteCollection { tenant: TENANT, name: "a".into() };
+    assert_eq!(meta.propose(&deletion).await.unwrap(), MetaReply::Collection(a.clone()));
+    assert_eq!(meta.propose(&deletion).await.unwrap(), MetaReply::NotFound);
+    assert_eq!(meta.collection_by_id(a.id).unwrap(), None);
+    assert_eq!(meta.dropped_collections(10).unwrap(), [a.clone()]);
+    assert_eq!(created(&meta, TENANT, "a", 1).await.id, CollectionId(4), "ids are never given twice");
+    meta.propose(&MetaCommand::ForgetCollection { collection: a.id }).await.unwrap();
+    assert_eq!(meta.dropped_collections(10).unwrap(), []);
+
+    meta.propose(&MetaCommand::PutKey { key: key("second") }).await.unwrap();
+    meta.propose(&MetaCommand::DeleteKey { id: "admin".into() }).await.unwrap();
+    assert_eq!((meta.key("admin").unwrap(), meta.key("second").unwrap()), (None, Some(key("second"))));
+
+    meta.group().shutdown().await;
+    drop((meta, store));
+    let meta = MetaGroup::start(reopen(folder.path())).await.unwrap();
+    assert_eq!(meta.cluster().unwrap(), Some(cluster));
+    assert_eq!(meta.collections(TENANT, None, 10).unwrap().len(), 2);
+    assert_eq!(meta.key("second").unwrap(), Some(key("second")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_a_limit_of_collections_and_another_tenant_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let meta = MetaGroup::start(open(folder.path())).await.unwrap();
+    meta.found(founding()).await.unwrap();
+    let names: Vec<String> = (0..10_000).map(|number| format!("c{number}")).collect();
+    for part in names.chunks(500) {
+        let commands: Vec<MetaCommand> = part.iter().map(|name| create(TENANT, name, 1)).collect();
+        let replies = futures::future::join_all(commands.iter().map(|command| meta.propose(command))).await;
+        assert!(replies.iter().all(|reply| matches!(reply, Ok(MetaReply::Collection(_)))));
+    }
+    assert!(matches!(meta.propose(&create(TENANT, "more", 1)).await.unwrap(), MetaReply::LimitExceeded(_)));
+    created(&meta, TenantId(2), "more", 1).await;
+    meta.propose(&MetaCommand::DeleteCollection { tenant: TENANT, name: "c5".into() }).await.unwrap();
+    created(&meta, TENANT, "more", 1).await;
+}
