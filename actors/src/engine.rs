@@ -141,6 +141,13 @@ pub(crate) struct Parts {
     store: Arc<Store>,
 }
 
+#[cfg(test)]
+impl Parts {
+    pub(crate) fn embedding_address(&self) -> &Arc<Address<EmbedderMessage>> {
+        self.embedding.address()
+    }
+}
+
 /// The supervisors, from the root down.
 pub(crate) struct Supervisors {
     root: ActorRef<SupervisorMessage>,

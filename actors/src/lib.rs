@@ -19,6 +19,9 @@ pub mod shards;
 pub mod supervision;
 pub mod token;
 
+#[cfg(test)]
+mod injected_panics;
+
 pub use engine::{Engine, EngineOptions, Limits, NotReady, StartError};
 pub use error::{ErrorKind, ServiceError};
 pub use filter::{Condition, Filter, Scalar, Test};

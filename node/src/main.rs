@@ -15,7 +15,10 @@ fn main() -> ExitCode {
         Sources::from_environment(None, Vec::new()).and_then(|sources| Config::load(&sources)).map_err(anyhow::Error::from);
     let outcome = outcome.and_then(|loaded| {
         let runtime = tokio::runtime::Runtime::new()?;
-        runtime.block_on(serve::serve(loaded.config))
+        let served = runtime.block_on(serve::serve(loaded.config));
+        // What is still blocking a thread would otherwise be waited for, after everything has been stopped in order.
+        runtime.shutdown_background();
+        served
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

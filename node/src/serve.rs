@@ -121,14 +121,16 @@ impl HttpServer {
             .enable_all()
             .build()
             .context("cannot start the threads that serve connections")?;
-        let address = config.http.listen;
-        let listener = {
+        let mut http = HttpServer { runtime: Some(runtime), serving: None };
+        if let Some(runtime) = &http.runtime {
             // Sockets belong to the runtime that they are opened in.
-            let _inside = runtime.enter();
-            open(address)?
-        };
-        let serving = runtime.spawn(server::serve(listener, api, config.http.max_connections, REQUESTS_GRACE));
-        Ok(HttpServer { runtime: Some(runtime), serving: Some(serving) })
+            let inside = runtime.enter();
+            let listener = open(config.http.listen)?;
+            drop(inside);
+            let serving = server::serve(listener, api, config.http.max_connections, REQUESTS_GRACE);
+            http.serving = Some(runtime.spawn(serving));
+        }
+        Ok(http)
     }
 
     /// Whether every request ended by itself.

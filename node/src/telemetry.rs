@@ -13,7 +13,7 @@ const QUIET_LIBRARIES: &str = "openraft=warn,tantivy=warn,hyper=warn,hyper_util=
 pub enum TelemetryError {
     /// `log.filter` is not understood.
     #[error("log.filter: {0}")]
-    Filter(#[from] tracing_subscriber::filter::ParseError),
+    Filter(String),
     /// Something in this process logs already.
     #[error("logging was set up twice")]
     Twice,
@@ -21,7 +21,8 @@ pub enum TelemetryError {
 
 /// Sends the events of this process to standard error, and panics with them.
 pub fn start(log: &Log) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::builder().parse(format!("{QUIET_LIBRARIES},{}", log.filter))?;
+    let directives = format!("{QUIET_LIBRARIES},{}", log.filter);
+    let filter = EnvFilter::builder().parse(directives).map_err(|error| TelemetryError::Filter(error.to_string()))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -29,7 +30,7 @@ pub fn start(log: &Log) -> Result<(), TelemetryError> {
         .with_ansi(std::io::stderr().is_terminal());
     let started = match log.format {
         LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(true).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(true).try_init(),
     };
     started.map_err(|_| TelemetryError::Twice)?;
     log_panics();

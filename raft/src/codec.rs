@@ -51,7 +51,8 @@ fn settings() -> Configuration<LittleEndian, Fixint, Limit<PAYLOAD_BYTES_MAX>> {
 /// A value as a frame.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
     let mut frame = vec![0; HEADER_BYTES];
-    bincode::serde::encode_into_std_write(value, &mut frame, settings()).map_err(|fault| CodecError::Malformed(fault.to_string()))?;
+    bincode::serde::encode_into_std_write(value, &mut frame, settings())
+        .map_err(|fault| CodecError::Malformed(fault.to_string()))?;
     let length = frame.len() - HEADER_BYTES;
     if length > PAYLOAD_BYTES_MAX {
         return Err(CodecError::TooLong(length));
@@ -82,7 +83,8 @@ pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, CodecError> {
     if crc32fast::hash(payload) != checksum {
         return Err(CodecError::Checksum);
     }
-    let (value, used) = bincode::serde::decode_from_slice(payload, settings()).map_err(|fault| CodecError::Malformed(fault.to_string()))?;
+    let (value, used) =
+        bincode::serde::decode_from_slice(payload, settings()).map_err(|fault| CodecError::Malformed(fault.to_string()))?;
     if used != length {
         return Err(CodecError::Malformed(format!("{} bytes are left over", length - used)));
     }

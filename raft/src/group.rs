@@ -123,9 +123,15 @@ pub struct Group {
 
 impl Group {
     /// Starts this node's replica of a group, founding the group when it is new. Returns when it can take commands.
-    pub async fn start(store: Arc<Store>, name: &str, application: impl FnOnce(ReplicaId) -> Arc<dyn Application>) -> Result<Group, StartError> {
+    pub async fn start(
+        store: Arc<Store>,
+        name: &str,
+        application: impl FnOnce(ReplicaId) -> Arc<dyn Application>,
+    ) -> Result<Group, StartError> {
         let (opened, group_name) = (store.clone(), name.to_owned());
-        let replica = tokio::task::spawn_blocking(move || opened.replica(&group_name)).await.map_err(|fault| StoreError::Syncer(fault.into()))??;
+        let replica = tokio::task::spawn_blocking(move || opened.replica(&group_name))
+            .await
+            .map_err(|fault| StoreError::Syncer(fault.into()))??;
         let refused = |why: String| StartError::Raft { group: name.to_owned(), replica, why };
         let (opened, application) = (store.clone(), application(replica));
         let machine = tokio::task::spawn_blocking(move || Machine::open(opened, replica, application)).await;
@@ -152,7 +158,11 @@ impl Group {
         } else if self.raft.voter_ids().collect::<Vec<_>>() == [self.replica.0] {
             self.raft.trigger().elect(false).await.map_err(|fault| fault.to_string())?;
         }
-        self.raft.wait(Some(START_TIMEOUT)).current_leader(self.replica.0, "a replica that is alone leads").await.map_err(|fault| fault.to_string())?;
+        self.raft
+            .wait(Some(START_TIMEOUT))
+            .current_leader(self.replica.0, "a replica that is alone leads")
+            .await
+            .map_err(|fault| fault.to_string())?;
         self.linearizable().await.map(|_| ()).map_err(|fault| fault.to_string())
     }
 
@@ -198,7 +208,9 @@ impl Group {
         match tokio::time::timeout(PROPOSE_TIMEOUT, written).await {
             Ok(Ok(Ok(response))) => Ok((response.log_id.index, response.data.0)),
             // Refused before it was appended.
-            Ok(Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))))) => Err(ProposeError::NotLeader { leader: forward.leader_node }),
+            Ok(Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))))) => {
+                Err(ProposeError::NotLeader { leader: forward.leader_node })
+            }
             // From here on it may have been appended.
             Ok(Ok(Err(fault))) => Err(ProposeError::UnknownOutcome { why: fault.to_string() }),
             Ok(Err(fault)) => Err(ProposeError::UnknownOutcome { why: fault.to_string() }),
@@ -211,7 +223,9 @@ impl Group {
     pub async fn linearizable(&self) -> Result<u64, ProposeError> {
         match tokio::time::timeout(READ_TIMEOUT, self.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await {
             Ok(Ok(read)) => Ok(read.index()),
-            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => Err(ProposeError::NotLeader { leader: forward.leader_node }),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
+                Err(ProposeError::NotLeader { leader: forward.leader_node })
+            }
             Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(fault)))) => {
                 tracing::debug!(%fault, "a linearizable read found no majority");
                 Err(ProposeError::NotLeader { leader: None })

@@ -3,6 +3,8 @@
 //! From the bottom up: [`codec`] frames everything that is written; [`Store`] is the node's one database with its one group-commit
 //! [`syncer`]; [`log`] keeps the groups' logs in it and [`machine`] their state; [`group`] runs a group; [`meta`] and [`shard`] are the two kinds.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))] // a test that cannot go on has failed
+
 mod bytes;
 pub mod codec;
 pub mod group;

@@ -7,9 +7,10 @@ use crate::codec;
 use crate::ids::ReplicaId;
 use crate::keys::{LogKind, entry_key, log_key};
 use crate::store::{Store, bounded, write_error};
-use crate::types::{Entry, LogId, Types, Vote};
+use crate::types::{Entry, LeaderId, LogId, Types, Vote};
 use futures::{Stream, StreamExt, TryStreamExt};
-use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::errors::LeaderChanged;
+use openraft::storage::{IOFlushed, LeaderBoundedStreamError, LeaderBoundedStreamResult, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use rocksdb::{Direction, IteratorMode, WriteBatch};
 use serde::Serialize;
@@ -155,13 +156,40 @@ fn stopped() -> io::Error {
 }
 
 impl RaftLogReader<Types> for GroupLog {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> Result<Vec<Entry>, io::Error> {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
         let (from, until) = bounds(&range);
         self.read(from, until, usize::MAX).await
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         self.read(start, end, READ_BYTES_MAX).await
+    }
+
+    /// Reads bounded parts as the stream is consumed. The vote is looked at after each part is read: what was read before a change of the
+    /// vote is of the leader.
+    async fn leader_bounded_stream<RB>(
+        &mut self,
+        leader: LeaderId,
+        range: RB,
+    ) -> impl Stream<Item = LeaderBoundedStreamResult<Types>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, until) = bounds(&range);
+        let parts = futures::stream::try_unfold((self.clone(), from), move |(log, next)| async move {
+            let part_until = until.min(next.saturating_add(READ_ENTRIES_MAX));
+            let entries = log.read(next, part_until, READ_BYTES_MAX).await?;
+            let vote: Option<Vote> = log.mark(LogKind::Vote)?;
+            if !vote.is_some_and(|vote| vote.leader_id == leader && vote.committed) {
+                return Err(LeaderBoundedStreamError::LeaderChanged(LeaderChanged::new(leader, vote)));
+            }
+            let next = entries.last().map(|last| last.log_id.index + 1);
+            Ok(next.map(|next| (futures::stream::iter(entries.into_iter().map(Ok)), (log, next))))
+        });
+        parts.try_flatten().boxed()
     }
 
     /// Reads bounded parts as the stream is consumed, so that applying a long log never holds all of it in memory.
@@ -315,7 +343,10 @@ mod tests {
         assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(id, id)));
         assert_eq!(log.read_committed().await.unwrap(), Some(log_id::<Types>(id, id, 2)));
         let state = log.get_log_state().await.unwrap();
-        assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(log_id::<Types>(id, id, 1)), Some(log_id::<Types>(id, id, 3))));
+        assert_eq!(
+            (state.last_purged_log_id, state.last_log_id),
+            (Some(log_id::<Types>(id, id, 1)), Some(log_id::<Types>(id, id, 3)))
+        );
         let rows: Vec<_> = store.scan(&id.to_be_bytes(), crate::keys::end_of(&id.to_be_bytes())).map(Result::unwrap).collect();
         assert_eq!(rows.len(), 1);
         assert_eq!(*rows[0].1, id.to_be_bytes());

@@ -20,7 +20,10 @@ pub struct NoPeer {
 
 impl NoPeer {
     fn unreachable(&self) -> Unreachable<Types> {
-        Unreachable::new(&io::Error::new(io::ErrorKind::NotConnected, format!("{} is not reachable: this node is alone", self.target)))
+        Unreachable::new(&io::Error::new(
+            io::ErrorKind::NotConnected,
+            format!("{} is not reachable: this node is alone", self.target),
+        ))
     }
 }
 
@@ -35,7 +38,11 @@ impl RaftNetworkFactory<Types> for NoPeers {
 impl RaftNetworkV2<Types> for NoPeer {
     type SnapshotData = SnapshotSource;
 
-    async fn append_entries(&mut self, _rpc: AppendEntriesRequest<Types>, _option: RPCOption) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+    async fn append_entries(
+        &mut self,
+        _rpc: AppendEntriesRequest<Types>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
         Err(RPCError::Unreachable(self.unreachable()))
     }
 

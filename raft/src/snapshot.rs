@@ -241,3 +241,69 @@ pub fn state_hash(store: &Store, replica: ReplicaId) -> Result<(u64, u64), ReadE
     }
     Ok((applied.map_or(0, |id| id.index), hash.digest()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Application, Machine};
+    use crate::store::StoreOptions;
+
+    struct NoCommands;
+
+    impl Application for NoCommands {
+        fn apply(&self, _index: u64, _command: &[u8], _batch: WriteBatch) -> io::Result<Vec<u8>> {
+            Err(io::Error::other("there are no commands here"))
+        }
+
+        fn replaced(&self) {}
+    }
+
+    fn put(store: &Store, space: u64, value: &str) {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(store.rows(), Scope::replica(space).key(RowKind::Cluster, b""), codec::encode(value).unwrap());
+        store.write(batch).unwrap();
+    }
+
+    fn value(store: &Store, space: u64) -> Option<String> {
+        store.row(&Scope::replica(space).key(RowKind::Cluster, b"")).unwrap()
+    }
+
+    fn open(folder: &Path) -> Arc<Store> {
+        Store::open(folder, StoreOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn an_installation_that_ends_in_the_middle_leaves_the_old_state_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let replica = store.replica("a").unwrap();
+        put(&store, store.space(replica).id(), "old");
+        let staged = store.stage_space(replica).unwrap();
+        put(&store, staged, "half of the new");
+        drop(store); // here the process ends
+
+        let store = open(folder.path());
+        Machine::open(store.clone(), replica, Arc::new(NoCommands)).unwrap();
+        assert_eq!(value(&store, store.space(replica).id()).as_deref(), Some("old"));
+        assert_eq!(value(&store, staged), None);
+    }
+
+    #[test]
+    fn an_installation_that_ends_after_the_switch_leaves_the_new_state_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let replica = store.replica("a").unwrap();
+        let old = store.space(replica).id();
+        put(&store, old, "old");
+        let staged = store.stage_space(replica).unwrap();
+        put(&store, staged, "new");
+        store.switch_space(replica).unwrap();
+        assert_eq!(value(&store, store.space(replica).id()).as_deref(), Some("new"), "readers follow at once");
+        drop(store); // here the process ends
+
+        let store = open(folder.path());
+        Machine::open(store.clone(), replica, Arc::new(NoCommands)).unwrap();
+        assert_eq!(value(&store, store.space(replica).id()).as_deref(), Some("new"));
+        assert_eq!(value(&store, old), None);
+    }
+}

@@ -7,8 +7,8 @@ use crate::syncer::{OnSyncFailure, Sync, Syncer, end_process};
 use crate::watermark::Watermark;
 use parking_lot::Mutex;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode, Options,
-    ReadOptions, WriteBatch,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction,
+    IteratorMode, Options, ReadOptions, WriteBatch,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -64,7 +64,9 @@ pub enum StoreError {
     #[error("the disk of the data folder {0} is full")]
     DiskFull(PathBuf),
     /// Its files are damaged.
-    #[error("the data folder {folder} is damaged ({fault}): restore it from a backup, or let the node join anew with an empty folder")]
+    #[error(
+        "the data folder {folder} is damaged ({fault}): restore it from a backup, or let the node join anew with an empty folder"
+    )]
     Damaged {
         /// The folder.
         folder: PathBuf,
@@ -84,7 +86,9 @@ pub enum StoreError {
         synced: u64,
     },
     /// Written by a newer version.
-    #[error("the data folder has format {0}, this version of ragged knows {FORMAT}: use the version that wrote it, or a newer one")]
+    #[error(
+        "the data folder has format {0}, this version of ragged knows {FORMAT}: use the version that wrote it, or a newer one"
+    )]
     NewerFormat(u32),
     /// The database itself failed.
     #[error("the database failed: {0}")]
@@ -198,7 +202,9 @@ impl Store {
         let found = db.latest_sequence_number();
         match synced {
             Some(synced) if found < synced => return Err(StoreError::LostWrites { folder: folder.to_owned(), found, synced }),
-            None if found > 0 => tracing::warn!(folder = %folder.display(), "the file `synced` is missing: the end of the write-ahead log cannot be checked"),
+            None if found > 0 => {
+                tracing::warn!(folder = %folder.display(), "the file `synced` is missing: the end of the write-ahead log cannot be checked")
+            }
             _ => {}
         }
         check_format(&db)?;
@@ -207,7 +213,8 @@ impl Store {
             None => Identity { node: NodeId(random_id()), given: 0, replicas: BTreeMap::new(), spaces: BTreeMap::new() },
         };
         let syncer = Syncer::start(sync_with_watermark(db.clone(), watermark), on_failure).map_err(StoreError::Syncer)?;
-        let store = Store { syncer, db, identity: Mutex::new(identity.clone()), spaces: Mutex::default(), folder: folder.to_owned() };
+        let store =
+            Store { syncer, db, identity: Mutex::new(identity.clone()), spaces: Mutex::default(), folder: folder.to_owned() };
         store.save_identity(&identity, WriteBatch::default())?;
         Ok(Arc::new(store))
     }

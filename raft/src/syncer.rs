@@ -61,7 +61,9 @@ impl Drop for Syncer {
 /// Ends the process: the default answer to a failed sync.
 pub fn end_process(fault: &io::Error) {
     // Not through the logger, which may be buffered.
-    eprintln!("ragged: the write-ahead log could not be synced ({fault}); what is on the disk is unknown, so the node ends here. Check the disk, then start it again.");
+    eprintln!(
+        "ragged: the write-ahead log could not be synced ({fault}); what is on the disk is unknown, so the node ends here. Check the disk, then start it again."
+    );
     std::process::abort();
 }
 

@@ -34,6 +34,11 @@ impl Embedding {
         &self.model
     }
 
+    #[cfg(test)]
+    pub(crate) fn address(&self) -> &Arc<Address<EmbedderMessage>> {
+        &self.address
+    }
+
     /// Whether there is an embedder to ask.
     pub fn is_running(&self) -> bool {
         self.address.current().is_some()

@@ -1,7 +1,7 @@
 //! A document as it is uploaded, and what is checked before anything is done with it.
 
 use crate::error::{ErrorKind, ServiceError};
-use crate::shard::partition::DIMENSION_MAX;
+
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::rows::TextFormat;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ pub const TEXT_BYTES_MAX: usize = 16 << 20;
 pub const METADATA_BYTES_MAX: usize = 64 << 10;
 /// How deep metadata may be nested.
 pub const METADATA_DEPTH_MAX: usize = 16;
+/// Numbers of a vector at most.
+pub const DIMENSION_MAX: usize = 4096;
 /// Documents of one upload at most.
 pub const DOCUMENTS_MAX: usize = 10_000;
 

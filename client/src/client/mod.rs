@@ -36,7 +36,7 @@ use std::sync::Arc;
 ///
 /// let client = Client::builder().endpoint("http://127.0.0.1:7400").key("rgd_...").build()?;
 /// let document = NewDocument { id: Some("a".into()), text: "Replicas are repaired on their own.".into(), ..Default::default() };
-/// client.upload("handbook", vec![document], Default::default()).await?;
+/// client.upload("handbook", &[document], Default::default()).await?;
 /// let search = SearchRequest { query: Some("how are replicas repaired?".into()), ..Default::default() };
 /// let answer = client.search("handbook", &search).await?;
 /// println!("{}", answer.hits[0].text);

@@ -79,6 +79,11 @@ impl Transport {
     /// # Errors
     /// Every variant of [`ClientError`]; an error status is [`ClientError::Problem`].
     pub(crate) async fn send(&self, call: &Call) -> Result<Answer, ClientError> {
+        self.send_accepting(call, 0).await
+    }
+
+    /// The same, where one more status is an answer and no refusal.
+    pub(crate) async fn send_accepting(&self, call: &Call, accepted: u16) -> Result<Answer, ClientError> {
         let endpoints = self.settings.endpoints.len();
         let first = self.preferred.load(Ordering::Relaxed) % endpoints;
         let attempts_max = self.settings.retry.attempts.max(1).max(endpoints as u32);
@@ -90,16 +95,20 @@ impl Transport {
             let may_go_on = progress.attempts < attempts_max;
             let endpoint = &self.settings.endpoints[index];
             match self.attempt(endpoint, call).await? {
+                Ok(answer) if answer.status.as_u16() == accepted => return Ok(answer),
                 Ok(answer) => {
                     if is_retryable(answer.status.as_u16()) && call.repeatable && may_go_on {
                         let asked = retry_after(&answer.headers).unwrap_or_default();
                         if asked <= self.settings.retry.retry_after_max {
+                            if call.writes && let error @ ClientError::UnknownOutcome { .. } = refusal(endpoint, call, &answer) {
+                                progress.lost = Some(error);
+                            }
                             progress.not_before[index] = Instant::now() + asked;
                             continue;
                         }
                     }
                     self.preferred.store(index, Ordering::Relaxed);
-                    return self.conclude(answer, progress);
+                    return conclude(endpoint, call, answer, progress);
                 }
                 Err(AttemptFailure::NotSent(_)) if may_go_on => {}
                 Err(AttemptFailure::NotSent(detail)) => {
@@ -117,19 +126,6 @@ impl Transport {
         }
     }
 
-    /// What an answer means, knowing that an earlier attempt may have been carried out.
-    fn conclude(&self, answer: Answer, progress: Progress) -> Result<Answer, ClientError> {
-        if answer.status.is_success() {
-            return Ok(answer);
-        }
-        // A repetition that is refused does not say that the first attempt was: the deletion whose answer was lost makes the
-        // second one a 404, and a node that is too busy for the repetition may have carried out the first.
-        match progress.lost {
-            Some(unknown) => Err(unknown),
-            None => Err(problem(&answer)),
-        }
-    }
-
     /// Waits until an endpoint may be asked.
     async fn wait_for_turn(&self, index: usize, progress: &Progress) {
         if progress.attempts == 0 {
@@ -143,11 +139,14 @@ impl Transport {
 
     /// One attempt at one endpoint. The outer error ends the call: trying again could not change it.
     async fn attempt(&self, endpoint: &Url, call: &Call) -> Result<Result<Answer, AttemptFailure>, ClientError> {
-        let request = self.request(endpoint, call)?;
-        let mut response = match request.send().await {
-            Ok(response) => response,
-            Err(error) => return failure(error).map(Err),
-        };
+        match self.request(endpoint, call)?.send().await {
+            Ok(response) => self.collect(response).await,
+            Err(error) => failure(error).map(Err),
+        }
+    }
+
+    /// Reads an answer to its end, up to the limit.
+    async fn collect(&self, mut response: reqwest::Response) -> Result<Result<Answer, AttemptFailure>, ClientError> {
         let limit_bytes = self.settings.max_response_bytes;
         if response.content_length().is_some_and(|length| length > limit_bytes as u64) {
             return Err(ClientError::TooLarge { limit_bytes });
@@ -181,35 +180,102 @@ impl Transport {
             Body::Empty => request,
             Body::Json(bytes) => request.header(CONTENT_TYPE, "application/json").body(bytes.clone()),
             Body::Ndjson(bytes) => request.header(CONTENT_TYPE, "application/x-ndjson").body(bytes.clone()),
-            Body::Files(files) => request.multipart(super::documents::form(files)?),
+            Body::Files(files) => request.multipart(super::documents::form(files)),
         })
     }
 
     /// Sends a body that exists only once. It cannot be tried again, so a node that lives is looked for first.
     pub(crate) async fn send_stream(&self, call: &Call, body: reqwest::Body) -> Result<Answer, ClientError> {
         if self.settings.endpoints.len() > 1 {
-            // Any answer will do: the call prefers the endpoint that gives one.
+            // Any answer will do: the endpoint that gives one is preferred from then on. If none does, sending will say so.
             let _ = self.send(&Call::read(reqwest::Method::GET, &["livez"])).await;
         }
         let index = self.preferred.load(Ordering::Relaxed) % self.settings.endpoints.len();
         let endpoint = &self.settings.endpoints[index];
-        let mut request = self.request(endpoint, call)?.header(CONTENT_TYPE, "application/x-ndjson").body(body).build().map_err(|error| {
-            ClientError::Invalid(chain(&error.without_url()))
-        })?;
+        let request = self.request(endpoint, call)?.header(CONTENT_TYPE, "application/x-ndjson").body(body);
+        let mut request = request.build().map_err(|error| ClientError::Invalid(chain(&error.without_url())))?;
         *request.timeout_mut() = None; // it lasts as long as there is something to send
-        let response = match self.settings.http.execute(request).await {
-            Ok(response) => response,
-            Err(error) => {
-                return Err(match failure(error)? {
-                    AttemptFailure::NotSent(detail) => unreachable_node(endpoint, 1, detail),
-                    AttemptFailure::Lost(detail) => ClientError::UnknownOutcome { endpoint: endpoint.to_string(), detail },
-                });
-            }
+        let outcome = match self.settings.http.execute(request).await {
+            Ok(response) => self.collect(response).await?,
+            Err(error) => Err(failure(error)?),
         };
-        let answer = self.collect(response).await.map_err(|failure| match failure {
-            Ok(detail) => ClientError::UnknownOutcome { endpoint: endpoint.to_string(), detail },
-            Err(error) => error,
-        })?;
-        if answer.status.is_success() { Ok(answer) } else { Err(problem(&answer)) }
+        match outcome {
+            Ok(answer) if answer.status.is_success() => Ok(answer),
+            Ok(answer) => Err(refusal(endpoint, call, &answer)),
+            Err(AttemptFailure::NotSent(detail)) => Err(unreachable_node(endpoint, 1, detail)),
+            Err(AttemptFailure::Lost(detail)) => Err(ClientError::UnknownOutcome { endpoint: endpoint.to_string(), detail }),
+        }
     }
+}
+
+/// What an answer means, knowing that an earlier attempt may have been carried out.
+fn conclude(endpoint: &Url, call: &Call, answer: Answer, progress: Progress) -> Result<Answer, ClientError> {
+    if answer.status.is_success() {
+        return Ok(answer);
+    }
+    // A repetition that is refused does not say that the first attempt was: the deletion whose answer was lost makes the
+    // second one a 404, and a node that is too busy for the repetition may have carried out the first.
+    Err(progress.lost.unwrap_or_else(|| refusal(endpoint, call, &answer)))
+}
+
+/// What a failed exchange means. An error ends the call: the request itself is wrong.
+fn failure(error: reqwest::Error) -> Result<AttemptFailure, ClientError> {
+    let is_builder = error.is_builder();
+    let is_connect = error.is_connect();
+    let detail = chain(&error.without_url());
+    if is_builder {
+        return Err(ClientError::Invalid(detail));
+    }
+    Ok(if is_connect { AttemptFailure::NotSent(detail) } else { AttemptFailure::Lost(detail) })
+}
+
+fn unreachable_node(endpoint: &Url, attempts: u32, detail: String) -> ClientError {
+    ClientError::Unreachable { endpoint: endpoint.to_string(), attempts, detail }
+}
+
+/// What an answer that is no success means for its call.
+fn refusal(endpoint: &Url, call: &Call, answer: &Answer) -> ClientError {
+    let problem = problem(answer);
+    // 502 and 504 say that whoever answered does not know what became of the write.
+    if call.writes && matches!(problem.status, 502 | 504) {
+        return ClientError::UnknownOutcome { endpoint: endpoint.to_string(), detail: problem.detail };
+    }
+    ClientError::Problem(Box::new(problem))
+}
+
+/// The problem that an answer holds; one is made for an answer of something that is no node, such as a proxy.
+fn problem(answer: &Answer) -> Problem {
+    if let Ok(problem) = serde_json::from_slice::<Problem>(&answer.body) {
+        return problem;
+    }
+    let status = answer.status.as_u16();
+    let detail: String = String::from_utf8_lossy(&answer.body).chars().take(SHOWN_BODY_CHARS).collect();
+    Problem {
+        kind: "about:blank".to_owned(),
+        title: answer.status.canonical_reason().unwrap_or("Error").to_owned(),
+        status,
+        code: format!("http_{status}"),
+        detail,
+        request_id: answer.headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned),
+    }
+}
+
+/// Reads a body as JSON of a type.
+pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| ClientError::Decode { detail: error.to_string() })
+}
+
+/// An error with its causes, which is where reqwest says what happened.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        source = cause.source();
+    }
+    text
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 /// Rows that pass through the feed-forward network together: few enough that its wide middle stays in the level-2
 /// cache, enough that streaming the weights costs little.
-const FEED_FORWARD_ROWS: usize = 96;
+const FEED_FORWARD_ROWS: usize = 256;
 
 /// A model's weights in the layout of one instruction set's kernels.
 pub(crate) struct Encoder {

@@ -12,6 +12,9 @@ use crate::configuration::Activation;
 use crate::lanes::Lanes;
 use std::ops::Range;
 
+/// Values of a panel that are worked on together: they stay in a level-1 cache of 48 KiB beside the activations.
+const PANEL_PART_VALUES: usize = 192 * 48;
+
 /// Where a packed matrix lies in the block of all weights, and its shape.
 #[derive(Debug, Clone)]
 pub(crate) struct PackedMatrix {
@@ -147,45 +150,60 @@ pub(crate) unsafe fn tile<L: Lanes, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
-/// Runs `tile` for `ROWS` rows and writes the first `width` columns of the result.
-///
+/// One tile of a product: what `ROWS` rows and the columns of one panel give over a part of the depth.
+struct TileTask {
+    /// First activation of the first row, `stride` values before that of the next row.
+    activations: *const f32,
+    stride: usize,
+    /// The part of the panel that belongs to the part of the depth.
+    panel: *const f32,
+    depth: usize,
+    /// Biases of the panel's columns, with the first part of the depth.
+    bias: Option<*const f32>,
+    out: *mut f32,
+    out_stride: usize,
+    /// Columns that the result has, at most those of the panel.
+    width: usize,
+    /// Whether the result is added to what `out` holds.
+    is_added: bool,
+    /// What is applied to the result, with the last part of the depth.
+    activation: Option<Activation>,
+}
+
 /// # Safety
 /// As [`tile`]; `bias` is valid for `VECTORS` vectors, `out` for `ROWS` rows of `width` values `out_stride` apart.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn tile_with_epilogue<L: Lanes, const ROWS: usize, const VECTORS: usize>(
-    activations: *const f32,
-    stride: usize,
-    panel: *const f32,
-    depth: usize,
-    bias: *const f32,
-    out: *mut f32,
-    out_stride: usize,
-    width: usize,
-    epilogue: Epilogue,
-) {
+unsafe fn run<L: Lanes, const ROWS: usize, const VECTORS: usize>(task: &TileTask) {
+    let width = task.width;
     // SAFETY: reads and writes stay within what the caller promises.
     unsafe {
-        let sums = tile::<L, ROWS, VECTORS>(activations, stride, panel, depth);
+        let mut sums = tile::<L, ROWS, VECTORS>(task.activations, task.stride, task.panel, task.depth);
+        if let Some(bias) = task.bias {
+            for (vector, sums_start) in (0..VECTORS).map(|vector| (vector, vector * L::WIDTH)) {
+                let bias = L::load(bias.add(sums_start));
+                for sums in &mut sums {
+                    sums[vector] = sums[vector].add(bias);
+                }
+            }
+        }
         for (row, sums) in sums.into_iter().enumerate() {
-            let out_row = out.add(row * out_stride);
+            let out_row = task.out.add(row * task.out_stride);
             for (vector, sum) in sums.into_iter().enumerate() {
                 let at = vector * L::WIDTH;
-                let sum = sum.add(L::load(bias.add(at)));
                 let place = out_row.add(at);
                 if at + L::WIDTH <= width {
-                    let sum = if epilogue == Epilogue::Add { sum.add(L::load(place)) } else { sum };
+                    let sum = if task.is_added { sum.add(L::load(place)) } else { sum };
                     sum.store(place);
                 } else if at < width {
-                    let sum = if epilogue == Epilogue::Add { sum.add(L::load_first(place, width - at)) } else { sum };
+                    let sum = if task.is_added { sum.add(L::load_first(place, width - at)) } else { sum };
                     sum.store_first(place, width - at);
                 }
             }
         }
-        if let Epilogue::Activate(function) = epilogue {
+        if let Some(function) = task.activation {
             // The rows were just written and lie in the nearest cache.
             for row in 0..ROWS {
-                activation::apply::<L>(out.add(row * out_stride), width, function);
+                activation::apply::<L>(task.out.add(row * task.out_stride), width, function);
             }
         }
     }
@@ -201,57 +219,58 @@ pub(crate) unsafe fn multiply<L: Lanes, const ROWS: usize, const VECTORS: usize>
     let panel_columns = VECTORS * L::WIDTH;
     product.check(panel_columns);
     let PackedMatrix { panels, bias, inputs, outputs, .. } = product.matrix;
-    let (depth, outputs) = (*inputs, *outputs);
-    // SAFETY: `check` has compared all lengths with the shape; row and column offsets below stay inside it. Wrapping
-    // pointer arithmetic is used for the prefetch, which may point past the end and never faults.
+    let (inputs, outputs, rows) = (*inputs, *outputs, product.rows);
+    let activation = match product.epilogue {
+        Epilogue::Activate(function) => Some(function),
+        Epilogue::Store | Epilogue::Add => None,
+    };
+    // With few rows a panel is hardly used again, and writing sums out between parts would cost more than it saves.
+    let parts = if rows <= 2 * ROWS { 1 } else { (inputs * panel_columns).div_ceil(PANEL_PART_VALUES).max(1) };
+    let part_depth = inputs.div_ceil(parts).max(1);
+    // What is worked on next is fetched meanwhile, an equal share with each tile.
+    let share = (part_depth * panel_columns).div_ceil(rows.div_ceil(ROWS).max(1)).next_multiple_of(16);
+    // SAFETY: `check` has compared all lengths with the shape; row, column and depth offsets below stay inside it.
     unsafe {
-        let panel_size = depth * panel_columns;
-        let tiles = product.rows.div_ceil(ROWS).max(1);
-        // The next panel is fetched while this one is worked on, an equal share with each tile.
-        let share = panel_size.div_ceil(tiles).next_multiple_of(16);
         for (index, column) in (0..outputs).step_by(panel_columns).enumerate() {
-            let panel = product.block.as_ptr().add(panels.start + index * panel_size);
-            let panel_bias = product.block.as_ptr().add(bias.start + column);
-            let width = (outputs - column).min(panel_columns);
-            let mut row = 0;
-            let mut ahead = panel.wrapping_add(panel_size);
-            while row < product.rows {
-                if tiles > 2 {
+            let panel = product.block.as_ptr().add(panels.start + index * inputs * panel_columns);
+            for first_input in (0..inputs).step_by(part_depth) {
+                let depth = part_depth.min(inputs - first_input);
+                let is_first = first_input == 0;
+                let is_last = first_input + depth == inputs;
+                let mut task = TileTask {
+                    activations: product.activations.as_ptr().add(first_input),
+                    stride: inputs,
+                    panel: panel.add(first_input * panel_columns),
+                    depth,
+                    bias: is_first.then(|| product.block.as_ptr().add(bias.start + column)),
+                    out: product.out.as_mut_ptr().add(column),
+                    out_stride: outputs,
+                    width: (outputs - column).min(panel_columns),
+                    is_added: !is_first || product.epilogue == Epilogue::Add,
+                    activation: activation.filter(|_| is_last),
+                };
+                let mut ahead = task.panel.wrapping_add(depth * panel_columns);
+                let mut left = rows;
+                while left >= ROWS {
                     prefetch(ahead, share);
                     ahead = ahead.wrapping_add(share);
-                }
-                let activations = product.activations.as_ptr().add(row * depth);
-                let out = product.out.as_mut_ptr().add(row * outputs + column);
-                let left = product.rows - row;
-                macro_rules! tile_of {
-                    ($rows:expr) => {
-                        tile_with_epilogue::<L, { $rows }, VECTORS>(
-                            activations,
-                            depth,
-                            panel,
-                            depth,
-                            panel_bias,
-                            out,
-                            outputs,
-                            width,
-                            product.epilogue,
-                        )
-                    };
-                }
-                if left >= ROWS {
-                    tile_of!(ROWS);
-                } else {
-                    match left {
-                        1 => tile_of!(1),
-                        2 => tile_of!(2),
-                        3 => tile_of!(3),
-                        4 => tile_of!(4),
-                        5 => tile_of!(5),
-                        6 => tile_of!(6),
-                        _ => tile_of!(7),
+                    run::<L, ROWS, VECTORS>(&task);
+                    left -= ROWS;
+                    if left > 0 {
+                        task.activations = task.activations.add(ROWS * inputs);
+                        task.out = task.out.add(ROWS * outputs);
                     }
                 }
-                row += ROWS;
+                match left {
+                    0 => {}
+                    1 => run::<L, 1, VECTORS>(&task),
+                    2 => run::<L, 2, VECTORS>(&task),
+                    3 => run::<L, 3, VECTORS>(&task),
+                    4 => run::<L, 4, VECTORS>(&task),
+                    5 => run::<L, 5, VECTORS>(&task),
+                    6 => run::<L, 6, VECTORS>(&task),
+                    _ => run::<L, 7, VECTORS>(&task),
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use prometheus::IntCounter;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use warp::http::header::{CONTENT_LENGTH, EXPECT};
 use warp::http::{HeaderMap, StatusCode};
 
@@ -14,8 +15,22 @@ use warp::http::{HeaderMap, StatusCode};
 const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES_MAX: u64 = 64 << 20;
 
+/// The same, when the node stops.
+const LINGER_STOPPING: Duration = Duration::from_millis(500);
+
 /// No more than this is reserved on the word of a `content-length`.
 const RESERVE_BYTES_MAX: usize = 1 << 20;
+
+/// How bodies are read.
+#[derive(Clone)]
+pub struct Reading {
+    /// A body that brings no byte for so long is given up.
+    pub idle: Duration,
+    /// Counts the bytes that were read.
+    pub counter: IntCounter,
+    /// Cancelled when the node begins to stop.
+    pub stopping: CancellationToken,
+}
 
 /// A body on its way in.
 pub struct Body {
@@ -25,11 +40,12 @@ pub struct Body {
     waits_for_continue: bool,
     idle: Duration,
     counter: Option<IntCounter>,
+    stopping: CancellationToken,
 }
 
 impl Body {
     /// A body as it comes from the connection.
-    pub fn new<S, B>(headers: &HeaderMap, stream: S, idle: Duration, counter: IntCounter) -> Body
+    pub fn new<S, B>(headers: &HeaderMap, stream: S, reading: Reading) -> Body
     where
         S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
         B: Buf,
@@ -41,14 +57,23 @@ impl Body {
             declared_bytes: headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok()),
             begun: false,
             waits_for_continue: headers.contains_key(EXPECT),
-            idle,
-            counter: Some(counter),
+            idle: reading.idle,
+            counter: Some(reading.counter),
+            stopping: reading.stopping,
         }
     }
 
     /// A body that has been read.
     pub fn empty() -> Body {
-        Body { stream: None, declared_bytes: None, begun: true, waits_for_continue: false, idle: Duration::ZERO, counter: None }
+        Body {
+            stream: None,
+            declared_bytes: None,
+            begun: true,
+            waits_for_continue: false,
+            idle: Duration::ZERO,
+            counter: None,
+            stopping: CancellationToken::new(),
+        }
     }
 
     /// The next bytes, or none at the end.
@@ -127,6 +152,7 @@ impl Drop for Body {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let stopping = self.stopping.clone();
         runtime.spawn(async move {
             let mut received = 0;
             let rest = async {
@@ -137,8 +163,29 @@ impl Drop for Body {
                     }
                 }
             };
-            let _ = tokio::time::timeout(LINGER, rest).await;
+            let given_up = async {
+                stopping.cancelled().await;
+                tokio::time::sleep(LINGER_STOPPING).await;
+            };
+            tokio::select! {
+                () = rest => {}
+                () = given_up => {}
+                () = tokio::time::sleep(LINGER) => {}
+            }
         });
+    }
+}
+
+#[cfg(test)]
+impl Body {
+    /// A body that is there already, in pieces.
+    pub fn of(chunks: Vec<Bytes>) -> Body {
+        let reading = Reading {
+            idle: Duration::from_secs(1),
+            counter: IntCounter::new("bytes", "for tests").unwrap(),
+            stopping: CancellationToken::new(),
+        };
+        Body::new(&HeaderMap::new(), futures::stream::iter(chunks.into_iter().map(Ok::<_, warp::Error>)), reading)
     }
 }
 
@@ -146,10 +193,14 @@ impl Drop for Body {
 mod tests {
     use super::*;
 
+    fn reading() -> Reading {
+        let counter = IntCounter::new("bytes", "for tests").unwrap();
+        Reading { idle: Duration::from_millis(20), counter, stopping: CancellationToken::new() }
+    }
+
     fn body(chunks: &[&'static [u8]], headers: &HeaderMap) -> Body {
         let chunks: Vec<Result<Bytes, warp::Error>> = chunks.iter().map(|chunk| Ok(Bytes::from_static(chunk))).collect();
-        let counter = IntCounter::new("c", "c").unwrap();
-        Body::new(headers, futures::stream::iter(chunks), Duration::from_millis(20), counter)
+        Body::new(headers, futures::stream::iter(chunks), reading())
     }
 
     #[tokio::test]
@@ -173,8 +224,7 @@ mod tests {
     #[tokio::test]
     async fn a_silent_body_is_given_up() {
         let stream = futures::stream::pending::<Result<Bytes, warp::Error>>();
-        let counter = IntCounter::new("c", "c").unwrap();
-        let mut body = Body::new(&HeaderMap::new(), stream, Duration::from_millis(20), counter);
+        let mut body = Body::new(&HeaderMap::new(), stream, reading());
         let problem = body.read_all(3).await.unwrap_err();
         assert_eq!((problem.status.as_u16(), problem.code), (408, "body_timeout"));
     }

@@ -39,7 +39,7 @@ pub async fn create(mut call: Call, session: Session) -> Answer {
 pub async fn list(call: Call, session: Session) -> Answer {
     let mut query = Query::parse(&call.query)?;
     let limit = query.number("limit", 1..=1000, 100)?;
-    let cursor = query.text("cursor");
+    let cursor = query.cursor()?;
     query.end()?;
     let (page, next_cursor) = session.collections(cursor.as_deref(), limit).await?;
     let collections = page.into_iter().map(|found| collection(found, None)).collect::<Result<_, _>>()?;

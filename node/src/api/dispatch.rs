@@ -67,7 +67,7 @@ where
     let span = tracing::info_span!(
         "request", %request_id, %method, path = path.get(..256).unwrap_or(path), status = field::Empty, took_ms = field::Empty
     );
-    let body = Body::new(&headers, stream, api.body_idle, api.metrics.body_bytes.clone());
+    let body = Body::new(&headers, stream, api.reading.clone());
     let answer = match found {
         Ok((route, parameters)) => {
             let call = Call { api: Arc::clone(&api), parameters, query, headers, body };

@@ -80,7 +80,7 @@ pub async fn list(call: Call, session: Session) -> Answer {
     let with_text = query.boolean("text", false)?;
     let (max, default) = if with_text { (PAGE_WITH_TEXT_MAX, PAGE_WITH_TEXT_DEFAULT) } else { (PAGE_MAX, PAGE_DEFAULT) };
     let limit = query.number("limit", 1..=max, default)?;
-    let cursor = query.text("cursor");
+    let cursor = query.cursor()?;
     query.end()?;
     let (page, next_cursor) = session.documents(call.parameter(0)?, cursor.as_deref(), limit, with_text).await?;
     let documents = page.into_iter().map(to_wire).collect::<Result<_, _>>()?;

@@ -21,8 +21,8 @@ const LINE_BYTES_MAX: usize = 16 << 20;
                    have ids.",
     params(("collection" = String, Path, description = "Name of the collection", pattern = "^[a-z0-9][a-z0-9_-]{0,62}$", example = "handbook")),
     request_body(description = "NDJSON: one `NewDocument` a line", content(
-        (String = "application/x-ndjson", example = "{\"id\": \"a\", \"text\": \"first\"}\n{\"id\": \"b\", \"text\": \"second\"}\n"),
-        (String = "text/plain"),
+        (String = "application/x-ndjson"),
+        (String = "text/plain", example = "{\"id\": \"a\", \"text\": \"first\"}\n{\"id\": \"b\", \"text\": \"second\"}\n"),
     )),
     responses((status = 200, description = "What became of the lines", body = ImportReport)))]
 pub async fn import(mut call: Call, session: Session) -> Answer {

@@ -17,7 +17,7 @@ use ragged_client::{DocumentFailure, Job, JobList, Stage};
 pub async fn list(call: Call, session: Session) -> Answer {
     let mut query = Query::parse(&call.query)?;
     let limit = query.number("limit", 1..=1000, 100)?;
-    let cursor = query.text("cursor");
+    let cursor = query.cursor()?;
     query.end()?;
     let (page, next_cursor) = session.jobs(cursor.as_deref(), limit).await?;
     json::ok(&JobList { jobs: page.into_iter().map(job).collect(), next_cursor })

@@ -72,14 +72,10 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-    use warp::http::HeaderMap;
 
     async fn lines(whole: &[u8], chunk: usize) -> Vec<(u64, Option<String>)> {
-        let chunks: Vec<_> = whole.chunks(chunk).map(|chunk| Ok::<_, warp::Error>(Bytes::copy_from_slice(chunk))).collect();
-        let counter = prometheus::IntCounter::new("c", "c").unwrap();
-        let body = Body::new(&HeaderMap::new(), futures::stream::iter(chunks), Duration::from_secs(1), counter);
-        let mut lines = Lines::new(body, 5);
+        let chunks = whole.chunks(chunk).map(Bytes::copy_from_slice).collect();
+        let mut lines = Lines::new(Body::of(chunks), 5);
         let mut read = Vec::new();
         while let Some((number, line)) = lines.next().await.unwrap() {
             assert!(lines.buffer.len() <= 5 + chunk);

@@ -41,7 +41,7 @@ pub struct Api {
     engine: OnceLock<Engine>,
     metrics: Metrics,
     max_body_bytes: usize,
-    body_idle: Duration,
+    reading: body::Reading,
     stopping: CancellationToken,
     workers: Handle,
 }
@@ -52,12 +52,14 @@ impl Api {
     /// What needs the engine runs on the runtime that this is called in. Connections may be served, and health answered, by another one,
     /// which then stays quick while the first computes.
     pub fn new(http: &Http, registry: prometheus::Registry) -> Result<Arc<Api>, prometheus::Error> {
+        let metrics = Metrics::new(registry)?;
+        let stopping = CancellationToken::new();
         Ok(Arc::new(Api {
             engine: OnceLock::new(),
-            metrics: Metrics::new(registry)?,
+            reading: body::Reading { idle: BODY_IDLE, counter: metrics.body_bytes.clone(), stopping: stopping.clone() },
+            metrics,
             max_body_bytes: http.max_body_bytes.as_usize(),
-            body_idle: BODY_IDLE,
-            stopping: CancellationToken::new(),
+            stopping,
             workers: Handle::current(),
         }))
     }

@@ -3,6 +3,9 @@
 use crate::api::problem::Problem;
 use std::ops::RangeInclusive;
 
+/// Longest cursor that is looked at. Ours hold an id of 256 bytes at most.
+const CURSOR_CHARS_MAX: usize = 1024;
+
 /// Parameters of a query string that nobody has asked for yet.
 pub struct Query {
     left: Vec<(String, String)>,
@@ -25,16 +28,19 @@ impl Query {
         Ok(Query { left, known: Vec::new() })
     }
 
-    /// A text.
-    pub fn text(&mut self, name: &'static str) -> Option<String> {
-        self.known.push(name);
-        let index = self.left.iter().position(|(given, _)| given == name)?;
-        Some(self.left.swap_remove(index).1)
+    /// The cursor of a listing.
+    pub fn cursor(&mut self) -> Result<Option<String>, Problem> {
+        let cursor = self.take("cursor");
+        if cursor.as_ref().is_some_and(|cursor| cursor.chars().count() > CURSOR_CHARS_MAX) {
+            let detail = format!("parameter cursor is longer than {CURSOR_CHARS_MAX} characters, which no cursor is");
+            return Err(Problem::invalid("invalid_parameter", detail));
+        }
+        Ok(cursor)
     }
 
     /// A whole number within a range.
     pub fn number(&mut self, name: &'static str, range: RangeInclusive<usize>, default: usize) -> Result<usize, Problem> {
-        let Some(text) = self.text(name) else { return Ok(default) };
+        let Some(text) = self.take(name) else { return Ok(default) };
         match text.parse::<usize>() {
             Ok(number) if range.contains(&number) => Ok(number),
             _ => {
@@ -47,7 +53,7 @@ impl Query {
 
     /// `true` or `false`.
     pub fn boolean(&mut self, name: &'static str, default: bool) -> Result<bool, Problem> {
-        match self.text(name).as_deref() {
+        match self.take(name).as_deref() {
             None => Ok(default),
             Some("true") => Ok(true),
             Some("false") => Ok(false),
@@ -55,6 +61,12 @@ impl Query {
                 Err(Problem::invalid("invalid_parameter", format!("parameter {name} is {other:?}, but must be true or false")))
             }
         }
+    }
+
+    fn take(&mut self, name: &'static str) -> Option<String> {
+        self.known.push(name);
+        let index = self.left.iter().position(|(given, _)| given == name)?;
+        Some(self.left.swap_remove(index).1)
     }
 
     /// Refuses what nobody asked for.
@@ -92,7 +104,7 @@ mod tests {
     #[test]
     fn parameters_are_decoded() {
         let mut query = query("cursor=a%2Fb+c&limit=7&wait=false&");
-        assert_eq!(query.text("cursor").as_deref(), Some("a/b c"));
+        assert_eq!(query.cursor().unwrap().as_deref(), Some("a/b c"));
         assert_eq!(query.number("limit", 1..=10, 5).unwrap(), 7);
         assert!(!query.boolean("wait", true).unwrap());
         assert!(query.boolean("text", true).unwrap());
@@ -108,6 +120,7 @@ mod tests {
         }
         assert_eq!(query("wait=yes").boolean("wait", true).unwrap_err().code, "invalid_parameter");
         assert_eq!(query("limt=3").end().unwrap_err().code, "unknown_parameter");
+        assert_eq!(query(&format!("cursor={}", "é".repeat(1025))).cursor().unwrap_err().code, "invalid_parameter");
         assert_eq!(Query::parse("a=1&a=2").err().unwrap().code, "duplicate_parameter");
     }
 

@@ -43,13 +43,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// says whether everything did.
 pub async fn serve(listener: TcpListener, api: Arc<Api>, max_connections: usize, grace: Duration) -> bool {
     let service = TowerToHyperService::new(warp::service(dispatch::filter(Arc::clone(&api))));
+    // Not with `pipeline_flush`: hyper then leaves its own answer (400, 431) to a head that it cannot read unsent.
     let mut protocol = http1::Builder::new();
-    protocol
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX)
-        .pipeline_flush(true);
+    protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);
     let places = Arc::new(Semaphore::new(max_connections));
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let connections = GracefulShutdown::new();
@@ -122,4 +118,96 @@ fn refusal() -> String {
          content-length: {}\r\n\r\n{body}",
         body.len()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Sources};
+    use tokio::task::JoinHandle;
+
+    const HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nhost: node\r\n\r\n";
+
+    struct Running {
+        api: Arc<Api>,
+        address: SocketAddr,
+        serving: JoinHandle<bool>,
+    }
+
+    fn start(max_connections: usize) -> Running {
+        let home = vec![("HOME".to_string(), "/nowhere".to_string())];
+        let config = Config::load(&Sources { file: None, variables: home, flags: Vec::new() }).unwrap().config;
+        let api = Api::new(&config.http, prometheus::Registry::new()).unwrap();
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve(listener, Arc::clone(&api), max_connections, Duration::from_secs(20)));
+        Running { api, address, serving }
+    }
+
+    async fn connect(running: &Running) -> TcpStream {
+        TcpStream::connect(running.address).await.unwrap()
+    }
+
+    /// Sends bytes and reads until an answer of ours is complete, or the connection ends.
+    async fn exchange(stream: &mut TcpStream, sent: &[u8]) -> String {
+        stream.write_all(sent).await.unwrap();
+        let mut answer = Vec::new();
+        let mut buffer = [0; 4096];
+        while !answer.ends_with(b"}") {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(count) => answer.extend_from_slice(&buffer[..count]),
+            }
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_serves_one_request_after_the_other() {
+        let running = start(4);
+        let mut stream = connect(&running).await;
+        for _ in 0..3 {
+            assert!(exchange(&mut stream, HEALTH).await.starts_with("HTTP/1.1 200"));
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_over_the_limit_are_told_so_and_places_come_back() {
+        let running = start(2);
+        let mut first = connect(&running).await;
+        let mut second = connect(&running).await;
+        assert!(exchange(&mut first, HEALTH).await.starts_with("HTTP/1.1 200"));
+        assert!(exchange(&mut second, HEALTH).await.starts_with("HTTP/1.1 200"));
+        let refused = exchange(&mut connect(&running).await, HEALTH).await;
+        assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("too_many_connections"), "{refused}");
+        let body = refused.split("\r\n\r\n").nth(1).unwrap();
+        assert_eq!(serde_json::from_str::<ragged_client::Problem>(body).unwrap().status, 503);
+        drop(first);
+        while !exchange(&mut connect(&running).await, HEALTH).await.starts_with("HTTP/1.1 200") {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_that_cannot_be_read_is_answered() {
+        let running = start(4);
+        let answer = exchange(&mut connect(&running).await, b"\x00\xff\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer:?}");
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(HEADERS_MAX + 1));
+        let answer = exchange(&mut connect(&running).await, many.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stopping_node_does_not_wait_for_idle_connections() {
+        let running = start(4);
+        let mut used = connect(&running).await;
+        assert!(exchange(&mut used, HEALTH).await.starts_with("HTTP/1.1 200"));
+        let unused = connect(&running).await;
+        running.api.stopping().cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(10), running.serving).await;
+        assert!(ended.unwrap().unwrap(), "connections were cut off");
+        assert!(TcpStream::connect(running.address).await.is_err());
+        drop((used, unused));
+    }
 }

@@ -150,8 +150,6 @@ fn malformed(detail: &str) -> Problem {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use std::time::Duration;
-    use warp::http::HeaderMap;
 
     async fn form(parts: &[(&str, &[u8])]) -> Result<Vec<NewDocument>, Problem> {
         let mut whole = Vec::new();
@@ -165,10 +163,7 @@ mod tests {
     }
 
     async fn raw(bytes: Vec<u8>, media_type: &str) -> Result<Vec<NewDocument>, Problem> {
-        let stream = futures::stream::iter([Ok::<_, warp::Error>(Bytes::from(bytes))]);
-        let counter = prometheus::IntCounter::new("c", "c").unwrap();
-        let body = Body::new(&HeaderMap::new(), stream, Duration::from_secs(1), counter);
-        read(body, &media_type.parse().unwrap(), 1000).await
+        read(Body::of(vec![Bytes::from(bytes)]), &media_type.parse().unwrap(), 1000).await
     }
 
     #[tokio::test]

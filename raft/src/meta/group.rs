@@ -92,7 +92,8 @@ impl MetaGroup {
 
     /// A collection, by its id; none once it is deleted.
     pub fn collection_by_id(&self, id: CollectionId) -> Result<Option<Collection>, ReadError> {
-        let name: Option<(TenantId, String)> = self.row(Scope::replica(self.space()).key(RowKind::CollectionName, &id.0.to_be_bytes()))?;
+        let name: Option<(TenantId, String)> =
+            self.row(Scope::replica(self.space()).key(RowKind::CollectionName, &id.0.to_be_bytes()))?;
         let Some((tenant, name)) = name else { return Ok(None) };
         // Between the two reads it may have been deleted, and another of its name been made.
         Ok(self.collection(tenant, &name)?.filter(|collection| collection.id == id))

@@ -43,7 +43,13 @@ impl MetaApplication {
                 if self.store.row::<ClusterRow>(&self.global(RowKind::Cluster, b""))?.is_some() {
                     return Ok(MetaReply::AlreadyExists);
                 }
-                let row = ClusterRow { cluster, shard_count, founded_by: node, tenants: vec![(DEFAULT_TENANT, tenant_name)], founded_at_ms: at_ms };
+                let row = ClusterRow {
+                    cluster,
+                    shard_count,
+                    founded_by: node,
+                    tenants: vec![(DEFAULT_TENANT, tenant_name)],
+                    founded_at_ms: at_ms,
+                };
                 self.put(batch, self.global(RowKind::Cluster, b""), &row)?;
                 self.put(batch, self.global(RowKind::ApiKey, admin_key.id.as_bytes()), &admin_key)?;
                 Ok(MetaReply::Done)
@@ -60,7 +66,17 @@ impl MetaApplication {
                 Ok(MetaReply::Done)
             }
             MetaCommand::CreateCollection { tenant, name, spread, vectors, chunk_tokens, chunk_overlap, language, at_ms } => {
-                let new = Collection { id: CollectionId(0), tenant, name, shards: Vec::new(), vectors, chunk_tokens, chunk_overlap, language, created_at_ms: at_ms };
+                let new = Collection {
+                    id: CollectionId(0),
+                    tenant,
+                    name,
+                    shards: Vec::new(),
+                    vectors,
+                    chunk_tokens,
+                    chunk_overlap,
+                    language,
+                    created_at_ms: at_ms,
+                };
                 self.create_collection(new, spread, batch)
             }
             MetaCommand::DeleteCollection { tenant, name } => self.delete_collection(tenant, &name, batch),
@@ -72,16 +88,27 @@ impl MetaApplication {
     }
 
     fn create_collection(&self, mut new: Collection, spread: u16, batch: &mut WriteBatch) -> io::Result<MetaReply> {
-        let Some(cluster) = self.store.row::<ClusterRow>(&self.global(RowKind::Cluster, b""))? else { return Ok(MetaReply::NotFound) };
+        let Some(cluster) = self.store.row::<ClusterRow>(&self.global(RowKind::Cluster, b""))? else {
+            return Ok(MetaReply::NotFound);
+        };
         let key = collection_key(self.space.id(), new.tenant, &new.name);
         if self.store.row::<Collection>(&key)?.is_some() {
             return Ok(MetaReply::AlreadyExists);
         }
         if new.name.len() > NAME_BYTES_MAX || new.vectors.len() > VECTORS_MAX {
-            return Ok(MetaReply::LimitExceeded(format!("a name has at most {NAME_BYTES_MAX} bytes, a collection at most {VECTORS_MAX} vectors")));
+            return Ok(MetaReply::LimitExceeded(format!(
+                "a name has at most {NAME_BYTES_MAX} bytes, a collection at most {VECTORS_MAX} vectors"
+            )));
         }
-        if spread == 0 || spread > cluster.shard_count || new.vectors.is_empty() || new.vectors.iter().any(|VectorSettings { dimension, .. }| *dimension == 0) {
-            return Ok(MetaReply::LimitExceeded(format!("spread is 1 to {} and every vector has a dimension", cluster.shard_count)));
+        if spread == 0
+            || spread > cluster.shard_count
+            || new.vectors.is_empty()
+            || new.vectors.iter().any(|VectorSettings { dimension, .. }| *dimension == 0)
+        {
+            return Ok(MetaReply::LimitExceeded(format!(
+                "spread is 1 to {} and every vector has a dimension",
+                cluster.shard_count
+            )));
         }
         let count_key = Scope::tenant(self.space.id(), new.tenant).key(RowKind::CollectionCount, b"");
         let count: u64 = self.store.row(&count_key)?.unwrap_or(0);
@@ -91,7 +118,8 @@ impl MetaApplication {
         let next_key = self.global(RowKind::NextCollection, b"");
         new.id = CollectionId(self.store.row(&next_key)?.unwrap_or(1));
         // Collections start on different shards, so that they share the shards evenly.
-        let mut shards: Vec<ShardId> = (0..spread as u64).map(|step| ShardId(((new.id.0 + step) % cluster.shard_count as u64) as u16)).collect();
+        let mut shards: Vec<ShardId> =
+            (0..spread as u64).map(|step| ShardId(((new.id.0 + step) % cluster.shard_count as u64) as u16)).collect();
         shards.sort_unstable();
         new.shards = shards;
         self.put(batch, key, &new)?;

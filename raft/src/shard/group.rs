@@ -31,7 +31,8 @@ impl ShardGroup {
     /// Starts this node's replica of a shard.
     pub async fn start(store: Arc<Store>, shard: ShardId) -> Result<ShardGroup, StartError> {
         let changes = Arc::new(Changes::default());
-        let application = |replica| Arc::new(ShardApplication::new(store.clone(), store.space(replica), changes.clone())) as Arc<_>;
+        let application =
+            |replica| Arc::new(ShardApplication::new(store.clone(), store.space(replica), changes.clone())) as Arc<_>;
         let group = Group::start(store.clone(), &format!("shard-{}", shard.0), application).await?;
         Ok(ShardGroup { group, changes })
     }
@@ -87,7 +88,9 @@ impl ShardGroup {
 /// Whether encoding takes long enough to leave the async threads.
 fn is_large(command: &ShardCommand) -> bool {
     match command {
-        ShardCommand::Upsert { documents, .. } => documents.len() > 8 || documents.iter().any(|document| document.text.len() > 64 << 10),
+        ShardCommand::Upsert { documents, .. } => {
+            documents.len() > 8 || documents.iter().any(|document| document.text.len() > 64 << 10)
+        }
         ShardCommand::PutJob { payload, .. } => payload.as_ref().is_some_and(|payload| payload.len() > 64 << 10),
         _ => false,
     }

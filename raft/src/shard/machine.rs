@@ -92,7 +92,9 @@ impl ShardApplication {
                 let change = PartitionChange { removed: Vec::new(), next_row: RowId(0), changed_at: index, dropped: true };
                 Ok((ShardReply::Done, Some((tenant, collection, change))))
             }
-            ShardCommand::PutJob { tenant, job, payload } => self.put_job(tenant, &job, payload.as_ref(), batch).map(|()| (ShardReply::Done, None)),
+            ShardCommand::PutJob { tenant, job, payload } => {
+                self.put_job(tenant, &job, payload.as_ref(), batch).map(|()| (ShardReply::Done, None))
+            }
             ShardCommand::DeleteJobs { tenant, ids, keep_rows } => {
                 ids.iter().for_each(|id| self.delete_job(tenant, *id, keep_rows, batch));
                 Ok((ShardReply::Done, None))
@@ -130,7 +132,14 @@ impl ShardApplication {
         Ok((ShardReply::Upserted(upserted), Some((tenant, collection, change))))
     }
 
-    fn delete(&self, index: u64, tenant: TenantId, collection: CollectionId, ids: &[String], batch: &mut WriteBatch) -> io::Result<(ShardReply, Change)> {
+    fn delete(
+        &self,
+        index: u64,
+        tenant: TenantId,
+        collection: CollectionId,
+        ids: &[String],
+        batch: &mut WriteBatch,
+    ) -> io::Result<(ShardReply, Change)> {
         let mut partition = self.open_partition(tenant, collection)?;
         let mut deleted = 0;
         for id in ids {
@@ -155,17 +164,25 @@ impl ShardApplication {
 
     fn earlier_reply(&self, tenant: TenantId, key: Option<&IdempotencyKey>, at_ms: u64) -> io::Result<Option<ShardReply>> {
         let Some(key) = key else { return Ok(None) };
-        let row: Option<IdempotencyRow> = self.store.row(&Scope::tenant(self.space.id(), tenant).key(RowKind::Idempotency, &key.key))?;
-        Ok(row.filter(|row| at_ms < row.at_ms.saturating_add(IDEMPOTENCY_MS)).map(|row| {
-            if row.request == key.request { row.reply } else { ShardReply::IdempotencyConflict }
-        }))
+        let row: Option<IdempotencyRow> =
+            self.store.row(&Scope::tenant(self.space.id(), tenant).key(RowKind::Idempotency, &key.key))?;
+        Ok(row
+            .filter(|row| at_ms < row.at_ms.saturating_add(IDEMPOTENCY_MS))
+            .map(|row| if row.request == key.request { row.reply } else { ShardReply::IdempotencyConflict }))
     }
 
     /// Keeps the reply for retries, and removes some that have expired.
     ///
     /// Time is only that of the commands. Records stand in the index under a time that is never before what has been removed already, so
     /// that a scan can begin there: it does not pass over all that was ever deleted.
-    fn remember_reply(&self, tenant: TenantId, key: IdempotencyKey, reply: &ShardReply, at_ms: u64, batch: &mut WriteBatch) -> io::Result<()> {
+    fn remember_reply(
+        &self,
+        tenant: TenantId,
+        key: IdempotencyKey,
+        reply: &ShardReply,
+        at_ms: u64,
+        batch: &mut WriteBatch,
+    ) -> io::Result<()> {
         let replica = Scope::replica(self.space.id());
         let expired_key = replica.key(RowKind::IdempotencyExpired, b"");
         let mut expired_to: u64 = self.store.row(&expired_key)?.unwrap_or(0);

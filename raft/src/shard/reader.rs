@@ -47,7 +47,13 @@ impl ShardReader {
     }
 
     /// Documents in the order of their ids, after the given one.
-    pub fn heads(&self, tenant: TenantId, collection: CollectionId, after: Option<&str>, limit: usize) -> Result<Vec<DocumentHead>, ReadError> {
+    pub fn heads(
+        &self,
+        tenant: TenantId,
+        collection: CollectionId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DocumentHead>, ReadError> {
         let prefix = self.scope(tenant, collection).key(RowKind::Head, b"");
         let mut from = [prefix.as_slice(), after.unwrap_or_default().as_bytes()].concat();
         if after.is_some() {
@@ -67,11 +73,22 @@ impl ShardReader {
     }
 
     /// Chunks' texts, in the order asked for; none for those that are gone.
-    pub fn chunks(&self, tenant: TenantId, collection: CollectionId, rows: &[RowId]) -> Result<Vec<Option<ChunkText>>, ReadError> {
+    pub fn chunks(
+        &self,
+        tenant: TenantId,
+        collection: CollectionId,
+        rows: &[RowId],
+    ) -> Result<Vec<Option<ChunkText>>, ReadError> {
         self.many(tenant, collection, RowKind::Chunk, rows)
     }
 
-    fn many<T: DeserializeOwned>(&self, tenant: TenantId, collection: CollectionId, kind: RowKind, rows: &[RowId]) -> Result<Vec<Option<T>>, ReadError> {
+    fn many<T: DeserializeOwned>(
+        &self,
+        tenant: TenantId,
+        collection: CollectionId,
+        kind: RowKind,
+        rows: &[RowId],
+    ) -> Result<Vec<Option<T>>, ReadError> {
         let scope = self.scope(tenant, collection);
         let keys: Vec<Vec<u8>> = rows.iter().map(|row| scope.row_key(kind, *row)).collect();
         let values = self.store.db().batched_multi_get_cf(self.store.rows(), &keys, false);
@@ -79,7 +96,13 @@ impl ShardReader {
     }
 
     /// Rows that are there, from `from` up to and without `until`, in order.
-    pub fn live_rows(&self, tenant: TenantId, collection: CollectionId, from: RowId, until: RowId) -> impl Iterator<Item = Result<RowId, ReadError>> + '_ {
+    pub fn live_rows(
+        &self,
+        tenant: TenantId,
+        collection: CollectionId,
+        from: RowId,
+        until: RowId,
+    ) -> impl Iterator<Item = Result<RowId, ReadError>> + '_ {
         let scope = self.scope(tenant, collection);
         let first = scope.row_key(RowKind::Owner, from);
         let end = scope.row_key(RowKind::Owner, until.max(from));
@@ -87,7 +110,13 @@ impl ShardReader {
     }
 
     /// Rows that are there with whose they are, from `from` up to and without `until`, in order.
-    pub fn rows(&self, tenant: TenantId, collection: CollectionId, from: RowId, until: RowId) -> impl Iterator<Item = Result<(RowId, RowOwner), ReadError>> + '_ {
+    pub fn rows(
+        &self,
+        tenant: TenantId,
+        collection: CollectionId,
+        from: RowId,
+        until: RowId,
+    ) -> impl Iterator<Item = Result<(RowId, RowOwner), ReadError>> + '_ {
         let scope = self.scope(tenant, collection);
         let first = scope.row_key(RowKind::Owner, from);
         let end = scope.row_key(RowKind::Owner, until.max(from));
@@ -98,7 +127,13 @@ impl ShardReader {
     }
 
     /// Chunks' texts of the rows that are there, from `from` up to and without `until`, in order.
-    pub fn chunk_range(&self, tenant: TenantId, collection: CollectionId, from: RowId, until: RowId) -> impl Iterator<Item = Result<(RowId, ChunkText), ReadError>> + '_ {
+    pub fn chunk_range(
+        &self,
+        tenant: TenantId,
+        collection: CollectionId,
+        from: RowId,
+        until: RowId,
+    ) -> impl Iterator<Item = Result<(RowId, ChunkText), ReadError>> + '_ {
         let scope = self.scope(tenant, collection);
         let first = scope.row_key(RowKind::Chunk, from);
         let end = scope.row_key(RowKind::Chunk, until.max(from));
@@ -152,7 +187,11 @@ impl ShardReader {
     }
 
     /// Partitions of this shard in the order of tenant and collection, after the given one. Goes from one to the next without passing over their rows.
-    pub fn partitions(&self, after: Option<(TenantId, CollectionId)>, limit: usize) -> Result<Vec<(TenantId, CollectionId, PartitionRow)>, ReadError> {
+    pub fn partitions(
+        &self,
+        after: Option<(TenantId, CollectionId)>,
+        limit: usize,
+    ) -> Result<Vec<(TenantId, CollectionId, PartitionRow)>, ReadError> {
         let space = self.space.id();
         let end = end_of(&space.to_be_bytes());
         // What belongs to the replica itself stands before all tenants.
@@ -229,7 +268,9 @@ fn place_of(key: &[u8]) -> Result<(TenantId, CollectionId), ReadError> {
 
 /// A vector's value: a version and f16 in little endian.
 fn read_vector(value: &[u8], vector: &mut Vec<f16>) -> Result<(), ReadError> {
-    let Some((&VECTOR_VERSION, bytes)) = value.split_first() else { return Err(ReadError::Malformed("a vector of unknown version")) };
+    let Some((&VECTOR_VERSION, bytes)) = value.split_first() else {
+        return Err(ReadError::Malformed("a vector of unknown version"));
+    };
     if bytes.len() % 2 != 0 {
         return Err(ReadError::Malformed("a vector of odd length"));
     }

@@ -40,7 +40,8 @@ async fn a_partition_that_is_loaded_while_it_changes_misses_nothing() {
         tokio::task::spawn_blocking(move || {
             while writing.load(Ordering::SeqCst) && loaded.len() < 2_000 {
                 let handle = group.changes().watch(TENANT, COLLECTION);
-                let rows: BTreeSet<RowId> = group.reader().live_rows(TENANT, COLLECTION, RowId(0), RowId(u32::MAX)).map(Result::unwrap).collect();
+                let rows: BTreeSet<RowId> =
+                    group.reader().live_rows(TENANT, COLLECTION, RowId(0), RowId(u32::MAX)).map(Result::unwrap).collect();
                 loaded.push((handle, rows));
             }
             loaded
@@ -65,7 +66,8 @@ async fn a_partition_that_is_loaded_while_it_changes_misses_nothing() {
     writing.store(false, Ordering::SeqCst);
     let loaded = loader.await.unwrap();
     assert!(!loaded.is_empty());
-    let there: BTreeSet<RowId> = group.reader().live_rows(TENANT, COLLECTION, RowId(0), RowId(u32::MAX)).map(Result::unwrap).collect();
+    let there: BTreeSet<RowId> =
+        group.reader().live_rows(TENANT, COLLECTION, RowId(0), RowId(u32::MAX)).map(Result::unwrap).collect();
     for (handle, mut rows) in loaded {
         let Some(changes) = handle.drain() else {
             assert_eq!(rows, there);
@@ -74,7 +76,9 @@ async fn a_partition_that_is_loaded_while_it_changes_misses_nothing() {
         assert!(!changes.reload && !changes.dropped);
         // As a partition follows: the tail that it has not seen is read, then what is gone is taken away.
         let next = rows.last().map_or(0, |last| last.0 + 1);
-        rows.extend(group.reader().live_rows(TENANT, COLLECTION, RowId(next), changes.next_row.max(RowId(next))).map(Result::unwrap));
+        rows.extend(
+            group.reader().live_rows(TENANT, COLLECTION, RowId(next), changes.next_row.max(RowId(next))).map(Result::unwrap),
+        );
         for removed in &changes.removed {
             rows.remove(removed);
         }

@@ -30,7 +30,8 @@ fn child() {
                     for round in 0u64.. {
                         let id = format!("s{number}-w{writer}-d{}", round % 20);
                         let long = "long ".repeat((round % 300) as usize);
-                        let ragged_raft::shard::command::ShardReply::Upserted(upserted) = propose(&group, upsert(vec![document(&id, &[&id, &long, "end"])], round)).await
+                        let ragged_raft::shard::command::ShardReply::Upserted(upserted) =
+                            propose(&group, upsert(vec![document(&id, &[&id, &long, "end"])], round)).await
                         else {
                             panic!("unexpected reply");
                         };
@@ -94,7 +95,11 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_nothing_is_half_there(
             let heads = check_partition(&group.reader(), TENANT, COLLECTION);
             let there: HashMap<&str, u64> = heads.iter().map(|head| (head.id.as_str(), head.version)).collect();
             for ((_, id), version) in acknowledged.iter().filter(|((shard, _), _)| *shard == number) {
-                assert!(there.get(id.as_str()).is_some_and(|found| found >= version), "{id} version {version} was acknowledged, {:?} is there", there.get(id.as_str()));
+                assert!(
+                    there.get(id.as_str()).is_some_and(|found| found >= version),
+                    "{id} version {version} was acknowledged, {:?} is there",
+                    there.get(id.as_str())
+                );
             }
             group.shutdown().await;
         }

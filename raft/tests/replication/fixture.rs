@@ -25,7 +25,9 @@ pub fn reopen(folder: &Path) -> Arc<Store> {
     loop {
         match Store::open(folder, StoreOptions::default()) {
             Ok(store) => return store,
-            Err(StoreError::InUse(_)) if start.elapsed() < Duration::from_secs(20) => std::thread::sleep(Duration::from_millis(5)),
+            Err(StoreError::InUse(_)) if start.elapsed() < Duration::from_secs(20) => {
+                std::thread::sleep(Duration::from_millis(5))
+            }
             Err(fault) => panic!("{fault}"),
         }
     }
@@ -82,7 +84,12 @@ pub fn upsert_once(documents: Vec<PreparedDocument>, key: u8, request: u8, at_ms
 }
 
 pub fn delete(ids: &[&str]) -> ShardCommand {
-    ShardCommand::Delete { tenant: TENANT, collection: COLLECTION, ids: ids.iter().map(|id| (*id).to_owned()).collect(), at_ms: 0 }
+    ShardCommand::Delete {
+        tenant: TENANT,
+        collection: COLLECTION,
+        ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+        at_ms: 0,
+    }
 }
 
 pub async fn propose(group: &ShardGroup, command: ShardCommand) -> ShardReply {
@@ -121,7 +128,8 @@ pub fn check_partition(reader: &ShardReader, tenant: TenantId, collection: Colle
     expected_rows.sort();
     let live: Vec<RowId> = reader.live_rows(tenant, collection, RowId(0), RowId(u32::MAX)).map(Result::unwrap).collect();
     assert_eq!(live, expected_rows, "exactly the rows of the documents are live");
-    let chunks: Vec<RowId> = reader.chunk_range(tenant, collection, RowId(0), RowId(u32::MAX)).map(|row| row.unwrap().0).collect();
+    let chunks: Vec<RowId> =
+        reader.chunk_range(tenant, collection, RowId(0), RowId(u32::MAX)).map(|row| row.unwrap().0).collect();
     assert_eq!(chunks, expected_rows);
     let mut vectors = Vec::new();
     reader.vectors(tenant, collection, 0, RowId(0), RowId(u32::MAX), |row_id, _| vectors.push(row_id)).unwrap();

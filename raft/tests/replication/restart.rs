@@ -58,7 +58,9 @@ async fn the_log_is_purged_behind_the_rows_and_the_group_goes_on_after_a_restart
     let store = open(folder.path());
     let group = shard(&store, 0).await;
     for round in 0..13u32 {
-        let commands = (0..1_000u32).map(|number| propose(&group, upsert(vec![document(&format!("d{}", number % 50), &[&format!("{round} {number}")])], 1)));
+        let commands = (0..1_000u32).map(|number| {
+            propose(&group, upsert(vec![document(&format!("d{}", number % 50), &[&format!("{round} {number}")])], 1))
+        });
         futures::future::join_all(commands).await;
     }
     let heads = check_partition(&group.reader(), TENANT, COLLECTION);
@@ -67,8 +69,17 @@ async fn the_log_is_purged_behind_the_rows_and_the_group_goes_on_after_a_restart
     store.close();
     drop((group, store));
     drop(reopen(folder.path()));
-    let db = rocksdb::DB::open_cf_for_read_only(&rocksdb::Options::default(), folder.path().join("db"), ["default", "log", "rows"], false).unwrap();
-    let entries = db.full_iterator_cf(db.cf_handle("log").unwrap(), rocksdb::IteratorMode::Start).filter(|row| row.as_ref().unwrap().0.len() == 17).count();
+    let db = rocksdb::DB::open_cf_for_read_only(
+        &rocksdb::Options::default(),
+        folder.path().join("db"),
+        ["default", "log", "rows"],
+        false,
+    )
+    .unwrap();
+    let entries = db
+        .full_iterator_cf(db.cf_handle("log").unwrap(), rocksdb::IteratorMode::Start)
+        .filter(|row| row.as_ref().unwrap().0.len() == 17)
+        .count();
     assert!((1_000..12_000).contains(&entries), "{entries} entries are left");
     drop(db);
 

@@ -16,7 +16,11 @@ async fn source(folder: &Path) -> (Arc<Store>, ShardGroup) {
     let group = shard(&store, 3).await;
     for number in 0..200u32 {
         let long = format!("{number} ").repeat(500);
-        propose(&group, upsert_once(vec![document(&format!("d{}", number % 60), &[&long, "tail"])], number as u8, 1, u64::from(number))).await;
+        propose(
+            &group,
+            upsert_once(vec![document(&format!("d{}", number % 60), &[&long, "tail"])], number as u8, 1, u64::from(number)),
+        )
+        .await;
     }
     propose(&group, delete(&["d3", "d4"])).await;
     (store, group)
@@ -28,7 +32,8 @@ fn write_out(store: &Arc<Store>, group: &ShardGroup, folder: &Path) -> (PathBuf,
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_brings_the_same_state_and_outlives_a_restart() {
-    let (folder, target_folder, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (folder, target_folder, files) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (store, group) = source(folder.path()).await;
     let (file, meta) = write_out(&store, &group, files.path());
     let hash = group.group().state_hash().await.unwrap();
@@ -47,7 +52,11 @@ async fn a_snapshot_brings_the_same_state_and_outlives_a_restart() {
     let reader = ShardReader::new(target.clone(), replica);
     SnapshotSource::File(newer_file).install(&target, replica, &newer_meta).unwrap();
     assert_eq!(state_hash(&target, replica).unwrap(), newer_hash);
-    assert_eq!(check_partition(&reader, TENANT, COLLECTION), check_partition(&group.reader(), TENANT, COLLECTION), "readers follow to the new rows");
+    assert_eq!(
+        check_partition(&reader, TENANT, COLLECTION),
+        check_partition(&group.reader(), TENANT, COLLECTION),
+        "readers follow to the new rows"
+    );
 
     drop((reader, target));
     assert_eq!(state_hash(&reopen(target_folder.path()), replica).unwrap(), newer_hash);
@@ -55,7 +64,8 @@ async fn a_snapshot_brings_the_same_state_and_outlives_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_torn_changed_or_wrong_snapshot_is_refused_and_the_old_state_stays() {
-    let (folder, target_folder, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (folder, target_folder, files) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (store, group) = source(folder.path()).await;
     let target = open(target_folder.path());
     let replica = ReplicaId(42);
@@ -88,7 +98,10 @@ async fn a_torn_changed_or_wrong_snapshot_is_refused_and_the_old_state_stays() {
     refused(&[whole.as_slice(), b"x"].concat(), "a file with something behind its end");
     let mut other_meta = meta.clone();
     other_meta.last_log_id.as_mut().unwrap().index += 1;
-    assert!(SnapshotSource::File(file.clone()).install(&target, replica, &other_meta).is_err(), "another snapshot than was announced");
+    assert!(
+        SnapshotSource::File(file.clone()).install(&target, replica, &other_meta).is_err(),
+        "another snapshot than was announced"
+    );
 
     SnapshotSource::File(file).install(&target, replica, &meta).unwrap();
     assert_eq!(state_hash(&target, replica).unwrap(), group.group().state_hash().await.unwrap());
@@ -97,7 +110,8 @@ async fn a_torn_changed_or_wrong_snapshot_is_refused_and_the_old_state_stays() {
 /// A file is of one moment, also when it is written while the group goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_is_of_one_moment() {
-    let (folder, target_folder, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (folder, target_folder, files) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (store, group) = source(folder.path()).await;
     let target = open(target_folder.path());
     let writer = {

@@ -64,7 +64,9 @@ async fn end(store: Arc<Store>, group: ShardGroup) {
     drop((group, store));
     // The last of openraft's tasks lets go of the database a moment later: wait until the lock can be taken.
     let start = std::time::Instant::now();
-    while rocksdb::DB::open_cf_for_read_only(&rocksdb::Options::default(), folder.join("db"), ["default", "log", "rows"], false).is_err() {
+    while rocksdb::DB::open_cf_for_read_only(&rocksdb::Options::default(), folder.join("db"), ["default", "log", "rows"], false)
+        .is_err()
+    {
         assert!(start.elapsed() < std::time::Duration::from_secs(20));
     }
 }

@@ -13,7 +13,8 @@ const VERSION: u32 = 1;
 /// Content of the file `manifest`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
-    version: u32,
+    /// The version of ragged's files that it belongs to.
+    pub(super) version: u32,
     /// Length of the vectors.
     pub(super) dimension: u32,
     /// All rows before it that are alive are in the segments.

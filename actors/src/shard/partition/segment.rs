@@ -124,12 +124,18 @@ impl Segment {
         self.vectors.as_ref().map_or(&[], |mapped| bytemuck::cast_slice(mapped))
     }
 
-    /// Calls `take` with every row and its vector, in order.
-    pub(super) fn each_vector(&self, mut take: impl FnMut(u32, &[f16]) -> Result<(), PartitionError>) -> Result<(), PartitionError> {
-        for (row, vector) in self.rows.iter().zip(self.vectors().chunks_exact(self.dimension)) {
-            take(*row, vector)?;
-        }
-        Ok(())
+    /// Its rows in order, dead or alive.
+    pub(super) fn rows(&self) -> &[u32] {
+        &self.rows
+    }
+
+    /// The vector at a position.
+    ///
+    /// # Panics
+    /// If there is no such position.
+    pub(super) fn vector(&self, position: u32) -> &[f16] {
+        let start = position as usize * self.dimension;
+        &self.vectors()[start..start + self.dimension]
     }
 
     /// Positions of those of its rows that are in `rows`.

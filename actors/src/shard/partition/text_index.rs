@@ -11,11 +11,12 @@ use super::selection::FactIndex;
 use super::source::RowSource;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tantivy::columnar::Column;
 use tantivy::directory::MmapDirectory;
-use tantivy::index::SegmentReader;
+use tantivy::index::{SegmentComponent, SegmentMeta, SegmentReader};
 use tantivy::indexer::{LogMergePolicy, NoMergePolicy};
 use tantivy::postings::BlockSegmentPostings;
 use tantivy::schema::{BytesOptions, FAST, Field, INDEXED, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
@@ -131,12 +132,16 @@ impl TextIndex {
         Ok((snapshot, starts))
     }
 
-    /// Adds the rows from `from` up to `until`, deletes `dead` ones, and commits. With `merge`, everything becomes one segment.
+    /// Number of tantivy's segments.
+    pub(super) fn segments(&self) -> Result<usize, PartitionError> {
+        Ok(self.index.searchable_segment_ids()?.len())
+    }
+
+    /// Adds rows, deletes `dead` ones, and commits. With `merge`, everything becomes one segment.
     pub(super) fn advance(
         &self,
         source: &RowSource,
-        from: u32,
-        until: u32,
+        rows: Range<u32>,
         dead: &RoaringBitmap,
         changed_at: u64,
         merge: bool,
@@ -146,8 +151,8 @@ impl TextIndex {
         for row in dead {
             writer.delete_term(Term::from_field_u64(self.fields.row, u64::from(row)));
         }
-        if from < until {
-            source.each_row(from, until, |stored| {
+        if !rows.is_empty() {
+            source.each_row(rows.start, rows.end, |stored| {
                 let mut document = TantivyDocument::new();
                 document.add_u64(self.fields.row, u64::from(stored.row));
                 document.add_u64(self.fields.first_row, u64::from(stored.first_row));
@@ -159,7 +164,7 @@ impl TextIndex {
                 Ok(())
             })?;
         }
-        let payload = Payload { version: VERSION, language: self.language.clone(), until, changed_at };
+        let payload = Payload { version: VERSION, language: self.language.clone(), until: rows.end, changed_at };
         let payload = serde_json::to_string(&payload).map_err(|fault| tantivy::TantivyError::InternalError(fault.to_string()))?;
         let mut commit = writer.prepare_commit()?;
         commit.set_payload(&payload);
@@ -200,7 +205,8 @@ fn verify(folder: &Path) -> Result<(), PartitionError> {
     let bytes: u64 = entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|about| about.len()).sum();
     let index = Index::open_in_dir(folder)?;
     for segment in index.searchable_segment_metas()? {
-        let missing = segment.list_files().into_iter().find(|file| is_needed(file) && !folder.join(file).exists());
+        let is_missing = |file: &PathBuf| !folder.join(file).exists();
+        let missing = components(&segment).into_iter().map(|component| segment.relative_path(component)).find(is_missing);
         if let Some(file) = missing {
             return Err(PartitionError::damaged(&folder.join(file), "it is missing"));
         }
@@ -214,9 +220,14 @@ fn verify(folder: &Path) -> Result<(), PartitionError> {
     }
 }
 
-/// Files that every segment has; the others depend on its content.
-fn is_needed(file: &Path) -> bool {
-    file.extension().is_some_and(|extension| ["idx", "term", "fast", "fieldnorm"].iter().any(|needed| extension == *needed))
+/// The files that a segment cannot do without.
+fn components(segment: &SegmentMeta) -> Vec<SegmentComponent> {
+    use SegmentComponent::{Delete, FastFields, FieldNorms, Postings, Terms};
+    let mut components = vec![Postings, Terms, FastFields, FieldNorms];
+    if segment.has_deletes() {
+        components.push(Delete);
+    }
+    components
 }
 
 impl TextSnapshot {

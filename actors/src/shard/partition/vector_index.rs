@@ -5,7 +5,7 @@
 
 use super::error::PartitionError;
 use faiss::index::io::{read_index, write_index};
-use faiss::index::{IndexImpl, NativeIndex};
+use faiss::index::IndexImpl;
 use faiss::{Index, MetricType, index_factory};
 use std::os::raw::{c_char, c_int};
 use std::path::Path;

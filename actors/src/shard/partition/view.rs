@@ -44,11 +44,6 @@ impl SegmentView {
         SegmentView { segment, live: Some(positions) }
     }
 
-    /// Number of rows that are there.
-    pub(super) fn live_len(&self) -> u64 {
-        self.live.as_ref().map_or(self.segment.len() as u64, |live| live.len())
-    }
-
     fn without(&self, removed: &RoaringBitmap) -> SegmentView {
         let gone = self.segment.positions_of(removed);
         if gone.is_empty() {

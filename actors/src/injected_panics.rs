@@ -1,0 +1,152 @@
+//! A panic in every kind of actor: it is started again, and nothing that was acknowledged is lost.
+
+use crate::engine::{Engine, EngineOptions, Limits};
+use crate::ingest::UploadDocument;
+use crate::ingest::jobs::JobsMessage;
+use crate::meta::MetaMessage;
+use crate::search::{Freshness, Mode, Search};
+use crate::service::{CreateCollection, EmbeddingChoice, Session};
+use crate::shard::ShardMessage;
+use crate::embedding::{EmbedderMessage, Urgency};
+use ragged_raft::ids::DEFAULT_TENANT;
+use ragged_raft::shard::rows::TextFormat;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+fn model_dir() -> Option<PathBuf> {
+    let folder = std::env::var_os("RAGGED_MODEL_DIR").map(PathBuf::from).or_else(|| {
+        let home = PathBuf::from(std::env::var_os("HOME")?);
+        Some(std::env::var_os("XDG_DATA_HOME").map_or(home.join(".local/share"), PathBuf::from).join("ragged/models/all-MiniLM-L6-v2"))
+    })?;
+    if !folder.join("model.safetensors").exists() {
+        eprintln!("SKIPPED: there is no model in {}; `make setup` fetches it", folder.display());
+        return None;
+    }
+    Some(folder)
+}
+
+async fn start(data: &Path, model_dir: PathBuf) -> Engine {
+    let options = EngineOptions {
+        data_dir: data.to_owned(),
+        model_dir,
+        shards: 16,
+        embedding_threads: 1,
+        embedding_batch_tokens: 512,
+        search_threads: 4,
+        block_cache_bytes: 8 << 20,
+        partitions_bytes: 64 << 20,
+        partition_idle: Duration::from_secs(60),
+        limits: Limits::default(),
+    };
+    Engine::start(options, prometheus::Registry::new()).await.unwrap()
+}
+
+async fn session(engine: &Engine, data: &Path) -> Session {
+    let key = std::fs::read_to_string(data.join("admin.key")).unwrap();
+    engine.open_session(key.trim()).await.unwrap()
+}
+
+fn document(number: usize) -> UploadDocument {
+    UploadDocument { id: Some(format!("d{number}")), title: None, text: format!("Document number {number} about albatrosses."), format: TextFormat::Plain, metadata: serde_json::Map::new(), vector: None }
+}
+
+async fn upload(session: &Session, number: usize) {
+    // While an actor is being restarted a write may be refused or have an unknown outcome; a client then tries again.
+    for _ in 0..100 {
+        match session.upload("c", vec![document(number)], None).await {
+            Ok(_) => return,
+            Err(fault) => assert!(fault.retry_after_ms.is_some() || fault.code == "unknown_outcome", "{fault}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("document {number} could not be stored");
+}
+
+async fn assert_all_found(session: &Session, count: usize) {
+    for mode in [Mode::Dense, Mode::Text] {
+        let search = Search {
+            query: Some("albatrosses".into()),
+            vector: None,
+            mode: Some(mode),
+            limit: 1000,
+            offset: 0,
+            filter: Default::default(),
+            group_by_document: true,
+            weights: (1.0, 1.0),
+            explain: false,
+            freshness: Freshness::Strong,
+        };
+        let found = session.search("c", search).await.unwrap();
+        assert_eq!(found.hits.len(), count, "{mode:?}");
+    }
+    for number in 0..count {
+        assert!(session.document("c", &format!("d{number}")).await.unwrap().text.is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_every_kind_of_actor_loses_no_acknowledged_write() {
+    let Some(model_dir) = model_dir() else { return };
+    let data = tempfile::tempdir().unwrap();
+    let engine = start(data.path(), model_dir.clone()).await;
+    let new = CreateCollection { name: "c".into(), spread: Some(4), embedding: EmbeddingChoice::Default, chunk_tokens: 256, chunk_overlap: 32, language: "en".into() };
+    session(&engine, data.path()).await.create_collection(new).await.unwrap();
+    let mut stored = 0;
+    for _ in 0..3 {
+        let own = session(&engine, data.path()).await;
+        upload(&own, stored).await;
+        stored += 1;
+        engine.parts.embedding_address().cast(EmbedderMessage::Panic);
+        assert_eq!(engine.parts.embedding.embed(DEFAULT_TENANT, Urgency::Query, vec!["again".into()]).await.unwrap().len(), 1);
+        for shard in engine.parts.shards.addresses() {
+            shard.cast(ShardMessage::Panic);
+        }
+        upload(&own, stored).await;
+        stored += 1;
+        engine.parts.meta.address().cast(MetaMessage::Panic);
+        engine.parts.jobs.cast(JobsMessage::Panic);
+        engine.parts.sessions.panic_session(own.principal());
+        upload(&own, stored).await;
+        stored += 1;
+        engine.parts.sessions.panic_supervisor();
+        upload(&own, stored).await;
+        stored += 1;
+        let id = loop {
+            match own.submit("c", vec![document(stored)], None).await {
+                Ok(id) => break id,
+                Err(fault) => assert!(fault.retry_after_ms.is_some(), "{fault}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        engine.parts.jobs.cast(JobsMessage::Panic);
+        while own.job(&id.to_string()).await.map_or(true, |job| !job.stage.is_final()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        stored += 1;
+        while !engine.readiness().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // A new session works even though the one before it has panicked.
+        assert_all_found(&session(&engine, data.path()).await, stored).await;
+    }
+    engine.stop(Duration::from_secs(5)).await;
+    drop(engine);
+    let engine = start(data.path(), model_dir).await;
+    assert_all_found(&session(&engine, data.path()).await, stored).await;
+    engine.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_that_panics_is_restarted_with_its_children() {
+    let Some(model_dir) = model_dir() else { return };
+    let data = tempfile::tempdir().unwrap();
+    let engine = start(data.path(), model_dir).await;
+    let before = engine.parts.embedding_address().current().unwrap().get_id();
+    let supervisor = engine.parts.embedding_address().current().unwrap().try_get_supervisor().unwrap();
+    supervisor.send_message(crate::supervision::SupervisorMessage::Panic).unwrap();
+    while engine.parts.embedding_address().current().is_none_or(|actor| actor.get_id() == before) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(engine.parts.embedding.embed(DEFAULT_TENANT, Urgency::Query, vec!["again".into()]).await.unwrap().len(), 1);
+    engine.stop(Duration::from_secs(5)).await;
+}

@@ -1,0 +1,180 @@
+//! What a partition promises, against a naive model of it and the real store.
+
+mod crash;
+mod filters;
+mod model;
+mod shard;
+mod words;
+
+use super::*;
+use model::{Model, Operation};
+use proptest::prelude::*;
+use shard::TestShard;
+
+const DIMENSION: u32 = 6;
+
+fn operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        6 => (0u8..10, 1u8..5, any::<u64>()).prop_map(|(id, chunks, seed)| Operation::Upsert { id, chunks, seed }),
+        3 => (0u8..10).prop_map(|id| Operation::Delete { id }),
+        2 => any::<bool>().prop_map(|idle| Operation::Index { idle }),
+        1 => Just(Operation::Reopen),
+        1 => Just(Operation::Drop),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn answers_are_those_of_the_model_whatever_happens_in_whatever_order(
+        operations in proptest::collection::vec(operation(), 1..40), look_each_time: bool,
+    ) {
+        let mut shard = TestShard::new(DIMENSION, "none");
+        let mut model = Model::default();
+        let mut partition = Some(shard.open());
+        for operation in &operations {
+            match operation {
+                Operation::Upsert { .. } | Operation::Delete { .. } | Operation::Drop => model.apply(&mut shard, operation),
+                Operation::Index { idle } => {
+                    partition.as_ref().unwrap().index_with(*idle).unwrap();
+                }
+                Operation::Reopen => {
+                    drop(partition.take());
+                    partition = Some(shard.open());
+                }
+            }
+            if look_each_time {
+                model.check(partition.as_ref().unwrap());
+            }
+        }
+        model.check(partition.as_ref().unwrap());
+        partition.as_ref().unwrap().index_with(true).unwrap();
+        model.check(partition.as_ref().unwrap());
+        drop(partition);
+        let reopened = shard.open();
+        prop_assert_eq!(reopened.status().rebuilds, 0);
+        model.check(&reopened);
+    }
+}
+
+#[test]
+fn deleted_rows_do_not_come_back_after_merging_and_reopening() {
+    let mut shard = TestShard::new(DIMENSION, "none");
+    let mut model = Model::default();
+    let partition = shard.open();
+    for round in 0..12u8 {
+        for id in 0..10 {
+            model.apply(&mut shard, &Operation::Upsert { id, chunks: 3, seed: u64::from(round) * 100 + u64::from(id) });
+        }
+        model.apply(&mut shard, &Operation::Delete { id: round % 10 });
+        partition.index_with(round % 4 == 3).unwrap();
+        model.check(&partition);
+    }
+    assert!(partition.status().segments <= 4);
+    drop(partition);
+    let partition = shard.open();
+    model.check(&partition);
+    assert_eq!(partition.status().tail_rows, 0);
+}
+
+#[test]
+fn an_idle_partition_has_nothing_left_to_do() {
+    let mut shard = TestShard::new(DIMENSION, "none");
+    let mut model = Model::default();
+    let partition = shard.open();
+    assert!(!partition.wants_indexing());
+    model.apply(&mut shard, &Operation::Upsert { id: 1, chunks: 4, seed: 1 });
+    partition.index_with(true).unwrap();
+    partition.activity.lock().since = Instant::now().checked_sub(LONG_IDLE).unwrap();
+    assert!(!partition.wants_indexing());
+    model.apply(&mut shard, &Operation::Upsert { id: 2, chunks: 4, seed: 1 });
+    assert!(!partition.wants_indexing(), "a few rows wait a while");
+    partition.activity.lock().since = Instant::now().checked_sub(LONG_IDLE).unwrap();
+    assert!(partition.wants_indexing());
+}
+
+#[test]
+fn searches_run_beside_indexing_and_see_every_acknowledged_write() {
+    let mut shard = TestShard::new(DIMENSION, "none");
+    let partition = shard.open();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                partition.index_with(true).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                partition.search(&PartitionQuery { text: Some("alpha".to_owned()), depth: 5, ..Default::default() }).unwrap();
+            }
+        });
+        for number in 0..60u32 {
+            let word = format!("only{number}");
+            shard.upsert(&format!("d{}", number % 20), None, "{}", &[(&word, vec![1.0; 6])]);
+            let query = PartitionQuery { text: Some(word), vector: Some(vec![1.0; 6]), depth: 100, ..Default::default() };
+            let answer = partition.search(&query).unwrap();
+            assert_eq!(answer.text.len(), 1, "write {number} is not seen");
+            assert_eq!(answer.dense.len() as u32, (number + 1).min(20));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn grouping_gives_the_best_row_of_each_document_and_enough_documents() {
+    let mut shard = TestShard::new(DIMENSION, "none");
+    let partition = shard.open();
+    // One document has all of the nearest rows.
+    let near: Vec<(&str, Vec<f32>)> = (0..30).map(|_| ("alpha alpha alpha", vec![1.0, 0.0, 0.0, 0.0, 0.0, 0.0])).collect();
+    shard.upsert("near", None, "{}", &near);
+    for number in 0..9 {
+        shard.upsert(&format!("far{number}"), None, "{}", &[("alpha beta", vec![0.5, 0.1, 0.0, 0.0, 0.0, 0.0]), ("gamma", vec![0.0; 6])]);
+    }
+    let query = PartitionQuery {
+        vector: Some(vec![1.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+        text: Some("alpha".to_owned()),
+        depth: 5,
+        group_by_document: true,
+        ..Default::default()
+    };
+    for _ in 0..2 {
+        let answer = partition.search(&query).unwrap();
+        for ranking in [&answer.dense, &answer.text] {
+            assert_eq!(ranking.len(), 5);
+            assert_eq!((ranking[0].document_id.as_str(), ranking[0].chunk), ("near", 0));
+            let documents: std::collections::HashSet<&str> = ranking.iter().map(|one| one.document_id.as_str()).collect();
+            assert_eq!(documents.len(), 5);
+        }
+        partition.index_with(true).unwrap();
+    }
+}
+
+#[test]
+fn a_query_of_another_length_is_an_error() {
+    let shard = TestShard::new(DIMENSION, "none");
+    let query = PartitionQuery { vector: Some(vec![1.0; 5]), depth: 3, ..Default::default() };
+    assert!(matches!(shard.open().search(&query), Err(PartitionError::Dimension { expected: 6, found: 5 })));
+}
+
+#[test]
+fn a_dropped_collection_is_empty_and_can_be_written_again() {
+    let mut shard = TestShard::new(DIMENSION, "none");
+    let mut model = Model::default();
+    let partition = shard.open();
+    for id in 0..5 {
+        model.apply(&mut shard, &Operation::Upsert { id, chunks: 2, seed: 7 });
+    }
+    partition.index_with(true).unwrap();
+    model.apply(&mut shard, &Operation::Drop);
+    model.check(&partition);
+    for id in 0..3 {
+        model.apply(&mut shard, &Operation::Upsert { id, chunks: 1, seed: 8 });
+    }
+    model.check(&partition);
+    partition.index_with(true).unwrap();
+    model.check(&partition);
+    drop(partition);
+    model.check(&shard.open());
+}
