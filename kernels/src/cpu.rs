@@ -19,9 +19,9 @@ use parking_lot::Mutex;
 use std::sync::{Arc, mpsc};
 use workers::{Group, Workers};
 
-/// Tokens of a group that one thread encodes at once. Enough rows that streaming the weights costs little beside
-/// the arithmetic, few enough that the rows stay in the cache.
-const GROUP_TOKENS: usize = 256;
+/// Tokens of a group that one thread encodes at once. Enough rows that streaming the weights from memory costs little
+/// beside the arithmetic, few enough that the rows stay in the cache and a thread's buffers small (6 MB).
+const GROUP_TOKENS: usize = 512;
 /// A call with at most this many tokens in all is encoded by the calling thread: a query is answered sooner without
 /// being handed over, and without waiting behind groups of documents.
 const CALLER_TOKENS: usize = 64;

@@ -240,8 +240,17 @@ impl Drop for Node {
     }
 }
 
-fn command(folder: &Path, listen: &str) -> Command {
+/// The binary without the settings of whoever runs the tests: a node refuses `RAGGED_*` variables that it does not know.
+pub fn program() -> Command {
     let mut command = Command::new(ragged());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("RAGGED_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn command(folder: &Path, listen: &str) -> Command {
+    let mut command = program();
     command
         .arg("serve")
         .env("RAGGED_DATA_DIR", folder)

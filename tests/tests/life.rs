@@ -1,10 +1,10 @@
 //! Starting, ending, and starting again.
 
 use anyhow::{Result, ensure};
-use ragged_tests::{Node, ragged};
+use ragged_tests::Node;
+use ragged_tests::node::program;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,7 +27,7 @@ async fn everything_is_there_again_after_an_orderly_end() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_node_over_the_same_folder_is_refused_with_one_line() -> Result<()> {
     let node = Node::start().await?;
-    let mut second = Command::new(ragged());
+    let mut second = program();
     second.arg("serve").env("RAGGED_DATA_DIR", node.data_dir()).env("RAGGED_MODEL_DIR", ragged_tests::node::model_dir()).env("RAGGED_HTTP_LISTEN", "127.0.0.1:0");
     let output = tokio::task::spawn_blocking(move || second.output()).await??;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -40,7 +40,7 @@ async fn a_second_node_over_the_same_folder_is_refused_with_one_line() -> Result
 #[tokio::test(flavor = "multi_thread")]
 async fn a_public_address_is_refused_without_tls() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut node = Command::new(ragged());
+    let mut node = program();
     node.arg("serve").env("RAGGED_DATA_DIR", folder.path()).env("RAGGED_HTTP_LISTEN", "0.0.0.0:0");
     let output = tokio::task::spawn_blocking(move || node.output()).await??;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

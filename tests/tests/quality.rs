@@ -2,13 +2,13 @@
 
 use anyhow::{Result, ensure};
 use ragged_tests::shared::shared;
-use ragged_tests::{Node, ragged};
-use std::process::Command;
+use ragged_tests::Node;
+use ragged_tests::node::program;
 
 async fn evaluate(collection: &str, least: &str) -> Result<()> {
     let Some(shared) = shared(&format!("the evaluation on {collection}")) else { return Ok(()) };
     let node = Node::start().await?;
-    let mut eval = Command::new(ragged());
+    let mut eval = program();
     eval.arg("eval").arg(shared.join("data").join(collection)).args(["--collection", collection, "--create", "--load", "--min-ndcg", least]);
     eval.args(["--endpoint", &node.url("")]).env("RAGGED_KEY", node.key()?).env("XDG_STATE_HOME", node.data_dir().join("state"));
     let output = tokio::task::spawn_blocking(move || eval.output()).await??;

@@ -153,5 +153,3 @@ kernels!(portable, crate::lanes::portable::Portable, 4, 1, 1);
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod speed;

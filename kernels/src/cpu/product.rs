@@ -224,8 +224,10 @@ pub(crate) unsafe fn multiply<L: Lanes, const ROWS: usize, const VECTORS: usize>
         Epilogue::Activate(function) => Some(function),
         Epilogue::Store | Epilogue::Add => None,
     };
-    // With few rows a panel is hardly used again, and writing sums out between parts would cost more than it saves.
-    let parts = if rows <= 2 * ROWS { 1 } else { (inputs * panel_columns).div_ceil(PANEL_PART_VALUES).max(1) };
+    // With few rows a panel is hardly used again: writing sums out between parts would cost more than it saves, and
+    // the processor's own prefetching, which follows the panel, is the best there is.
+    let has_few_rows = rows <= 2 * ROWS;
+    let parts = if has_few_rows { 1 } else { (inputs * panel_columns).div_ceil(PANEL_PART_VALUES).max(1) };
     let part_depth = inputs.div_ceil(parts).max(1);
     // What is worked on next is fetched meanwhile, an equal share with each tile.
     let share = (part_depth * panel_columns).div_ceil(rows.div_ceil(ROWS).max(1)).next_multiple_of(16);
@@ -252,8 +254,10 @@ pub(crate) unsafe fn multiply<L: Lanes, const ROWS: usize, const VECTORS: usize>
                 let mut ahead = task.panel.wrapping_add(depth * panel_columns);
                 let mut left = rows;
                 while left >= ROWS {
-                    prefetch(ahead, share);
-                    ahead = ahead.wrapping_add(share);
+                    if !has_few_rows {
+                        prefetch(ahead, share);
+                        ahead = ahead.wrapping_add(share);
+                    }
                     run::<L, ROWS, VECTORS>(&task);
                     left -= ROWS;
                     if left > 0 {

@@ -138,10 +138,6 @@ async fn delete_by_filter(mut call: Call, session: Session) -> Answer {
     Query::parse(&call.query)?.end()?;
     let DeleteByFilter { filter } = call.json().await?;
     let filter = filter::from_wire(filter)?;
-    if filter.is_empty() {
-        let detail = "filter is empty and would match everything: delete the collection instead";
-        return Err(Problem::invalid("empty_filter", detail));
-    }
     json::ok(&deleted(session.delete_matching(call.parameter(0)?, filter).await?))
 }
 

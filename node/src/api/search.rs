@@ -5,7 +5,7 @@ use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::{Call, filter, json};
 use futures::{StreamExt, TryStreamExt};
-use ragged_actors::{Found, Freshness, Search, SearchOutcome, Session};
+use ragged_actors::{Found, Freshness, Search, SearchOutcome, Session, WriteToken};
 use ragged_client::{
     Consistency, Explanation, GroupBy, Hit, Mode, SearchBatch, SearchBatchResponse, SearchRequest, SearchResponse, ShardPlan,
     Span,
@@ -84,6 +84,8 @@ fn from_wire(request: SearchRequest) -> Result<Search, Problem> {
 }
 
 fn freshness(consistency: Option<Consistency>, token: Option<String>) -> Result<Freshness, Problem> {
+    // Read even where it decides nothing: a wrong token is a mistake in the client.
+    let token = token.map(|text| WriteToken::parse(&text)).transpose()?;
     match (consistency, token) {
         (None | Some(Consistency::Session), Some(token)) => Ok(Freshness::Session(token)),
         (Some(Consistency::Session), None) => {
@@ -136,11 +138,12 @@ mod tests {
 
     #[test]
     fn tokens_and_consistency_agree() {
-        let token = || Some("t".to_string());
+        let token = || Some(WriteToken::default().reveal().unwrap());
         assert!(matches!(freshness(None, None), Ok(Freshness::Eventual)));
         assert!(matches!(freshness(None, token()), Ok(Freshness::Session(_))));
         assert!(matches!(freshness(Some(Consistency::Strong), token()), Ok(Freshness::Strong)));
         assert_eq!(freshness(Some(Consistency::Session), None).err().unwrap().code, "missing_token");
         assert_eq!(freshness(Some(Consistency::Eventual), token()).err().unwrap().code, "contradicting_consistency");
+        assert_eq!(freshness(Some(Consistency::Strong), Some("t".to_string())).err().unwrap().code, "invalid_token");
     }
 }

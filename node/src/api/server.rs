@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 /// The head of a request must have come after so long, so that nobody holds a connection by sending it a byte at a time. It is also how
-/// long an idle connection is kept.
+/// long an idle connection is kept: longer than the 60 s of nginx, so that a proxy never reuses a connection that we are closing.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Head of a request: line and headers. hyper answers 431 beyond.

@@ -10,10 +10,10 @@
 
 use super::error::PartitionError;
 use super::files;
-use super::vector_index::{self, VectorIndex};
+use super::vector_index::{self, Effort, VectorIndex};
 use half::f16;
 use memmap2::Mmap;
-use ragged_kernels::exact;
+use ragged_kernels::{Scored, exact};
 use ragged_raft::codec;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
@@ -25,10 +25,10 @@ use std::path::{Path, PathBuf};
 pub(super) const INDEXED_ROWS_MIN: usize = 8192;
 /// Rows up to which going through all that are wanted is not slower than the approximate index.
 const EXACT_ROWS_MAX: u64 = 4096;
-/// Candidates for each row that is wanted. Re-scoring costs little beside finding them.
-const CANDIDATES_PER_ROW: usize = 5;
-/// Candidates at least: 20 for each of 10 rows.
-const CANDIDATES_MIN: usize = 200;
+/// Queries that the effort of searching an index is found with.
+const TRIAL_QUERIES: usize = 48;
+/// Part of the ten nearest rows that an index must find for the trial queries.
+const TRIAL_RECALL: f64 = 0.975;
 /// `vectors.f16` is compared with its checksum up to this length.
 const VERIFIED_BYTES_MAX: u64 = 64 << 20;
 
@@ -43,7 +43,7 @@ struct Description {
     dimension: u32,
     rows: FileSum,
     vectors: FileSum,
-    index: Option<FileSum>,
+    index: Option<(FileSum, Effort)>,
 }
 
 /// A file's length and CRC-32.
@@ -72,7 +72,7 @@ pub(super) struct Segment {
     rows: Vec<u32>,
     row_set: RoaringBitmap,
     vectors: Option<Mmap>,
-    index: Option<VectorIndex>,
+    index: Option<(VectorIndex, Effort)>,
 }
 
 /// What a segment found.
@@ -97,10 +97,10 @@ impl Segment {
         let vectors = map_vectors(&folder.join(VECTORS), description.vectors, rows.len() * dimension * 2)?;
         let index = match description.index {
             None => None,
-            Some(sum) => {
+            Some((sum, effort)) => {
                 let path = folder.join(INDEX);
                 sum.compare(&path)?;
-                Some(VectorIndex::load(&path, rows.len(), dimension)?)
+                Some((VectorIndex::load(&path, rows.len(), dimension)?, effort))
             }
         };
         let row_set = RoaringBitmap::from_sorted_iter(rows.iter().copied())
@@ -162,17 +162,14 @@ impl Segment {
         if wanted == 0 {
             return Ok(SegmentHits { hits: Vec::new(), method: "nothing to look at" });
         }
-        let candidates = (wanted * CANDIDATES_PER_ROW).max(CANDIDATES_MIN);
-        if let Some(index) = &self.index
+        if let Some((index, effort)) = &self.index
             && count > EXACT_ROWS_MAX
-            && (candidates as u64) < count / 4
+            && (effort.candidates(wanted) as u64) < count / 4
         {
             let bitmap = allowed.map(|allowed| byte_bitmap(allowed, self.rows.len()));
-            let positions = index.search(query, candidates, bitmap.as_deref())?;
-            if positions.len() >= wanted {
-                let mut scored = exact::score(query, self.vectors(), self.dimension, &positions);
-                scored.sort_unstable_by(|one, other| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position)));
-                scored.truncate(wanted);
+            let rows = Rows { vectors: self.vectors(), dimension: self.dimension };
+            let scored = rows.nearest(index, *effort, query, wanted, bitmap.as_deref())?;
+            if scored.len() >= wanted {
                 return Ok(SegmentHits { hits: self.named(&scored), method: "approximate, re-scored" });
             }
         }
@@ -180,13 +177,81 @@ impl Segment {
         Ok(SegmentHits { hits: self.named(&scored), method: "exact" })
     }
 
-    fn named(&self, scored: &[ragged_kernels::Scored]) -> Vec<(u32, f32)> {
+    fn named(&self, scored: &[Scored]) -> Vec<(u32, f32)> {
         scored.iter().map(|scored| (self.rows[scored.position as usize], scored.score)).collect()
     }
 
     /// Bytes that it holds in memory; mapped vectors are the operating system's to drop.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.rows.len() * 4 + self.row_set.serialized_size() + self.index.as_ref().map_or(0, VectorIndex::memory_bytes)
+        self.rows.len() * 4 + self.row_set.serialized_size() + self.index.as_ref().map_or(0, |(index, _)| index.memory_bytes())
+    }
+}
+
+/// Vectors, one after the other.
+struct Rows<'a> {
+    vectors: &'a [f16],
+    dimension: usize,
+}
+
+impl Rows<'_> {
+    /// The nearest of what the index finds, with exact scores, best first.
+    fn nearest(
+        &self,
+        index: &VectorIndex,
+        effort: Effort,
+        query: &[f32],
+        wanted: usize,
+        allowed: Option<&[u8]>,
+    ) -> Result<Vec<Scored>, PartitionError> {
+        let positions = index.search(query, effort, effort.candidates(wanted), allowed)?;
+        let mut scored = exact::score(query, self.vectors, self.dimension, &positions);
+        scored.sort_unstable_by(|one, other| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position)));
+        scored.truncate(wanted);
+        Ok(scored)
+    }
+
+    fn of(&self, position: usize) -> Vec<f32> {
+        let start = position * self.dimension;
+        self.vectors[start..start + self.dimension].iter().map(|value| value.to_f32()).collect()
+    }
+
+    /// Queries to try an index with: vectors that it has, and vectors between two that it has, since questions are seldom as near to an
+    /// answer as answers are to each other.
+    fn trial_queries(&self) -> Vec<Vec<f32>> {
+        let count = self.vectors.len() / self.dimension;
+        let mut queries = Vec::with_capacity(TRIAL_QUERIES);
+        for number in 0..TRIAL_QUERIES {
+            let mut query = self.of(number * count / TRIAL_QUERIES);
+            if number % 2 == 1 {
+                let other = self.of((number * 7919 + 13) % count);
+                query.iter_mut().zip(other).for_each(|(value, other)| *value += other);
+                exact::normalize(&mut query);
+            }
+            queries.push(query);
+        }
+        queries
+    }
+
+    /// The least effort that finds enough; none when even the most does not.
+    fn effort(&self, index: &VectorIndex) -> Result<Option<Effort>, PartitionError> {
+        const NEAREST: usize = 10;
+        let queries = self.trial_queries();
+        let right: Vec<Vec<Scored>> =
+            queries.iter().map(|query| exact::top_k(query, self.vectors, self.dimension, None, NEAREST)).collect();
+        let wanted: usize = right.iter().map(Vec::len).sum();
+        for effort in Effort::ladder(self.vectors.len() / self.dimension) {
+            let mut found = 0;
+            for (query, right) in queries.iter().zip(&right) {
+                let nearest = self.nearest(index, effort, query, NEAREST, None)?;
+                // By score, so that of equal rows any will do.
+                let worst = right.last().map_or(f32::MAX, |scored| scored.score);
+                found += nearest.iter().filter(|scored| scored.score >= worst).count();
+            }
+            if found as f64 >= wanted as f64 * TRIAL_RECALL {
+                return Ok(Some(effort));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -279,12 +344,7 @@ impl SegmentBuilder {
         vectors.sync_all().map_err(PartitionError::file(&path))?;
         let rows: Vec<u8> = self.rows.iter().flat_map(|row| row.to_le_bytes()).collect();
         files::replace(&folder.join(ROWS), &rows)?;
-        let index = if self.rows.len() >= INDEXED_ROWS_MIN {
-            build_index(&folder, self.rows.len(), self.dimension)?;
-            Some(FileSum::of(&folder.join(INDEX))?)
-        } else {
-            None
-        };
+        let index = if self.rows.len() >= INDEXED_ROWS_MIN { build_index(&folder, self.rows.len(), self.dimension)? } else { None };
         let description = Description {
             dimension: self.dimension as u32,
             rows: FileSum::of(&folder.join(ROWS))?,
@@ -298,18 +358,31 @@ impl SegmentBuilder {
     }
 }
 
-/// Builds the approximate index of the vectors that have been written.
-fn build_index(folder: &Path, count: usize, dimension: usize) -> Result<(), PartitionError> {
+/// Builds the approximate index of the vectors that have been written, and finds out how hard it must be searched. Vectors that it
+/// cannot tell apart, whatever the effort, are searched exactly.
+fn build_index(folder: &Path, count: usize, dimension: usize) -> Result<Option<(FileSum, Effort)>, PartitionError> {
     let (vectors, path) = (folder.join(VECTORS), folder.join(INDEX));
-    let (bytes, crc32) = files::checksum(&vectors)?;
-    let Some(mapped) = map_vectors(&vectors, FileSum { bytes, crc32 }, count * dimension * 2)? else { return Ok(()) };
-    let rows: &[f16] = bytemuck::cast_slice(&mapped);
+    let file = File::open(&vectors).map_err(PartitionError::file(&vectors))?;
+    // SAFETY: the file has been written and is not changed any more.
+    let mapped = unsafe { Mmap::map(&file) }.map_err(PartitionError::file(&vectors))?;
+    let rows = Rows { vectors: bytemuck::cast_slice(&mapped), dimension };
     let read = |first: usize, until: usize, into: &mut Vec<f32>| {
         into.clear();
         // faiss refuses to train with what is not finite; such a vector has no nearest ones anyway.
         let finite = |value: &f16| if value.is_finite() { value.to_f32() } else { 0.0 };
-        into.extend(rows[first * dimension..until * dimension].iter().map(finite));
+        into.extend(rows.vectors[first * dimension..until * dimension].iter().map(finite));
     };
     vector_index::build(&path, count, dimension, &read)?;
-    File::open(&path).and_then(|file| file.sync_all()).map_err(PartitionError::file(&path))
+    File::open(&path).and_then(|file| file.sync_all()).map_err(PartitionError::file(&path))?;
+    match rows.effort(&VectorIndex::load(&path, count, dimension)?)? {
+        Some(effort) => {
+            tracing::debug!(count, ?effort, "vector index built");
+            Ok(Some((FileSum::of(&path)?, effort)))
+        }
+        None => {
+            tracing::warn!(count, "the approximate index does not tell these vectors apart: they are searched exactly");
+            fs::remove_file(&path).map_err(PartitionError::file(&path))?;
+            Ok(None)
+        }
+    }
 }

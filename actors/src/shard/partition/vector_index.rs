@@ -7,6 +7,7 @@ use super::error::PartitionError;
 use faiss::index::io::{read_index, write_index};
 use faiss::index::IndexImpl;
 use faiss::{Index, MetricType, index_factory};
+use serde::{Deserialize, Serialize};
 use std::os::raw::{c_char, c_int};
 use std::path::Path;
 use std::ptr;
@@ -15,10 +16,6 @@ use std::ptr;
 const BLOCK_ROWS: usize = 4096;
 /// Vectors for training, for each list. faiss wants 39 at least.
 const TRAINING_ROWS_PER_LIST: usize = 40;
-/// Lists are probed in this proportion: with 1,024 lists, 256 reached a recall@10 of 0.967 (notes/measurements.md).
-const PROBED_PART: usize = 4;
-/// Lists probed at least.
-const PROBES_MIN: usize = 24;
 /// Threads for building. Searches use one each: they run beside each other.
 const BUILD_THREADS: c_int = 2;
 
@@ -30,6 +27,29 @@ unsafe extern "C" {
 fn use_threads(count: c_int) {
     // SAFETY: sets a variable of the calling thread; any positive number is valid.
     unsafe { omp_set_num_threads(count) }
+}
+
+/// How hard an index is searched: the lists that are looked into, and the candidates that are re-scored for ten rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Effort {
+    probes: u32,
+    candidates_for_ten: u32,
+}
+
+impl Effort {
+    /// Efforts for an index of so many vectors, from the least on. With 1,024 lists, 256 probes and 200 candidates reached a recall@10
+    /// of 0.967 for 157,458 vectors of MiniLM (notes/measurements.md).
+    pub(super) fn ladder(count: usize) -> impl Iterator<Item = Effort> {
+        let lists = lists_for(count) as u32;
+        let rungs = [(8, 100), (4, 100), (4, 200), (4, 400), (2, 400), (2, 800), (1, 800), (1, 1600)];
+        rungs.into_iter().map(move |(part, candidates_for_ten)| Effort { probes: (lists / part).max(16).min(lists), candidates_for_ten })
+    }
+
+    /// Candidates for so many rows. The more rows are wanted, the fewer candidates each of them needs.
+    pub(super) fn candidates(self, rows: usize) -> usize {
+        let ten = self.candidates_for_ten as usize;
+        ten.max(rows * ten / 40)
+    }
 }
 
 /// An index that is in memory.
@@ -103,13 +123,18 @@ impl VectorIndex {
 
     /// Positions of about the `candidates` nearest vectors, in no order that counts; of those in `allowed` when it is given: bit
     /// `position % 8` of byte `position / 8`.
-    pub(super) fn search(&self, query: &[f32], candidates: usize, allowed: Option<&[u8]>) -> Result<Vec<u32>, PartitionError> {
+    pub(super) fn search(
+        &self,
+        query: &[f32],
+        effort: Effort,
+        candidates: usize,
+        allowed: Option<&[u8]>,
+    ) -> Result<Vec<u32>, PartitionError> {
         if query.len() != self.index.d() as usize {
             return Err(PartitionError::Dimension { expected: self.index.d() as usize, found: query.len() });
         }
         use_threads(1);
-        let probes = (self.lists / PROBED_PART).max(PROBES_MIN).min(self.lists);
-        let parameters = Parameters::new(probes, allowed)?;
+        let parameters = Parameters::new(effort.probes as usize, allowed)?;
         let mut distances = vec![0f32; candidates];
         let mut labels = vec![-1i64; candidates];
         // SAFETY: the index is alive, searching does not change it, and faiss allows searches of one index from several threads at once.

@@ -98,6 +98,7 @@ pub(super) fn document(id: &str, title: Option<&str>, metadata: &str, chunks: &[
             metadata: metadata.to_owned(),
             chunks: chunks.len() as u32,
             first_row: RowId(0),
+            vectors: 0,
             version: 0,
             created_at_ms: 0,
             updated_at_ms: 0,
