@@ -13,9 +13,7 @@ pub mod problem;
 pub mod search;
 pub mod status;
 
-pub use client::{
-    Client, ClientBuilder, ImportOptions, Key, ListOptions, RetryPolicy, UploadFile, UploadOptions, UploadReply,
-};
+pub use client::{Client, ClientBuilder, ImportOptions, Key, ListOptions, RetryPolicy, UploadFile, UploadOptions, UploadReply};
 pub use collection::*;
 pub use document::*;
 pub use error::ClientError;

@@ -52,7 +52,6 @@ pub fn check_processor() -> anyhow::Result<()> {
 
 /// Runs a node until a signal or a fault ends it. Errors are one line for the operator.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
-    check_processor()?;
     telemetry::start(&config.log)?;
     raise_open_files();
     // Before anything is started, so that an early signal ends an early process in order, too.

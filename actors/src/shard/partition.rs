@@ -261,7 +261,12 @@ impl Partition {
         Ok(ids)
     }
 
-    fn matching_in_order(&self, first_rows: &RoaringBitmap, after: Option<&str>, limit: usize) -> Result<Vec<String>, PartitionError> {
+    fn matching_in_order(
+        &self,
+        first_rows: &RoaringBitmap,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, PartitionError> {
         let mut ids = Vec::new();
         let mut last = after.map(str::to_owned);
         while ids.len() < limit {
@@ -294,13 +299,7 @@ impl Partition {
 
     fn could_settle(&self) -> bool {
         let view = self.view.load();
-        let step = Step {
-            counters: Default::default(),
-            until: 0,
-            live: &view.live,
-            known_until: view.next_row,
-            is_idle: true,
-        };
+        let step = Step { counters: Default::default(), until: 0, live: &view.live, known_until: view.next_row, is_idle: true };
         // When the indexes are being built at the moment, that comes first.
         self.checkpoint.try_lock().is_some_and(|checkpoint| checkpoint.could_settle(&step))
     }
@@ -342,10 +341,8 @@ impl Partition {
             let counters = self.source.counters()?;
             let until = counters.next_row.0.min(checkpoint.until().saturating_add(STEP_ROWS_MAX));
             let view = self.view.load_full();
-            let advanced = checkpoint.advance(
-                &self.source,
-                &Step { counters, until, live: &view.live, known_until: view.next_row, is_idle },
-            )?;
+            let advanced = checkpoint
+                .advance(&self.source, &Step { counters, until, live: &view.live, known_until: view.next_row, is_idle })?;
             progress.rows += advanced.rows;
             progress.replaced += advanced.replaced;
             progress.segments = checkpoint.segments().len();

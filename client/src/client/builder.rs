@@ -1,10 +1,10 @@
 //! Makes a client and checks its settings.
 
+use super::Client;
 use super::key::Key;
 use super::retry::RetryPolicy;
 use super::tokens::WriteTokens;
 use super::transport::Transport;
-use super::Client;
 use crate::error::ClientError;
 use reqwest::Url;
 use std::sync::Arc;
@@ -106,7 +106,8 @@ impl ClientBuilder {
         if self.endpoints.len() > ENDPOINTS_MAX {
             return Err(ClientError::Invalid(format!("a client takes at most {ENDPOINTS_MAX} endpoints")));
         }
-        let endpoints = self.endpoints.iter().map(|endpoint| parse_endpoint(endpoint)).collect::<Result<Vec<Url>, ClientError>>()?;
+        let endpoints =
+            self.endpoints.iter().map(|endpoint| parse_endpoint(endpoint)).collect::<Result<Vec<Url>, ClientError>>()?;
         let authorization = self.key.as_ref().map(Key::bearer).transpose()?;
         // Nodes are asked directly: a proxy meant for the web must not see keys and documents.
         let http = reqwest::Client::builder()
@@ -117,7 +118,9 @@ impl ClientBuilder {
             .tcp_nodelay(true)
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|error| ClientError::Invalid(format!("the HTTP client cannot be made: {}", super::transport::chain(&error))))?;
+            .map_err(|error| {
+                ClientError::Invalid(format!("the HTTP client cannot be made: {}", super::transport::chain(&error)))
+            })?;
         let transport = Transport::new(super::transport::Settings {
             http,
             endpoints,

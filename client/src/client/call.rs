@@ -53,7 +53,8 @@ impl Call {
     }
 
     pub(crate) fn json<T: Serialize>(mut self, body: &T) -> Result<Call, ClientError> {
-        let bytes = serde_json::to_vec(body).map_err(|error| ClientError::Invalid(format!("the request cannot be written as JSON: {error}")))?;
+        let bytes = serde_json::to_vec(body)
+            .map_err(|error| ClientError::Invalid(format!("the request cannot be written as JSON: {error}")))?;
         self.body = Body::Json(bytes.into());
         Ok(self)
     }

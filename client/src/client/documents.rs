@@ -138,7 +138,8 @@ fn upload_call(collection: &str, options: UploadOptions) -> Call {
 pub(super) fn form(files: &[UploadFile]) -> multipart::Form {
     let mut form = multipart::Form::new();
     for file in files {
-        let part = multipart::Part::stream_with_length(file.content.clone(), file.content.len() as u64).file_name(file.name.clone());
+        let part =
+            multipart::Part::stream_with_length(file.content.clone(), file.content.len() as u64).file_name(file.name.clone());
         form = form.part("file", part);
     }
     form

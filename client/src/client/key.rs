@@ -13,8 +13,9 @@ impl Key {
     /// # Errors
     /// [`ClientError::Invalid`] when the key has characters that cannot stand in a header.
     pub(crate) fn bearer(&self) -> Result<HeaderValue, ClientError> {
-        let mut header = HeaderValue::from_str(&format!("Bearer {}", self.0))
-            .map_err(|_| ClientError::Invalid("the key has characters that a key cannot have, such as a line break".to_owned()))?;
+        let mut header = HeaderValue::from_str(&format!("Bearer {}", self.0)).map_err(|_| {
+            ClientError::Invalid("the key has characters that a key cannot have, such as a line break".to_owned())
+        })?;
         header.set_sensitive(true);
         Ok(header)
     }

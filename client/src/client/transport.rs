@@ -100,7 +100,9 @@ impl Transport {
                     if is_retryable(answer.status.as_u16()) && call.repeatable && may_go_on {
                         let asked = retry_after(&answer.headers).unwrap_or_default();
                         if asked <= self.settings.retry.retry_after_max {
-                            if call.writes && let error @ ClientError::UnknownOutcome { .. } = refusal(endpoint, call, &answer) {
+                            if call.writes
+                                && let error @ ClientError::UnknownOutcome { .. } = refusal(endpoint, call, &answer)
+                            {
                                 progress.lost = Some(error);
                             }
                             progress.not_before[index] = Instant::now() + asked;
@@ -116,10 +118,14 @@ impl Transport {
                 }
                 Err(AttemptFailure::Lost(detail)) => {
                     if call.writes {
-                        progress.lost = Some(ClientError::UnknownOutcome { endpoint: endpoint.to_string(), detail: detail.clone() });
+                        progress.lost =
+                            Some(ClientError::UnknownOutcome { endpoint: endpoint.to_string(), detail: detail.clone() });
                     }
                     if !call.repeatable || !may_go_on {
-                        return Err(progress.lost.take().unwrap_or_else(|| unreachable_node(endpoint, progress.attempts, detail)));
+                        return Err(progress
+                            .lost
+                            .take()
+                            .unwrap_or_else(|| unreachable_node(endpoint, progress.attempts, detail)));
                     }
                 }
             }

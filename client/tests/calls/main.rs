@@ -3,7 +3,8 @@
 mod scripted_server;
 
 use ragged_client::{
-    Client, ClientBuilder, ClientError, ImportOptions, NewDocument, RetryPolicy, SearchRequest, UploadFile, UploadOptions, UploadReply,
+    Client, ClientBuilder, ClientError, ImportOptions, NewDocument, RetryPolicy, SearchRequest, UploadFile, UploadOptions,
+    UploadReply,
 };
 use scripted_server::{Reply, Server, refused_endpoint};
 use std::time::{Duration, Instant};
@@ -52,7 +53,8 @@ async fn a_read_gives_up_after_its_attempts_and_says_what_was_answered() {
 
 #[tokio::test]
 async fn a_write_without_a_key_is_sent_once_and_its_outcome_is_unknown() {
-    for reply in [Reply::HangUp, Reply::HalfAnswer, Reply::status(504, BUSY.replace("503", "504")), Reply::status(502, "<html>")] {
+    for reply in [Reply::HangUp, Reply::HalfAnswer, Reply::status(504, BUSY.replace("503", "504")), Reply::status(502, "<html>")]
+    {
         let server = Server::start(vec![reply, Reply::status(200, UPLOADED)]);
         let error =
             client(&[server.endpoint()]).upload("c", &one_document(), Default::default()).await.expect_err("the answer is lost");
@@ -189,7 +191,8 @@ async fn a_stream_is_imported_in_one_request_to_a_node_that_lives() {
     let health = r#"{"status": "ok", "version": "0"}"#;
     let report = r#"{"accepted": 2, "failed": [], "failed_count": 0, "token": "t"}"#;
     let server = Server::start(vec![Reply::status(200, health), Reply::status(200, report)]);
-    let lines = futures::stream::iter(["{\"text\":\"a\"}\n", "{\"text\":\"b\"}\n"].map(|line| Ok::<_, std::io::Error>(line.into())));
+    let lines =
+        futures::stream::iter(["{\"text\":\"a\"}\n", "{\"text\":\"b\"}\n"].map(|line| Ok::<_, std::io::Error>(line.into())));
     let answer = client(&[&refused_endpoint(), server.endpoint()]).import_stream("c", lines).await.expect("answered");
     assert_eq!(answer.accepted, 2);
     let body = server.requests()[1].body_text();

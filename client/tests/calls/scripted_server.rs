@@ -7,7 +7,12 @@ use std::time::Duration;
 
 /// What a request gets.
 pub enum Reply {
-    Answer { status: u16, headers: Vec<(String, String)>, body: String, with_length: bool },
+    Answer {
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: String,
+        with_length: bool,
+    },
     /// The connection is closed after the request was read.
     HangUp,
     /// The connection is closed in the middle of a 200.

@@ -142,7 +142,9 @@ mod tests {
     #[test]
     fn the_printed_file_is_toml_with_every_key_once_it_is_uncommented() {
         let text = file(&defaults());
-        assert!(text.parse::<toml::Table>().unwrap().values().all(|section| section.as_table().is_some_and(|keys| keys.is_empty())));
+        assert!(
+            text.parse::<toml::Table>().unwrap().values().all(|section| section.as_table().is_some_and(|keys| keys.is_empty()))
+        );
         let is_setting = |line: &str| line.starts_with('#') && !line.starts_with("# ");
         let uncommented: String =
             text.lines().map(|line| if is_setting(line) { &line[1..] } else { line }).map(|line| format!("{line}\n")).collect();

@@ -68,6 +68,18 @@ impl Globals {
         Ok(builder.build()?)
     }
 
+    /// A client for each node, that neither tries again nor adds anything to what is measured.
+    pub fn measuring_clients(&self) -> Result<Vec<Client>, CliError> {
+        let endpoints = self.endpoints();
+        let key = settings::key(self, &endpoints)?;
+        let client = |endpoint: &String| {
+            let builder = Client::builder().endpoint(endpoint).retry(RetryPolicy::never()).read_your_writes(false);
+            let builder = if let Some(key) = &key { builder.key(key.as_str()) } else { builder };
+            Ok(builder.build()?)
+        };
+        endpoints.iter().map(client).collect()
+    }
+
     /// A client of one node that asks once and needs no key.
     pub fn probe(&self, endpoint: &str) -> Result<Client, CliError> {
         let builder = Client::builder().endpoint(endpoint).retry(RetryPolicy::never()).timeout(Duration::from_secs(5));

@@ -142,8 +142,7 @@ mod tests {
         for buffer in [1, 2, 3, 7, 100] {
             let lines = all(text, 6, buffer);
             let said = |text: &str| Line::Text(text.as_bytes().to_vec());
-            let expected =
-                vec![(1, said("one")), (2, said("")), (3, Line::TooLong), (4, said("four\r")), (5, said("five"))];
+            let expected = vec![(1, said("one")), (2, said("")), (3, Line::TooLong), (4, said("four\r")), (5, said("five"))];
             assert_eq!(lines, expected, "buffer of {buffer}");
         }
         assert!(all(b"", 6, 8).is_empty());

@@ -46,7 +46,8 @@ pub struct Arguments {
 
 fn parse_assignment(text: &str) -> Result<(&'static str, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| "this is not of the form KEY=VALUE".to_owned())?;
-    let key = crate::config::Key::find(name.trim()).ok_or_else(|| format!("there is no key {name}; `ragged config` lists them"))?;
+    let key =
+        crate::config::Key::find(name.trim()).ok_or_else(|| format!("there is no key {name}; `ragged config` lists them"))?;
     Ok((key.path, value.to_owned()))
 }
 
@@ -68,12 +69,14 @@ impl Arguments {
 
 /// Runs a node until a signal ends it.
 pub fn run(arguments: Arguments, globals: &Globals) -> Result<Exit, CliError> {
+    // Before anything else runs: what is compiled for a newer processor would end it without a word.
+    crate::serve::check_processor().map_err(CliError::Node)?;
     let loaded = settings::load(globals, arguments.into_flags())?;
     let runtime = super::runtime()?;
-    runtime.block_on(crate::serve::serve(loaded.config)).map_err(CliError::Node)?;
-    // Threads that still compute for nobody must not hold up the end.
+    let served = runtime.block_on(crate::serve::serve(loaded.config));
+    // What is still blocking a thread would otherwise be waited for, after everything has been stopped in order.
     runtime.shutdown_background();
-    Ok(Exit::Success)
+    served.map(|()| Exit::Success).map_err(CliError::Node)
 }
 
 #[cfg(test)]

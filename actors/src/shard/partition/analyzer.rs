@@ -392,7 +392,8 @@ mod tests {
 
     #[test]
     fn every_query_term_of_a_text_is_a_term_of_it() {
-        for text in ["東京都に行く", "ภาษาไทย", "한국어 텍스트", "hello 世界", "क्षत्रिय", "a\u{200d}b"] {
+        for text in ["東京都に行く", "ภาษาไทย", "한국어 텍스트", "hello 世界", "क्षत्रिय", "a\u{200d}b"]
+        {
             let stored = terms("none", text);
             assert!(query("none", text).iter().all(|term| stored.contains(term)), "{text}");
             assert!(!stored.is_empty());

@@ -253,7 +253,14 @@ fn dead_rows(segment: &Segment, step: &Step<'_>) -> RoaringBitmap {
 }
 
 /// Refuses what belongs to another past of the rows: a checkpoint reaches as far as the rows at most, and has all of them that it says.
-fn compare(path: &Path, until: u32, changed_at: u64, has: &RoaringBitmap, live: &RoaringBitmap, counters: PartitionRow) -> Result<(), PartitionError> {
+fn compare(
+    path: &Path,
+    until: u32,
+    changed_at: u64,
+    has: &RoaringBitmap,
+    live: &RoaringBitmap,
+    counters: PartitionRow,
+) -> Result<(), PartitionError> {
     if until > counters.next_row.0 || changed_at > counters.changed_at {
         return Err(PartitionError::damaged(path, "it is ahead of the rows"));
     }

@@ -39,7 +39,10 @@ impl Manifest {
         let Some(frame) = files::read_if_there(&path)? else { return Ok(None) };
         let manifest: Manifest = codec::decode(&frame).map_err(|fault| PartitionError::damaged(&path, fault.to_string()))?;
         if manifest.version != VERSION {
-            return Err(PartitionError::damaged(&path, format!("version {} is not known to this version of ragged", manifest.version)));
+            return Err(PartitionError::damaged(
+                &path,
+                format!("version {} is not known to this version of ragged", manifest.version),
+            ));
         }
         Ok(Some(manifest))
     }

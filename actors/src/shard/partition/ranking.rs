@@ -39,7 +39,12 @@ impl<'a> Ranking<'a> {
         Ranking { depth, starts, best: BTreeSet::new(), of_document: HashMap::new() }
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    /// How many are kept at most.
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn is_full(&self) -> bool {
         self.best.len() >= self.depth
     }
 

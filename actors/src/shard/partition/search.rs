@@ -47,7 +47,11 @@ impl Search<'_> {
         let filtered = matches!(allowed, Cow::Owned(_));
         self.explain(steps, || {
             let (live, tail) = (self.view.live.len(), self.view.tail_rows());
-            if filtered { format!("filter: {} of {live} chunks pass", allowed.len()) } else { format!("{live} chunks, {tail} of them not indexed yet") }
+            if filtered {
+                format!("filter: {} of {live} chunks pass", allowed.len())
+            } else {
+                format!("{live} chunks, {tail} of them not indexed yet")
+            }
         });
         let dense = match &self.query.vector {
             Some(vector) => self.dense(vector, filtered.then_some(allowed.as_ref()), steps)?,
@@ -80,24 +84,31 @@ impl Search<'_> {
         Ok(ranking.into_sorted())
     }
 
-    fn dense(&self, vector: &[f32], allowed: Option<&RoaringBitmap>, steps: &mut Vec<String>) -> Result<Vec<Ranked>, PartitionError> {
+    fn dense(
+        &self,
+        vector: &[f32],
+        allowed: Option<&RoaringBitmap>,
+        steps: &mut Vec<String>,
+    ) -> Result<Vec<Ranked>, PartitionError> {
         if vector.len() != self.source.dimension() {
             return Err(PartitionError::Dimension { expected: self.source.dimension(), found: vector.len() });
         }
         let mut wanted = self.query.depth;
         loop {
             let mut ranking = Ranking::new(self.query.depth, self.starts());
-            let was_cut = self.dense_rows(vector, allowed, wanted, &mut ranking, steps)?;
-            // A part that gave fewer rows than wanted has no more; only where several rows share a document can there be too few.
-            if ranking.is_full() || !was_cut {
+            let unseen = self.dense_rows(vector, allowed, wanted, &mut ranking, steps)?;
+            // Where several rows share a document, the best rows of a part can be of so few documents that a row that was not asked for
+            // is better than the worst that is kept.
+            if ranking.depth() == 0 || unseen.is_none_or(|unseen| ranking.worst().is_some_and(|worst| worst.score >= unseen)) {
                 return Ok(ranking.into_sorted());
             }
             wanted = wanted.saturating_mul(WIDENING);
-            self.explain(steps, || format!("too few documents: looking for the best {wanted} chunks"));
+            self.explain(steps, || format!("several chunks of the same documents: looking for the best {wanted} chunks"));
         }
     }
 
-    /// Offers the best `wanted` rows of each segment and of the tail; whether some part may have had more.
+    /// Offers the best `wanted` rows of each segment and of the tail. Rows that were not looked at have the returned score at most; none
+    /// when there are no such rows.
     fn dense_rows(
         &self,
         vector: &[f32],
@@ -105,16 +116,21 @@ impl Search<'_> {
         wanted: usize,
         ranking: &mut Ranking<'_>,
         steps: &mut Vec<String>,
-    ) -> Result<bool, PartitionError> {
-        let mut was_cut = false;
+    ) -> Result<Option<f32>, PartitionError> {
+        let mut unseen: Option<f32> = None;
+        let mut cut_at = |score: f32| unseen = Some(unseen.map_or(score, |known| known.max(score)));
         for part in &self.view.segments {
             let positions = match allowed {
                 Some(allowed) => Some(Cow::Owned(part.segment.positions_of(allowed))),
                 None => part.live.as_deref().map(Cow::Borrowed),
             };
             let found = part.segment.search(vector, wanted, positions.as_deref())?;
-            self.explain(steps, || format!("meaning: segment {} of {} chunks, {}", part.segment.number, part.segment.len(), found.method));
-            was_cut |= found.hits.len() >= wanted;
+            self.explain(steps, || {
+                format!("meaning: segment {} of {} chunks, {}", part.segment.number, part.segment.len(), found.method)
+            });
+            if let Some((_, score)) = found.hits.last().filter(|_| found.hits.len() >= wanted) {
+                cut_at(*score);
+            }
             for (row, score) in found.hits {
                 ranking.offer(score, row);
             }
@@ -131,12 +147,14 @@ impl Search<'_> {
             }
             let scored = exact::top_k(vector, &block.vectors, vector.len(), positions.as_ref(), wanted);
             self.explain(steps, || format!("meaning: {} chunks not indexed yet, exact", block.rows.len()));
-            was_cut |= scored.len() >= wanted;
+            if let Some(last) = scored.last().filter(|_| scored.len() >= wanted) {
+                cut_at(last.score);
+            }
             for one in scored {
                 ranking.offer(one.score, block.rows[one.position as usize]);
             }
         }
-        Ok(was_cut && wanted > 0)
+        Ok(unseen)
     }
 
     /// Says whose the rows are; rows that went while the search ran are left out.
@@ -148,7 +166,12 @@ impl Search<'_> {
         let candidate = |ranked: &Ranked| {
             let place = rows.binary_search(&ranked.row).ok()?;
             let owner = owners.get(place)?.as_ref()?;
-            Some(Candidate { row: RowId(ranked.row), score: ranked.score, document_id: owner.document_id.clone(), chunk: owner.chunk })
+            Some(Candidate {
+                row: RowId(ranked.row),
+                score: ranked.score,
+                document_id: owner.document_id.clone(),
+                chunk: owner.chunk,
+            })
         };
         Ok((dense.iter().filter_map(candidate).collect(), text.iter().filter_map(candidate).collect()))
     }

@@ -89,7 +89,8 @@ impl Segment {
         let folder = folder_of(parent, number);
         let path = folder.join(DESCRIPTION);
         let frame = files::read_if_there(&path)?.ok_or_else(|| PartitionError::damaged(&path, "it is missing"))?;
-        let description: Description = codec::decode(&frame).map_err(|fault| PartitionError::damaged(&path, fault.to_string()))?;
+        let description: Description =
+            codec::decode(&frame).map_err(|fault| PartitionError::damaged(&path, fault.to_string()))?;
         if description.dimension as usize != dimension {
             return Err(PartitionError::damaged(&path, "it is for vectors of another length"));
         }
@@ -301,7 +302,8 @@ pub(super) fn remove_others(parent: &Path, kept: &[u64]) -> Result<(), Partition
     };
     for entry in entries {
         let entry = entry.map_err(PartitionError::file(parent))?;
-        let is_kept = entry.file_name().to_str().and_then(|name| name.parse().ok()).is_some_and(|number: u64| kept.contains(&number));
+        let is_kept =
+            entry.file_name().to_str().and_then(|name| name.parse().ok()).is_some_and(|number: u64| kept.contains(&number));
         if !is_kept {
             files::remove_folder(&entry.path()).map_err(PartitionError::file(parent))?;
         }
@@ -340,11 +342,13 @@ impl SegmentBuilder {
     pub(super) fn finish(self) -> Result<Segment, PartitionError> {
         let folder = folder_of(&self.parent, self.number);
         let path = folder.join(VECTORS);
-        let vectors = self.vectors.into_inner().map_err(|fault| PartitionError::File { path: path.clone(), fault: fault.into_error() })?;
+        let vectors =
+            self.vectors.into_inner().map_err(|fault| PartitionError::File { path: path.clone(), fault: fault.into_error() })?;
         vectors.sync_all().map_err(PartitionError::file(&path))?;
         let rows: Vec<u8> = self.rows.iter().flat_map(|row| row.to_le_bytes()).collect();
         files::replace(&folder.join(ROWS), &rows)?;
-        let index = if self.rows.len() >= INDEXED_ROWS_MIN { build_index(&folder, self.rows.len(), self.dimension)? } else { None };
+        let index =
+            if self.rows.len() >= INDEXED_ROWS_MIN { build_index(&folder, self.rows.len(), self.dimension)? } else { None };
         let description = Description {
             dimension: self.dimension as u32,
             rows: FileSum::of(&folder.join(ROWS))?,

@@ -1,8 +1,11 @@
 //! What a partition promises, against a naive model of it and the real store.
 
+#![allow(clippy::unwrap_used)] // a test may fail
+
 mod crash;
 mod filters;
 mod model;
+mod quality;
 mod shard;
 mod words;
 
@@ -129,7 +132,12 @@ fn grouping_gives_the_best_row_of_each_document_and_enough_documents() {
     let near: Vec<(&str, Vec<f32>)> = (0..30).map(|_| ("alpha alpha alpha", vec![1.0, 0.0, 0.0, 0.0, 0.0, 0.0])).collect();
     shard.upsert("near", None, "{}", &near);
     for number in 0..9 {
-        shard.upsert(&format!("far{number}"), None, "{}", &[("alpha beta", vec![0.5, 0.1, 0.0, 0.0, 0.0, 0.0]), ("gamma", vec![0.0; 6])]);
+        shard.upsert(
+            &format!("far{number}"),
+            None,
+            "{}",
+            &[("alpha beta", vec![0.5, 0.1, 0.0, 0.0, 0.0, 0.0]), ("gamma", vec![0.0; 6])],
+        );
     }
     let query = PartitionQuery {
         vector: Some(vec![1.0, 0.0, 0.0, 0.0, 0.0, 0.0]),

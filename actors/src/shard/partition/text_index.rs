@@ -19,7 +19,9 @@ use tantivy::directory::MmapDirectory;
 use tantivy::index::{SegmentComponent, SegmentMeta, SegmentReader};
 use tantivy::indexer::{LogMergePolicy, NoMergePolicy};
 use tantivy::postings::BlockSegmentPostings;
-use tantivy::schema::{BytesOptions, FAST, Field, INDEXED, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
+use tantivy::schema::{
+    BytesOptions, FAST, Field, INDEXED, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions,
+};
 use tantivy::termdict::TermDictionary;
 use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term};
 
@@ -88,7 +90,8 @@ impl TextIndex {
         if !is_new {
             verify(folder)?;
         }
-        let index = if is_new { Index::create(directory()?, schema, IndexSettings::default())? } else { Index::open(directory()?)? };
+        let index =
+            if is_new { Index::create(directory()?, schema, IndexSettings::default())? } else { Index::open(directory()?)? };
         index.tokenizers().register(TOKENIZER, analyzer.for_texts());
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).num_warming_threads(0).try_into()?;
         let opened = TextIndex { index, reader, fields, language: language.to_owned() };
@@ -102,7 +105,8 @@ impl TextIndex {
     fn payload(&self) -> Result<Payload, PartitionError> {
         match self.index.load_metas()?.payload {
             None => Ok(Payload { version: VERSION, language: self.language.clone(), until: 0, changed_at: 0 }),
-            Some(text) => serde_json::from_str(&text).map_err(|fault| PartitionError::Text(tantivy::TantivyError::InternalError(fault.to_string()))),
+            Some(text) => serde_json::from_str(&text)
+                .map_err(|fault| PartitionError::Text(tantivy::TantivyError::InternalError(fault.to_string()))),
         }
     }
 
@@ -189,7 +193,8 @@ fn merge_policy() -> Box<LogMergePolicy> {
 
 fn schema() -> (Schema, Fields) {
     let mut schema = Schema::builder();
-    let words = TextFieldIndexing::default().set_tokenizer(TOKENIZER).set_index_option(IndexRecordOption::WithFreqs).set_fieldnorms(true);
+    let words =
+        TextFieldIndexing::default().set_tokenizer(TOKENIZER).set_index_option(IndexRecordOption::WithFreqs).set_fieldnorms(true);
     let fields = Fields {
         row: schema.add_u64_field("row", INDEXED | FAST),
         first_row: schema.add_u64_field("first_row", NumericOptions::from(FAST)),

@@ -4,8 +4,8 @@
 //! wrong by exceptions, which its C interface turns into codes.
 
 use super::error::PartitionError;
-use faiss::index::io::{read_index, write_index};
 use faiss::index::IndexImpl;
+use faiss::index::io::{read_index, write_index};
 use faiss::{Index, MetricType, index_factory};
 use serde::{Deserialize, Serialize};
 use std::os::raw::{c_char, c_int};
@@ -42,7 +42,9 @@ impl Effort {
     pub(super) fn ladder(count: usize) -> impl Iterator<Item = Effort> {
         let lists = lists_for(count) as u32;
         let rungs = [(8, 100), (4, 100), (4, 200), (4, 400), (2, 400), (2, 800), (1, 800), (1, 1600)];
-        rungs.into_iter().map(move |(part, candidates_for_ten)| Effort { probes: (lists / part).max(16).min(lists), candidates_for_ten })
+        rungs
+            .into_iter()
+            .map(move |(part, candidates_for_ten)| Effort { probes: (lists / part).max(16).min(lists), candidates_for_ten })
     }
 
     /// Candidates for so many rows. The more rows are wanted, the fewer candidates each of them needs.
@@ -179,7 +181,8 @@ impl Parameters {
             parameters.selector = selector.cast();
         }
         // SAFETY: the selector is null (all vectors) or alive until `drop`.
-        let made = unsafe { faiss_sys::faiss_SearchParametersIVF_new_with(&mut parameters.inner, parameters.selector, probes, 0) };
+        let made =
+            unsafe { faiss_sys::faiss_SearchParametersIVF_new_with(&mut parameters.inner, parameters.selector, probes, 0) };
         check(made)?;
         Ok(parameters)
     }
@@ -216,6 +219,10 @@ mod tests {
     fn lists_follow_the_number_of_vectors() {
         assert_eq!(lists_for(63_000), 1_024);
         assert_eq!(lists_for(157_458), 1_600);
-        assert!((1..20_000).all(|count| lists_for(count) >= 1 && lists_for(count) * TRAINING_ROWS_PER_LIST <= count.max(TRAINING_ROWS_PER_LIST)));
+        assert!(
+            (1..20_000)
+                .all(|count| lists_for(count) >= 1
+                    && lists_for(count) * TRAINING_ROWS_PER_LIST <= count.max(TRAINING_ROWS_PER_LIST))
+        );
     }
 }

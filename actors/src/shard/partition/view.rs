@@ -76,7 +76,11 @@ impl View {
     /// Bytes that it holds, roughly.
     pub(super) fn memory_bytes(&self) -> usize {
         let bitmaps = self.live.serialized_size() + self.starts.serialized_size() + self.text.rows.serialized_size();
-        let segments: usize = self.segments.iter().map(|one| one.segment.memory_bytes() + one.live.as_ref().map_or(0, |live| live.serialized_size())).sum();
+        let segments: usize = self
+            .segments
+            .iter()
+            .map(|one| one.segment.memory_bytes() + one.live.as_ref().map_or(0, |live| live.serialized_size()))
+            .sum();
         let tail: usize = self.tail.iter().map(|block| block.memory_bytes()).sum();
         bitmaps + segments + tail
     }

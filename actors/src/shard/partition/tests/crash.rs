@@ -146,7 +146,8 @@ fn the_approximate_index_finds_what_exact_search_finds() {
     const COUNT: usize = 20_000;
     for dimension in [64usize, 30] {
         let shard = TestShard::new(dimension as u32, "none");
-        let vectors = clustered(COUNT, dimension, 1);
+        let mut vectors = clustered(COUNT + 50, dimension, 1);
+        let queries = vectors.split_off(COUNT);
         for (block, some) in vectors.chunks(1000).enumerate() {
             let documents = some.iter().enumerate().map(|(place, vector)| {
                 let number = block * 1000 + place;
@@ -158,28 +159,32 @@ fn the_approximate_index_finds_what_exact_search_finds() {
         let partition = shard.open();
         partition.index_with(true).unwrap();
         assert_eq!((partition.status().segments, partition.status().tail_rows), (1, 0));
-        assert!(COUNT > INDEXED_ROWS_MIN);
+        const { assert!(COUNT > INDEXED_ROWS_MIN) };
         for number in (0..COUNT).filter(|number| number % 7 == 3) {
             shard.delete(&format!("d{number}"));
         }
         let is_there = |number: usize| number % 7 != 3;
         let only = |field: &str| {
-            Some(Filter { must: vec![Condition { field: field.to_owned(), test: Test::In(vec![Scalar::Bool(true)]) }], ..Default::default() })
+            Some(Filter {
+                must: vec![Condition { field: field.to_owned(), test: Test::In(vec![Scalar::Bool(true)]) }],
+                ..Default::default()
+            })
         };
         let cases: [(Option<Filter>, usize); 3] = [(None, 1), (only("tenth"), 10), (only("rare"), 1000)];
         for (filter, step) in cases {
             let (mut right, mut wanted) = (0, 0);
-            for query in clustered(50, dimension, 2) {
+            for query in &queries {
                 let score = |number: &usize| {
                     let row: Vec<f16> = ragged_kernels::exact::to_f16(&vectors[*number]);
-                    ragged_kernels::exact::dot(&query, &row)
+                    ragged_kernels::exact::dot(query, &row)
                 };
                 let mut expected: Vec<(f32, usize)> =
                     (0..COUNT).step_by(step).filter(|number| is_there(*number)).map(|number| (score(&number), number)).collect();
                 expected.sort_by(|one, other| other.0.total_cmp(&one.0));
                 let all = expected.len();
                 for depth in [10, 100, 11_000] {
-                    let query = PartitionQuery { vector: Some(query.clone()), filter: filter.clone(), depth, ..Default::default() };
+                    let query =
+                        PartitionQuery { vector: Some(query.clone()), filter: filter.clone(), depth, ..Default::default() };
                     let found = partition.search(&query).unwrap().dense;
                     assert_eq!(found.len(), depth.min(all), "fewer than there are");
                     assert!(found.iter().all(|one| is_there(one.row.0 as usize)), "a deleted row");
@@ -208,14 +213,17 @@ fn the_approximate_index_finds_what_exact_search_finds() {
 fn zeros_and_duplicates_are_indexed() {
     let shard = TestShard::new(16, "none");
     let documents: Vec<_> = (0..INDEXED_ROWS_MIN + 10)
-        .map(|number| document(&format!("d{number}"), None, "{}", &[("word", vec![if number % 2 == 0 { 0.0 } else { 0.25 }; 16])]))
+        .map(|number| {
+            document(&format!("d{number}"), None, "{}", &[("word", vec![if number % 2 == 0 { 0.0 } else { 0.25 }; 16])])
+        })
         .collect();
     for some in documents.chunks(1000) {
         shard.upsert_all(some.to_vec());
     }
     let partition = shard.open();
     partition.index_with(true).unwrap();
-    let found = partition.search(&PartitionQuery { vector: Some(vec![0.25; 16]), depth: 10, ..Default::default() }).unwrap().dense;
+    let found =
+        partition.search(&PartitionQuery { vector: Some(vec![0.25; 16]), depth: 10, ..Default::default() }).unwrap().dense;
     assert!(found.iter().all(|one| (one.score - 1.0).abs() < 1e-3), "{found:?}");
     assert_eq!(found.len(), 10);
 }

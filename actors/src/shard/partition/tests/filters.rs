@@ -37,7 +37,8 @@ fn leaves<'a>(value: &'a Value, found: &mut Vec<&'a Value>) {
 /// Exactly, by decimal digits of integers where both are integers.
 fn compare_numbers(one: &Number, other: &Number) -> Ordering {
     let integer = |number: &Number| number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
-    let whole = |number: &Number| number.as_f64().filter(|value| value.fract() == 0.0 && value.abs() < 1e30).map(|value| value as i128);
+    let whole =
+        |number: &Number| number.as_f64().filter(|value| value.fract() == 0.0 && value.abs() < 1e30).map(|value| value as i128);
     match (integer(one).or(whole(one)), integer(other).or(whole(other))) {
         (Some(one), Some(other)) => one.cmp(&other),
         _ => one.as_f64().partial_cmp(&other.as_f64()).unwrap(),
@@ -66,7 +67,9 @@ fn holds(condition: &Condition, metadata: &Value) -> bool {
     at_path.iter().for_each(|value| leaves(value, &mut values));
     match &condition.test {
         Test::Exists(wanted) => at_path.is_empty() != *wanted,
-        Test::In(scalars) => values.iter().any(|value| scalars.iter().any(|scalar| compare(value, scalar) == Some(Ordering::Equal))),
+        Test::In(scalars) => {
+            values.iter().any(|value| scalars.iter().any(|scalar| compare(value, scalar) == Some(Ordering::Equal)))
+        }
         Test::Range { lower, upper } => values.iter().any(|value| {
             let above = match lower {
                 Bound::Unbounded => None,
@@ -83,7 +86,11 @@ fn holds(condition: &Condition, metadata: &Value) -> bool {
         Test::Match(words) => values.iter().filter_map(|value| value.as_str()).any(|text| {
             let text = text.to_lowercase();
             let has: Vec<&str> = text.split(|character: char| !character.is_alphanumeric()).collect();
-            words.to_lowercase().split(|character: char| !character.is_alphanumeric()).filter(|word| !word.is_empty()).all(|word| has.contains(&word))
+            words
+                .to_lowercase()
+                .split(|character: char| !character.is_alphanumeric())
+                .filter(|word| !word.is_empty())
+                .all(|word| has.contains(&word))
         }),
     }
 }
@@ -110,7 +117,8 @@ fn number() -> impl Strategy<Value = Number> {
     prop_oneof![
         (-3i64..4).prop_map(Number::from),
         (-6i32..7).prop_map(|half| Number::from_f64(f64::from(half) / 2.0).unwrap()),
-        prop_oneof![Just(i64::MAX), Just(i64::MIN), Just(i64::MAX - 1), Just((1 << 53) + 1), Just(1 << 53)].prop_map(Number::from),
+        prop_oneof![Just(i64::MAX), Just(i64::MIN), Just(i64::MAX - 1), Just((1 << 53) + 1), Just(1 << 53)]
+            .prop_map(Number::from),
         Just(Number::from(u64::MAX)),
         Just(Number::from_f64(9.2e18).unwrap()),
         Just(Number::from_f64(-0.0).unwrap()),
@@ -118,7 +126,12 @@ fn number() -> impl Strategy<Value = Number> {
 }
 
 fn leaf() -> impl Strategy<Value = Value> {
-    prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::Bool), number().prop_map(Value::Number), text().prop_map(Value::String)]
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::Bool),
+        number().prop_map(Value::Number),
+        text().prop_map(Value::String)
+    ]
 }
 
 fn key() -> impl Strategy<Value = String> {
@@ -205,7 +218,10 @@ fn matching_documents_come_in_order_and_in_pages() {
     for number in (0..50).rev() {
         shard.upsert(&format!("d{number:02}"), None, &json!({ "even": number % 2 == 0 }).to_string(), &[("x", vec![0.0, 0.0])]);
     }
-    let even = Filter { must: vec![Condition { field: "even".to_owned(), test: Test::In(vec![Scalar::Bool(true)]) }], ..Default::default() };
+    let even = Filter {
+        must: vec![Condition { field: "even".to_owned(), test: Test::In(vec![Scalar::Bool(true)]) }],
+        ..Default::default()
+    };
     let mut all = Vec::new();
     loop {
         let page = partition.matching_documents(&even, all.last().map(String::as_str), 7).unwrap();

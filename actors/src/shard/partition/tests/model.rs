@@ -55,13 +55,16 @@ impl Model {
             content.push(ModelChunk { words, vector });
         }
         let texts: Vec<String> = content.iter().map(|chunk| chunk.words.join(" ")).collect();
-        let chunks: Vec<(&str, Vec<f32>)> = texts.iter().zip(&content).map(|(text, chunk)| (text.as_str(), chunk.vector.clone())).collect();
+        let chunks: Vec<(&str, Vec<f32>)> =
+            texts.iter().zip(&content).map(|(text, chunk)| (text.as_str(), chunk.vector.clone())).collect();
         shard.upsert_all(vec![document(id, None, "{}", &chunks)]);
         self.documents.insert(id.to_owned(), content);
     }
 
     fn chunks(&self) -> impl Iterator<Item = (Place, &ModelChunk)> {
-        self.documents.iter().flat_map(|(id, chunks)| (0u32..).zip(chunks).map(move |(chunk, content)| ((id.clone(), chunk), content)))
+        self.documents
+            .iter()
+            .flat_map(|(id, chunks)| (0u32..).zip(chunks).map(move |(chunk, content)| ((id.clone(), chunk), content)))
     }
 
     /// Compares answers of several kinds.
@@ -104,7 +107,8 @@ impl Model {
         let query = PartitionQuery { text: Some(format!("{word}? zzz")), depth: 1000, group_by_document, ..Default::default() };
         let found = partition.search(&query).unwrap().text;
         assert!(found.is_sorted_by(|one, other| one.score > other.score || (one.score == other.score && one.row < other.row)));
-        let expected: BTreeSet<Place> = self.chunks().filter(|(_, chunk)| chunk.words.contains(&word)).map(|(place, _)| place).collect();
+        let expected: BTreeSet<Place> =
+            self.chunks().filter(|(_, chunk)| chunk.words.contains(&word)).map(|(place, _)| place).collect();
         if group_by_document {
             let documents: BTreeSet<&str> = expected.iter().map(|(id, _)| id.as_str()).collect();
             assert_eq!(found.len(), documents.len());

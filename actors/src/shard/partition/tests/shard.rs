@@ -65,7 +65,8 @@ impl TestShard {
     }
 
     pub(super) fn upsert_all(&self, documents: Vec<PreparedDocument>) {
-        let command = ShardCommand::Upsert { tenant: TENANT, collection: self.collection.id, documents, idempotency: None, at_ms: 1 };
+        let command =
+            ShardCommand::Upsert { tenant: TENANT, collection: self.collection.id, documents, idempotency: None, at_ms: 1 };
         assert!(matches!(self.propose(command), ShardReply::Upserted(_)));
     }
 

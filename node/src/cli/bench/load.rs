@@ -1,0 +1,292 @@
+//! Sends searches and measures how long they take.
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use ragged_client::{Client, ClientError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// Longest latency that is told apart, in microseconds: 10 minutes.
+const LATENCY_US_MAX: u64 = 600_000_000;
+
+/// Significant decimal digits of latencies.
+const DIGITS: u8 = 3;
+
+/// After the last request was due, answers are waited for this long; what is then still waiting was not served.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// When requests are sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rate {
+    /// The next when the last is answered: closed loop.
+    Max,
+    /// At fixed times, so many a second: open loop.
+    PerSecond(f64),
+}
+
+/// What is sent how.
+pub struct Load {
+    /// The nodes; connections are spread over them.
+    pub clients: Vec<Client>,
+    /// Name of the collection.
+    pub collection: String,
+    /// Searches; sent in turn, again and again. Never empty.
+    pub requests: Vec<Bytes>,
+    /// Connections, each with one request at a time.
+    pub connections: usize,
+    /// When requests are sent.
+    pub rate: Rate,
+    /// How long is measured.
+    pub measured: Duration,
+    /// How long is sent before that without measuring.
+    pub warmup: Duration,
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub struct Measured {
+    /// Latencies of successful searches in microseconds.
+    pub latencies_us: Histogram<u64>,
+    /// Failed searches by what they failed with.
+    pub errors: BTreeMap<String, u64>,
+    /// Requests that were due and never sent, because all connections were still waiting.
+    pub unserved: u64,
+    /// From the end of warming up to the last answer.
+    pub elapsed: Duration,
+}
+
+/// What the connections share.
+struct Shared {
+    load: Arc<LoadPlan>,
+    /// Requests taken so far.
+    taken: AtomicU64,
+    /// A permit for every request that is due (open loop only).
+    due: Semaphore,
+}
+
+struct LoadPlan {
+    began: Instant,
+    counts_from: Instant,
+    ends: Instant,
+    gives_up: Instant,
+    rate: Rate,
+    /// Requests in all, in the open loop.
+    total: u64,
+}
+
+impl LoadPlan {
+    fn new(load: &Load) -> LoadPlan {
+        let began = Instant::now();
+        let counts_from = began + load.warmup;
+        let ends = counts_from + load.measured;
+        let total = match load.rate {
+            Rate::Max => u64::MAX,
+            Rate::PerSecond(rate) => ((load.warmup + load.measured).as_secs_f64() * rate).ceil() as u64,
+        };
+        LoadPlan { began, counts_from, ends, gives_up: ends + DRAIN, rate: load.rate, total }
+    }
+
+    /// When a request is due; in the closed loop, now.
+    fn due(&self, index: u64) -> Instant {
+        match self.rate {
+            Rate::Max => Instant::now(),
+            Rate::PerSecond(rate) => self.began + Duration::from_secs_f64(index as f64 / rate),
+        }
+    }
+
+    fn first_that_counts(&self) -> u64 {
+        match self.rate {
+            Rate::Max => 0,
+            Rate::PerSecond(rate) => ((self.counts_from - self.began).as_secs_f64() * rate).ceil() as u64,
+        }
+    }
+}
+
+impl Load {
+    /// Sends and measures.
+    pub async fn run(&self) -> Measured {
+        let plan = Arc::new(LoadPlan::new(self));
+        let shared = Arc::new(Shared { load: Arc::clone(&plan), taken: AtomicU64::new(0), due: Semaphore::new(0) });
+        if matches!(self.rate, Rate::PerSecond(_)) {
+            let shared = Arc::clone(&shared);
+            let connections = self.connections;
+            std::thread::spawn(move || announce(&shared, connections));
+        }
+        let requests: Arc<[Bytes]> = self.requests.clone().into();
+        let workers: Vec<_> = (0..self.connections)
+            .map(|index| {
+                let client = self.clients[index % self.clients.len()].clone();
+                tokio::spawn(work(client, self.collection.clone(), Arc::clone(&requests), Arc::clone(&shared)))
+            })
+            .collect();
+        let mut all = Measured { latencies_us: histogram(), errors: BTreeMap::new(), unserved: 0, elapsed: Duration::ZERO };
+        for worker in workers {
+            match worker.await {
+                Ok(one) => all.add(one),
+                Err(error) => *all.errors.entry(format!("client: {error}")).or_default() += 1,
+            }
+        }
+        if matches!(self.rate, Rate::PerSecond(_)) {
+            let taken = shared.taken.load(Ordering::Relaxed).max(plan.first_that_counts());
+            all.unserved = plan.total.saturating_sub(taken);
+        }
+        all
+    }
+}
+
+impl Measured {
+    fn add(&mut self, other: Measured) {
+        // Both have the same bounds, so nothing can be out of range.
+        let _ = self.latencies_us.add(&other.latencies_us);
+        for (name, count) in other.errors {
+            *self.errors.entry(name).or_default() += count;
+        }
+        self.elapsed = self.elapsed.max(other.elapsed);
+    }
+}
+
+/// Announces requests as they become due. On a thread of its own, since the runtime's timer only knows milliseconds.
+fn announce(shared: &Shared, connections: usize) {
+    let plan = &shared.load;
+    for index in 0..plan.total {
+        let wait = plan.due(index).saturating_duration_since(Instant::now());
+        if !wait.is_zero() {
+            std::thread::sleep(wait);
+        }
+        shared.due.add_permits(1);
+    }
+    // Everyone who waits for more learns that there is none.
+    shared.due.add_permits(connections);
+}
+
+async fn work(client: Client, collection: String, requests: Arc<[Bytes]>, shared: Arc<Shared>) -> Measured {
+    let plan = &shared.load;
+    let mut measured = Measured { latencies_us: histogram(), errors: BTreeMap::new(), unserved: 0, elapsed: Duration::ZERO };
+    loop {
+        if matches!(plan.rate, Rate::PerSecond(_)) {
+            match shared.due.acquire().await {
+                Ok(permit) => permit.forget(),
+                Err(_) => return measured,
+            }
+        }
+        let now = Instant::now();
+        let is_over = match plan.rate {
+            Rate::Max => now >= plan.ends,
+            Rate::PerSecond(_) => now >= plan.gives_up,
+        };
+        if is_over {
+            return measured;
+        }
+        let index = shared.taken.fetch_add(1, Ordering::Relaxed);
+        if index >= plan.total {
+            return measured;
+        }
+        let due = plan.due(index);
+        let request = requests[(index % requests.len() as u64) as usize].clone();
+        let answer = client.search_prepared(&collection, request).await;
+        if due >= plan.counts_from {
+            measured.record(due, plan.counts_from, answer);
+        }
+    }
+}
+
+impl Measured {
+    fn record(&mut self, due: Instant, counts_from: Instant, answer: Result<Bytes, ClientError>) {
+        self.elapsed = self.elapsed.max(counts_from.elapsed());
+        match answer {
+            Ok(_) => self.latencies_us.saturating_record(due.elapsed().as_micros() as u64),
+            Err(error) => *self.errors.entry(error_name(&error)).or_default() += 1,
+        }
+    }
+}
+
+fn error_name(error: &ClientError) -> String {
+    match error {
+        ClientError::Problem(problem) => problem.code.clone(),
+        ClientError::Unreachable { .. } => "unreachable".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, DIGITS).expect("1 is below the maximum and 3 digits are allowed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    /// A node that answers every search after a while, one at a time over all connections when `serial`.
+    fn node(takes: Duration) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                std::thread::spawn(move || serve(stream, takes));
+            }
+        });
+        endpoint
+    }
+
+    fn serve(stream: TcpStream, takes: Duration) {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut writer = stream;
+        loop {
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                    return;
+                }
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                if line == "\r\n" {
+                    break;
+                }
+            }
+            reader.read_exact(&mut vec![0; length]).unwrap();
+            std::thread::sleep(takes);
+            writer.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+        }
+    }
+
+    fn load(endpoint: &str, connections: usize, rate: Rate, measured_ms: u64) -> Load {
+        let client = Client::builder().endpoint(endpoint).retry(ragged_client::RetryPolicy::never()).build().unwrap();
+        Load {
+            clients: vec![client],
+            collection: "c".to_owned(),
+            requests: vec![Bytes::from_static(b"{}")],
+            connections,
+            rate,
+            measured: Duration::from_millis(measured_ms),
+            warmup: Duration::ZERO,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn in_the_open_loop_waiting_counts_and_in_the_closed_one_it_does_not() {
+        // One connection can do 50 a second; 100 are due: the last of them waits as long again as everything lasts.
+        let endpoint = node(Duration::from_millis(20));
+        let open = load(&endpoint, 1, Rate::PerSecond(100.0), 500).run().await;
+        assert_eq!((open.latencies_us.len(), open.unserved), (50, 0));
+        assert!(open.latencies_us.max() >= 400_000, "{}", open.latencies_us.max());
+        let closed = load(&endpoint, 1, Rate::Max, 500).run().await;
+        assert!((1..=25).contains(&closed.latencies_us.len()), "{}", closed.latencies_us.len());
+        assert!(closed.latencies_us.value_at_quantile(0.5) < 200_000);
+    }
+
+    #[tokio::test]
+    async fn failures_are_counted_by_what_they_were_and_have_no_latency() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let measured = load(&format!("http://{free}"), 2, Rate::PerSecond(200.0), 100).run().await;
+        assert_eq!(measured.latencies_us.len(), 0);
+        assert_eq!(measured.errors, BTreeMap::from([("unreachable".to_owned(), 20)]));
+    }
+}
