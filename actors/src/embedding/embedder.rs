@@ -13,8 +13,10 @@ use std::sync::Arc;
 
 pub use crate::embedding::queue::Urgency;
 
-/// How long a request waits for its vectors before it is told that the node is overloaded.
-const EMBED_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a search waits for its vector before it is told that the node is overloaded.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long documents wait: a bound for what has gone wrong, not for a long queue, whose length is limited by itself.
+const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The embedding part of a node, for whoever needs vectors.
 #[derive(Clone)]
@@ -56,9 +58,13 @@ impl Embedding {
             .map_err(|fault| ServiceError::internal(format!("tokenizing failed: {fault}")))?
             .map_err(|fault| ServiceError::invalid("not_tokenizable", fault.to_string()))?;
         let sequences = Arc::new(sequences);
+        let limit = match urgency {
+            Urgency::Query => QUERY_TIMEOUT,
+            Urgency::Document => DOCUMENT_TIMEOUT,
+        };
         // Embedding changes nothing: a request that an embedder took down with it is sent again to the next one.
         self.address
-            .call(EMBED_TIMEOUT, Repeat::Safe, |reply| EmbedderMessage::Embed { tenant, urgency, sequences: sequences.clone(), reply })
+            .call(limit, Repeat::Safe, |reply| EmbedderMessage::Embed { tenant, urgency, sequences: sequences.clone(), reply })
             .await
     }
 }

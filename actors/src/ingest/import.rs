@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 /// Documents of a batch at most.
 const BATCH_DOCUMENTS: usize = 128;
 /// Bytes of text that close a batch.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 256 << 10;
 /// Batches that are on their way at once: enough to keep the embedder busy while others are written.
 const BATCHES_AT_ONCE: usize = 4;
 /// Refusals that are listed at most.

@@ -56,6 +56,8 @@ use view::{SegmentView, View};
 
 /// Waiting rows that are indexed at once, whatever else happens.
 const WAITING_ROWS_MAX: u32 = 4096;
+/// Memory of waiting rows with which they are indexed at once.
+const TAIL_BYTES_MAX: usize = 64 << 20;
 /// Waiting rows that are indexed when no others come for a while.
 const WAITING_ROWS_IDLE: u32 = 256;
 /// No write for so long is a while.
@@ -179,6 +181,8 @@ pub struct Partition {
 struct Follower {
     /// Changes were taken and could not be applied: the view has to be made again.
     is_lost: bool,
+    /// The collection has been dropped; its folder goes too.
+    is_dropped: bool,
     /// The checkpoint is of another past and has to be started again.
     is_checkpoint_void: bool,
     /// One more each time that the view was made again: what was built beside is not for it.
@@ -282,16 +286,19 @@ impl Partition {
     /// Whether [`Partition::index`] has something to do. Reads one row of the database.
     pub fn wants_indexing(&self) -> bool {
         let Ok(counters) = self.source.counters() else { return false };
-        if self.follower.lock().is_checkpoint_void {
-            return true;
+        // Somebody is taking in changes: the next call is early enough, and this one must not wait.
+        let Some(follower) = self.follower.try_lock() else { return false };
+        if follower.is_dropped || follower.is_checkpoint_void {
+            return !follower.is_dropped;
         }
+        drop(follower);
         let view = self.view.load();
         let waiting = counters.next_row.0.saturating_sub(view.segments_until.min(view.text.until));
         let (idle, is_settled) = {
             let activity = self.observe(counters.changed_at);
             (activity.since.elapsed(), activity.settled_at == Some(counters.changed_at))
         };
-        if waiting >= WAITING_ROWS_MAX || (idle >= LONG_IDLE && waiting > 0) {
+        if waiting >= WAITING_ROWS_MAX || view.tail_bytes() >= TAIL_BYTES_MAX || (idle >= LONG_IDLE && waiting > 0) {
             return true;
         }
         idle >= IDLE && (waiting >= WAITING_ROWS_IDLE || (!is_settled && waiting == 0 && self.could_settle()))
@@ -322,9 +329,16 @@ impl Partition {
     }
 
     fn index_with(&self, is_idle: bool) -> Result<IndexProgress, PartitionError> {
-        let progress = self.advance(is_idle)?;
+        if self.follower.lock().is_dropped {
+            return Ok(IndexProgress::default());
+        }
+        let outcome = self.advance(is_idle);
         self.current()?;
-        Ok(progress)
+        match outcome {
+            // The folder went while it was being written to.
+            Err(_) if self.follower.lock().is_dropped => Ok(IndexProgress::default()),
+            outcome => outcome,
+        }
     }
 
     fn advance(&self, is_idle: bool) -> Result<IndexProgress, PartitionError> {
@@ -399,6 +413,7 @@ impl Partition {
     fn current(&self) -> Result<Arc<View>, PartitionError> {
         let mut follower = self.follower.lock();
         if let Some(changes) = self.changes.drain() {
+            follower.is_dropped |= changes.dropped;
             let must_reload = std::mem::replace(&mut follower.is_lost, true) || changes.reload || changes.dropped;
             if must_reload {
                 self.reload(&mut follower)?;
@@ -445,8 +460,10 @@ impl Partition {
         let live = self.source.live_rows(0, next_row)?;
         let mut view = View::clone(&self.view.load());
         if follower.is_checkpoint_void || !is_covered(&view, &live, next_row) {
-            tracing::warn!("a partition's rows were replaced: its indexes are built again");
-            self.rebuilds.fetch_add(1, Ordering::Relaxed);
+            if !follower.is_dropped {
+                tracing::warn!("a partition's rows were replaced: its indexes are built again");
+                self.rebuilds.fetch_add(1, Ordering::Relaxed);
+            }
             follower.is_checkpoint_void = true;
             view.segments.clear();
             view.segments_until = 0;

@@ -119,7 +119,7 @@ impl ClientBuilder {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| {
-                ClientError::Invalid(format!("the HTTP client cannot be made: {}", super::transport::chain(&error)))
+                ClientError::Invalid(format!("the HTTP client cannot be made: {}", super::transport::root_cause(&error)))
             })?;
         let transport = Transport::new(super::transport::Settings {
             http,

@@ -118,8 +118,7 @@ impl Transport {
                 }
                 Err(AttemptFailure::Lost(detail)) => {
                     if call.writes {
-                        progress.lost =
-                            Some(ClientError::UnknownOutcome { endpoint: endpoint.to_string(), detail: detail.clone() });
+                        progress.lost = Some(ClientError::UnknownOutcome { endpoint: shown(endpoint), detail: detail.clone() });
                     }
                     if !call.repeatable || !may_go_on {
                         return Err(progress
@@ -163,7 +162,7 @@ impl Transport {
                 Ok(Some(chunk)) if body.len() + chunk.len() > limit_bytes => return Err(ClientError::TooLarge { limit_bytes }),
                 Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => break,
-                Err(error) => return Ok(Err(AttemptFailure::Lost(chain(&error.without_url())))),
+                Err(error) => return Ok(Err(AttemptFailure::Lost(root_cause(&error.without_url())))),
             }
         }
         let status = response.status();
@@ -199,7 +198,7 @@ impl Transport {
         let index = self.preferred.load(Ordering::Relaxed) % self.settings.endpoints.len();
         let endpoint = &self.settings.endpoints[index];
         let request = self.request(endpoint, call)?.header(CONTENT_TYPE, "application/x-ndjson").body(body);
-        let mut request = request.build().map_err(|error| ClientError::Invalid(chain(&error.without_url())))?;
+        let mut request = request.build().map_err(|error| ClientError::Invalid(root_cause(&error.without_url())))?;
         *request.timeout_mut() = None; // it lasts as long as there is something to send
         let outcome = match self.settings.http.execute(request).await {
             Ok(response) => self.collect(response).await?,
@@ -209,7 +208,7 @@ impl Transport {
             Ok(answer) if answer.status.is_success() => Ok(answer),
             Ok(answer) => Err(refusal(endpoint, call, &answer)),
             Err(AttemptFailure::NotSent(detail)) => Err(unreachable_node(endpoint, 1, detail)),
-            Err(AttemptFailure::Lost(detail)) => Err(ClientError::UnknownOutcome { endpoint: endpoint.to_string(), detail }),
+            Err(AttemptFailure::Lost(detail)) => Err(ClientError::UnknownOutcome { endpoint: shown(endpoint), detail }),
         }
     }
 }
@@ -228,15 +227,20 @@ fn conclude(endpoint: &Url, call: &Call, answer: Answer, progress: Progress) -> 
 fn failure(error: reqwest::Error) -> Result<AttemptFailure, ClientError> {
     let is_builder = error.is_builder();
     let is_connect = error.is_connect();
-    let detail = chain(&error.without_url());
+    let detail = root_cause(&error.without_url());
     if is_builder {
         return Err(ClientError::Invalid(detail));
     }
     Ok(if is_connect { AttemptFailure::NotSent(detail) } else { AttemptFailure::Lost(detail) })
 }
 
+/// An endpoint as people write it.
+fn shown(endpoint: &Url) -> String {
+    endpoint.as_str().trim_end_matches('/').to_owned()
+}
+
 fn unreachable_node(endpoint: &Url, attempts: u32, detail: String) -> ClientError {
-    ClientError::Unreachable { endpoint: endpoint.to_string(), attempts, detail }
+    ClientError::Unreachable { endpoint: shown(endpoint), attempts, detail }
 }
 
 /// What an answer that is no success means for its call.
@@ -244,7 +248,7 @@ fn refusal(endpoint: &Url, call: &Call, answer: &Answer) -> ClientError {
     let problem = problem(answer);
     // 502 and 504 say that whoever answered does not know what became of the write.
     if call.writes && matches!(problem.status, 502 | 504) {
-        return ClientError::UnknownOutcome { endpoint: endpoint.to_string(), detail: problem.detail };
+        return ClientError::UnknownOutcome { endpoint: shown(endpoint), detail: problem.detail };
     }
     ClientError::Problem(Box::new(problem))
 }
@@ -271,17 +275,11 @@ pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError>
     serde_json::from_slice(body).map_err(|error| ClientError::Decode { detail: error.to_string() })
 }
 
-/// An error with its causes, which is where reqwest says what happened.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        source = cause.source();
+/// What an error began with, which is where reqwest says what happened: "Connection refused", "operation timed out".
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
-    text
+    cause.to_string()
 }

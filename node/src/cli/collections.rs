@@ -2,7 +2,7 @@
 
 use crate::cli::error::{CliError, Exit};
 use crate::cli::globals::Globals;
-use crate::cli::output::{Output, number, render};
+use crate::cli::output::{Output, count, number, render};
 use crate::cli::timestamp;
 use clap::{Args, Subcommand};
 use comfy_table::Cell;
@@ -162,8 +162,8 @@ async fn confirm(client: &Client, name: &str) -> Result<(), CliError> {
         return Err(CliError::Usage(format!("deleting {name} cannot be undone: add --yes")));
     }
     let collection = client.get_collection(name).await?;
-    let documents = collection.documents.unwrap_or_default();
-    eprint!("Delete {name} with {documents} documents? This cannot be undone. Type its name: ");
+    let documents = count(collection.documents.unwrap_or_default(), "document");
+    eprint!("Delete {name} with {documents}? This cannot be undone. Type its name: ");
     let mut answer = String::new();
     let read = io::stderr().flush().and_then(|()| io::stdin().lock().read_line(&mut answer));
     read.map_err(|source| CliError::io("cannot read the answer", source))?;
@@ -189,17 +189,17 @@ fn table(list: &CollectionList, output: &Output) -> String {
 }
 
 fn describe(collection: &Collection, output: &Output) -> String {
-    let count = |count: Option<u64>| count.map_or_else(String::new, |count| count.to_string());
+    let known = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
     let chunking = &collection.chunking;
     let rows = [
         ("name", collection.name.clone()),
-        ("documents", count(collection.documents)),
-        ("chunks", count(collection.chunks)),
+        ("documents", known(collection.documents)),
+        ("chunks", known(collection.chunks)),
         ("vectors", vectors(collection)),
         ("dimension", collection.embedding.dimension.to_string()),
         ("chunking", format!("at most {} tokens, {} shared", chunking.tokens, chunking.overlap)),
         ("language", language(collection)),
-        ("spread", format!("{} shards", collection.spread)),
+        ("spread", count(u64::from(collection.spread), "shard")),
         ("created", timestamp::of_ms(collection.created_at_ms)),
     ];
     rows.iter().map(|(name, value)| format!("{} {value}", output.dim(&format!("{name:<10}")))).collect::<Vec<_>>().join("\n")

@@ -4,7 +4,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::globals::Globals;
 use crate::cli::output::{Output, render};
 use crate::cli::settings;
-use crate::config::{Config, Key};
+use crate::config::{Config, Key, Sources};
 use clap::Args;
 use comfy_table::Cell;
 use serde::Serialize;
@@ -45,7 +45,7 @@ struct Setting {
 
 /// Prints the configuration.
 pub fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Result<Exit, CliError> {
-    let report = if arguments.default { defaults() } else { effective(globals)? };
+    let report = if arguments.default { defaults()? } else { effective(globals)? };
     if output.is_json() {
         output.json(&report)?;
     } else if arguments.default {
@@ -66,9 +66,17 @@ fn effective(globals: &Globals) -> Result<Report, CliError> {
     Ok(Report { keys: Config::describe().iter().map(setting).collect() })
 }
 
-fn defaults() -> Report {
-    let setting = |key: &Key| describe(key, key.default.to_owned(), "default".to_owned());
-    Report { keys: Config::describe().iter().map(setting).collect() }
+/// The defaults as they are on this machine: without a file, and without variables other than those that name the home.
+fn defaults() -> Result<Report, CliError> {
+    let mut sources = Sources::from_environment(None, Vec::new())?;
+    sources.variables.retain(|(name, _)| !name.starts_with("RAGGED_"));
+    // An empty file instead of one that may lie in the working folder.
+    let config = Config::load(&Sources { file: Some("/dev/null".into()), ..sources })?.config;
+    let setting = |key: &Key| {
+        let value = config.value(key.path).unwrap_or_else(|| key.default.to_owned());
+        describe(key, value, "default".to_owned())
+    };
+    Ok(Report { keys: Config::describe().iter().map(setting).collect() })
 }
 
 fn describe(key: &Key, value: String, origin: String) -> Setting {
@@ -107,10 +115,9 @@ fn file(report: &Report) -> String {
 }
 
 fn counts(setting: &Setting) -> String {
-    match setting.unit {
-        "" => format!("Variable {}", setting.variable),
-        unit => format!("In {unit}. Variable {}", setting.variable),
-    }
+    let unit = if setting.unit.is_empty() { String::new() } else { format!("In {}. ", setting.unit) };
+    let default = if setting.default == setting.value { String::new() } else { format!("Default: {}. ", setting.default) };
+    format!("{unit}{default}Variable {}", setting.variable)
 }
 
 fn toml_value(setting: &Setting) -> String {
@@ -141,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_printed_file_is_toml_with_every_key_once_it_is_uncommented() {
-        let text = file(&defaults());
+        let text = file(&defaults().unwrap());
         assert!(
             text.parse::<toml::Table>().unwrap().values().all(|section| section.as_table().is_some_and(|keys| keys.is_empty()))
         );

@@ -2,7 +2,7 @@
 
 use crate::cli::error::{CliError, Exit, exit_of_many};
 use crate::cli::globals::Globals;
-use crate::cli::output::{Output, number, printable, render};
+use crate::cli::output::{Output, count, number, printable, render};
 use crate::cli::timestamp;
 use clap::{Args, Subcommand};
 use comfy_table::Cell;
@@ -199,13 +199,13 @@ impl Delete {
                         all.failed.push(Failure { id, detail: error.to_string() });
                     }
                     Err(error) => {
-                        let done = format!("deleted {} documents, then stopped at {}", all.deleted, printable(&id));
+                        let done = format!("deleted {}, then stopped at {}", count(all.deleted, "document"), printable(&id));
                         return Err(CliError::CutOff { done, cause: Box::new(error.into()) });
                     }
                 }
             }
         }
-        output.either(&all, || format!("deleted {} documents", all.deleted))?;
+        output.either(&all, || format!("deleted {}", count(all.deleted, "document")))?;
         Ok(exit_of_many(all.deleted, all.failed.len() as u64))
     }
 }

@@ -22,6 +22,8 @@ mod progress;
 mod search;
 mod serve;
 mod settings;
+#[cfg(test)]
+mod test_node;
 mod timestamp;
 
 use clap::{Parser, Subcommand};

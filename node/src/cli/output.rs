@@ -101,10 +101,15 @@ impl Output {
         }
         let attribute = if self.styled { Attribute::Bold } else { Attribute::NoBold };
         let cell = |heading: &&str| {
-            let cell = Cell::new(heading.to_uppercase());
+            // A heading with capitals of its own, such as nDCG, is written as it is.
+            let as_it_is = heading.chars().any(char::is_uppercase);
+            let cell = Cell::new(if as_it_is { heading.to_string() } else { heading.to_uppercase() });
             if self.styled { cell.add_attribute(attribute) } else { cell }
         };
         table.set_header(headings.iter().map(cell));
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         table
     }
 }
@@ -112,6 +117,11 @@ impl Output {
 /// A number in a table.
 pub fn number(value: impl Display) -> Cell {
     Cell::new(value).set_alignment(CellAlignment::Right)
+}
+
+/// A number with what it counts: `1 file`, `2 files`.
+pub fn count(number: u64, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
 
 /// A table as text, without the blanks that it pads the last column with.

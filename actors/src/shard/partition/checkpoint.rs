@@ -141,12 +141,10 @@ impl Checkpoint {
         let mut dead = self.text_rows.as_ref() - step.live;
         dead.remove_range(step.known_until..);
         let until = step.until.max(self.text_until);
-        let has_parts = self.text.segments()? > 1;
-        if until == self.text_until && dead.is_empty() && !(step.is_idle && has_parts) {
+        if until == self.text_until && dead.is_empty() && !(step.is_idle && self.text.could_settle()?) {
             return Ok(());
         }
-        let merge = step.is_idle && (has_parts || !dead.is_empty() || self.text_until > 0);
-        self.text.advance(source, self.text_until..until, &dead, step.counters.changed_at, merge)?;
+        self.text.advance(source, self.text_until..until, &dead, step.counters.changed_at, step.is_idle)?;
         let (snapshot, _) = self.text.snapshot()?;
         self.text_until = snapshot.until;
         self.text_rows = snapshot.rows;
@@ -205,8 +203,7 @@ impl Checkpoint {
 
     /// Whether there is something to do when no rows come.
     pub(super) fn could_settle(&self, step: &Step<'_>) -> bool {
-        let has_parts = self.text.segments().is_ok_and(|count| count > 1);
-        has_parts || !merge_plan::when_idle(&self.sizes(step)).is_empty()
+        self.text.could_settle().is_ok_and(|could| could) || !merge_plan::when_idle(&self.sizes(step)).is_empty()
     }
 
     /// Writes the living rows of some segments and the new ones as one segment; none when there are none.

@@ -21,6 +21,13 @@ const PATH_BYTES_MAX: usize = 512;
 /// Bytes of a text that its order is decided by.
 const TEXT_BYTES_MAX: usize = 512;
 
+/// Longer paths stand as their hash.
+const PATH_BYTES_KEPT: usize = 40;
+/// Begins an escaped byte of a path.
+const ESCAPE: u8 = 1;
+/// Begins a path that is a hash, of 16 bytes.
+const HASHED: u8 = 2;
+
 const EXISTS: u8 = b'e';
 const NULL: u8 = b'n';
 const BOOL: u8 = b'b';
@@ -90,14 +97,19 @@ impl Gatherer {
     }
 }
 
-/// `path 0 tag value`. Zeros in the path are escaped, so that no path's facts lie among another's.
+/// `path 0 tag value`. Low bytes in the path are escaped, so that no path's facts lie among another's. A long path stands as its hash:
+/// it is repeated in every fact, and nobody asks for a part of it.
 fn fact(path: &str, tag: u8, value: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(path.len() + 2 + value.len());
-    for byte in path.bytes() {
-        match byte {
-            0 => bytes.extend([1, 1]),
-            1 => bytes.extend([1, 2]),
-            other => bytes.push(other),
+    let mut bytes = Vec::with_capacity(path.len().min(PATH_BYTES_KEPT) + 2 + value.len());
+    if path.len() > PATH_BYTES_KEPT {
+        bytes.push(HASHED);
+        bytes.extend(xxhash_rust::xxh3::xxh3_128(path.as_bytes()).to_be_bytes());
+    } else {
+        for byte in path.bytes() {
+            match byte {
+                0..=HASHED => bytes.extend([ESCAPE, byte + 1]),
+                other => bytes.push(other),
+            }
         }
     }
     bytes.push(0);

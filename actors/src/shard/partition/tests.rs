@@ -22,6 +22,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         3 => (0u8..10).prop_map(|id| Operation::Delete { id }),
         2 => any::<bool>().prop_map(|idle| Operation::Index { idle }),
         1 => Just(Operation::Reopen),
+        1 => any::<bool>().prop_map(|void| Operation::Lose { void }),
     ]
 }
 
@@ -40,6 +41,11 @@ proptest! {
                 Operation::Upsert { .. } | Operation::Delete { .. } | Operation::Drop => model.apply(&mut shard, operation),
                 Operation::Index { idle } => {
                     partition.as_ref().unwrap().index_with(*idle).unwrap();
+                }
+                Operation::Lose { void } => {
+                    let mut follower = partition.as_ref().unwrap().follower.lock();
+                    follower.is_lost = true;
+                    follower.is_checkpoint_void |= void;
                 }
                 Operation::Reopen => {
                     drop(partition.take());
@@ -176,6 +182,8 @@ fn a_dropped_collection_is_empty() {
     partition.index_with(true).unwrap();
     model.apply(&mut shard, &Operation::Drop);
     model.check(&partition);
+    Partition::remove(&shard.checkpoint()).unwrap();
+    assert!(!partition.wants_indexing());
     partition.index_with(true).unwrap();
     model.check(&partition);
     drop(partition);

@@ -7,6 +7,7 @@ use super::analyzer::Analyzer;
 use super::error::PartitionError;
 use super::facts::FactRange;
 use super::files;
+use super::merge_plan::{self, SegmentSize};
 use super::selection::FactIndex;
 use super::source::RowSource;
 use roaring::RoaringBitmap;
@@ -16,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tantivy::columnar::Column;
 use tantivy::directory::MmapDirectory;
-use tantivy::index::{SegmentComponent, SegmentMeta, SegmentReader};
-use tantivy::indexer::{LogMergePolicy, NoMergePolicy};
+use tantivy::index::{SegmentComponent, SegmentId, SegmentMeta, SegmentReader};
+use tantivy::indexer::{LogMergePolicy, MergePolicy, NoMergePolicy};
 use tantivy::postings::BlockSegmentPostings;
 use tantivy::schema::{
     BytesOptions, FAST, Field, INDEXED, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions,
@@ -136,22 +137,31 @@ impl TextIndex {
         Ok((snapshot, starts))
     }
 
-    /// Number of tantivy's segments.
-    pub(super) fn segments(&self) -> Result<usize, PartitionError> {
-        Ok(self.index.searchable_segment_ids()?.len())
+    /// The segments to join when no rows come.
+    fn joined_when_idle(&self) -> Result<Vec<SegmentId>, PartitionError> {
+        let segments = self.index.searchable_segment_metas()?;
+        let size = |segment: &SegmentMeta| SegmentSize { live: segment.num_docs().into(), written: segment.max_doc().into() };
+        let joined = merge_plan::when_idle(&segments.iter().map(size).collect::<Vec<_>>());
+        Ok(joined.into_iter().map(|place| segments[place].id()).collect())
     }
 
-    /// Adds rows, deletes `dead` ones, and commits. With `merge`, everything becomes one segment.
+    /// Whether there is something to do when no rows come.
+    pub(super) fn could_settle(&self) -> Result<bool, PartitionError> {
+        Ok(!self.joined_when_idle()?.is_empty())
+    }
+
+    /// Adds rows, deletes `dead` ones, and commits; when no rows come otherwise, joins what is small.
     pub(super) fn advance(
         &self,
         source: &RowSource,
         rows: Range<u32>,
         dead: &RoaringBitmap,
         changed_at: u64,
-        merge: bool,
+        is_idle: bool,
     ) -> Result<(), PartitionError> {
         let mut writer: IndexWriter = self.index.writer_with_num_threads(1, WRITER_BYTES)?;
-        writer.set_merge_policy(if merge { Box::new(NoMergePolicy) } else { merge_policy() });
+        let policy: Box<dyn MergePolicy> = if is_idle { Box::new(NoMergePolicy) } else { merge_policy() };
+        writer.set_merge_policy(policy);
         for row in dead {
             writer.delete_term(Term::from_field_u64(self.fields.row, u64::from(row)));
         }
@@ -173,10 +183,10 @@ impl TextIndex {
         let mut commit = writer.prepare_commit()?;
         commit.set_payload(&payload);
         commit.commit()?;
-        if merge {
-            let segments = self.index.searchable_segment_ids()?;
-            if segments.len() > 1 {
-                writer.merge(&segments).wait()?;
+        if is_idle {
+            let joined = self.joined_when_idle()?;
+            if !joined.is_empty() {
+                writer.merge(&joined).wait()?;
             }
         }
         writer.wait_merging_threads()?;

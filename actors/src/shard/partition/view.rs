@@ -81,8 +81,12 @@ impl View {
             .iter()
             .map(|one| one.segment.memory_bytes() + one.live.as_ref().map_or(0, |live| live.serialized_size()))
             .sum();
-        let tail: usize = self.tail.iter().map(|block| block.memory_bytes()).sum();
-        bitmaps + segments + tail
+        bitmaps + segments + self.tail_bytes()
+    }
+
+    /// Bytes that the tail holds, roughly.
+    pub(super) fn tail_bytes(&self) -> usize {
+        self.tail.iter().map(|block| block.memory_bytes()).sum()
     }
 
     /// Rows that are in no vector segment yet, dead ones included.

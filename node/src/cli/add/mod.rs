@@ -9,7 +9,7 @@ mod walk;
 
 use crate::cli::error::{CliError, Exit, exit_of_many};
 use crate::cli::globals::Globals;
-use crate::cli::output::{Output, printable};
+use crate::cli::output::{Output, count, printable};
 use crate::cli::{collections, progress};
 use clap::Args;
 use serde::Serialize;
@@ -114,12 +114,13 @@ pub async fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Re
 }
 
 fn describe(summary: &Summary) -> String {
-    let mut text = format!("added {} documents ({} chunks) in {:.1} s", summary.added, summary.chunks, summary.took_s);
+    let mut text =
+        format!("added {} ({}) in {:.1} s", count(summary.added, "document"), count(summary.chunks, "chunk"), summary.took_s);
     if summary.skipped > 0 {
-        text.push_str(&format!(", skipped {} files of other kinds", summary.skipped));
+        text.push_str(&format!(", skipped {} of other kinds", count(summary.skipped, "file")));
     }
     if !summary.failed.is_empty() {
-        text.push_str(&format!(", {} files failed", summary.failed.len()));
+        text.push_str(&format!(", {} failed", count(summary.failed.len() as u64, "file")));
     }
     let hidden = summary.failed.len().saturating_sub(SHOWN_FAILURES);
     if hidden > 0 {

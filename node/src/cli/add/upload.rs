@@ -179,6 +179,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::test_node;
 
     #[test]
     fn batches_are_bounded_by_count_and_bytes_and_keep_the_order() {
@@ -195,5 +196,52 @@ mod tests {
         let paths: Vec<&String> = batches.iter().flat_map(|batch| &batch.paths).collect();
         assert_eq!(paths.len(), BATCH_DOCUMENTS + 4);
         assert_eq!((paths[0].as_str(), paths[1].as_str(), paths[2].as_str()), ("big", "0", "1"));
+    }
+
+    fn files(folder: &std::path::Path, names: &[&str]) -> Vec<Found> {
+        let found = |name: &&str| {
+            let path = folder.join(name);
+            std::fs::write(&path, format!("text of {name}")).unwrap();
+            Found { path, id: name.to_string(), format: ragged_client::Format::Plain }
+        };
+        names.iter().map(found).collect()
+    }
+
+    async fn upload(endpoint: &str, files: Vec<Found>) -> (Result<(), CliError>, Summary) {
+        let client = Client::builder().endpoint(endpoint).retry(ragged_client::RetryPolicy::never()).build().unwrap();
+        let uploader = Uploader { client, collection: "c".to_owned(), parallel: 2, bar: ProgressBar::hidden() };
+        let mut summary = Summary::default();
+        (uploader.run(files, &mut summary).await, summary)
+    }
+
+    #[tokio::test]
+    async fn one_wrong_document_does_not_keep_out_the_others() {
+        let endpoint = test_node::start(|request| {
+            let upload: ragged_client::NewDocuments = serde_json::from_str(&request.body).unwrap();
+            if upload.documents.iter().any(|document| document.text.contains("bad")) {
+                return test_node::problem(400, "invalid_document");
+            }
+            let stored =
+                |document: &NewDocument| format!(r#"{{"id": "{}", "chunks": 2, "version": 1}}"#, document.id.as_deref().unwrap());
+            let documents: Vec<String> = upload.documents.iter().map(stored).collect();
+            (200, format!(r#"{{"documents": [{}], "token": "t"}}"#, documents.join(",")))
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let (outcome, summary) = upload(&endpoint, files(folder.path(), &["a", "bad", "c"])).await;
+        outcome.unwrap();
+        assert_eq!((summary.added, summary.chunks, summary.token.as_str()), (2, 4, "t"));
+        assert_eq!(summary.failed.len(), 1);
+        assert!(summary.failed[0].path.ends_with("/bad") && summary.failed[0].code == "invalid_document");
+    }
+
+    #[tokio::test]
+    async fn what_would_go_wrong_again_ends_it() {
+        for (status, code) in [(404, "collection_not_found"), (401, "invalid_key"), (500, "internal")] {
+            let endpoint = test_node::start(move |_| test_node::problem(status, code));
+            let folder = tempfile::tempdir().unwrap();
+            let (outcome, summary) = upload(&endpoint, files(folder.path(), &["a", "b"])).await;
+            assert!(matches!(outcome, Err(CliError::Client(_))), "{status}");
+            assert_eq!((summary.added, summary.failed.len()), (0, 0));
+        }
     }
 }

@@ -218,43 +218,14 @@ fn histogram() -> Histogram<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader, Read, Write};
-    use std::net::{TcpListener, TcpStream};
+    use crate::cli::test_node;
 
-    /// A node that answers every search after a while, one at a time over all connections when `serial`.
+    /// A node that takes its time.
     fn node(takes: Duration) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                std::thread::spawn(move || serve(stream, takes));
-            }
-        });
-        endpoint
-    }
-
-    fn serve(stream: TcpStream, takes: Duration) {
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut writer = stream;
-        loop {
-            let mut length = 0;
-            loop {
-                let mut line = String::new();
-                if reader.read_line(&mut line).unwrap_or(0) == 0 {
-                    return;
-                }
-                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap();
-                }
-                if line == "\r\n" {
-                    break;
-                }
-            }
-            reader.read_exact(&mut vec![0; length]).unwrap();
+        test_node::start(move |_| {
             std::thread::sleep(takes);
-            writer.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").unwrap();
-        }
+            (200, "{}".to_owned())
+        })
     }
 
     fn load(endpoint: &str, connections: usize, rate: Rate, measured_ms: u64) -> Load {
@@ -284,9 +255,9 @@ mod tests {
 
     #[tokio::test]
     async fn failures_are_counted_by_what_they_were_and_have_no_latency() {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let measured = load(&format!("http://{free}"), 2, Rate::PerSecond(200.0), 100).run().await;
+        let endpoint = test_node::start(|_| test_node::problem(429, "busy"));
+        let measured = load(&endpoint, 2, Rate::PerSecond(200.0), 100).run().await;
         assert_eq!(measured.latencies_us.len(), 0);
-        assert_eq!(measured.errors, BTreeMap::from([("unreachable".to_owned(), 20)]));
+        assert_eq!(measured.errors, BTreeMap::from([("busy".to_owned(), 20)]));
     }
 }

@@ -11,7 +11,7 @@ mod state;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::globals::Globals;
 use crate::cli::import::send::Importer;
-use crate::cli::output::Output;
+use crate::cli::output::{Output, count};
 use crate::cli::search::ModeOption;
 use crate::cli::{collections, progress};
 use clap::{Args, ValueEnum};
@@ -89,9 +89,7 @@ pub async fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Re
     let dataset = Dataset::read(&arguments.folder)?;
     let client = globals.client()?;
     let created = arguments.create && collections::ensure(&client, &arguments.collection).await?;
-    if arguments.load || created {
-        load(&arguments, globals, output).await?;
-    }
+    let refused = if arguments.load || created { Some(load(&arguments, globals, output).await?) } else { None };
     let searcher = globals.patient_client()?;
     let mut results = BTreeMap::new();
     for mode in modes {
@@ -100,6 +98,7 @@ pub async fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Re
     }
     let mut report = Report::new(&arguments.folder, &arguments.collection, dataset.queries.len(), results);
     let state = state::State::of(&arguments.folder, &arguments.collection);
+    report.documents_refused = refused;
     report.compare(state.as_ref().and_then(state::State::load));
     report.require(arguments.min_ndcg.iter().map(|(mode, value)| (name(*mode).to_owned(), *value)));
     if let Some(state) = state {
@@ -112,7 +111,7 @@ pub async fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Re
     Ok(if report.below.is_empty() { Exit::Success } else { Exit::Failure })
 }
 
-async fn load(arguments: &Arguments, globals: &Globals, output: &Output) -> Result<(), CliError> {
+async fn load(arguments: &Arguments, globals: &Globals, output: &Output) -> Result<u64, CliError> {
     let source = data::documents(&arguments.folder)?;
     let bar = progress::bytes(output, "loading", source.total_bytes);
     let position = source.position;
@@ -131,12 +130,15 @@ async fn load(arguments: &Arguments, globals: &Globals, output: &Output) -> Resu
     bar.finish_and_clear();
     let loaded = loaded?;
     if let Some(first) = loaded.failed.first() {
-        let detail =
-            format!("{} documents were refused, the first in line {}: {}", loaded.failed_count, first.line, first.detail);
-        return Err(CliError::Failed(detail)); // measures over a part of the documents would mislead
+        let refused = count(loaded.failed_count, "document");
+        let detail = format!("{refused} refused, the first in line {}: {}", first.line, first.detail);
+        if loaded.accepted == 0 {
+            return Err(CliError::Failed(detail));
+        }
+        output.warning(detail); // real collections have a few without any text
     }
-    output.note(format_args!("loaded {} documents in {:.1} s", loaded.accepted, loaded.took_s));
-    Ok(())
+    output.note(format_args!("loaded {} in {:.1} s", count(loaded.accepted, "document"), loaded.took_s));
+    Ok(loaded.failed_count)
 }
 
 async fn measure(

@@ -21,6 +21,9 @@ pub struct Report {
     pub collection: String,
     /// Queries that were measured with.
     pub queries: usize,
+    /// Documents that the node refused, when they were loaded in this run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub documents_refused: Option<u64>,
     /// Milliseconds since 1970-01-01 UTC.
     pub at_ms: u64,
     /// By the names of modes.
@@ -62,7 +65,8 @@ impl Report {
     pub fn new(dataset: &Path, collection: &str, queries: usize, modes: BTreeMap<String, ModeResult>) -> Report {
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let dataset = dataset.display().to_string();
-        Report { dataset, collection: collection.to_owned(), queries, at_ms, modes, compared_with_ms: None, below: Vec::new() }
+        let collection = collection.to_owned();
+        Report { dataset, collection, queries, documents_refused: None, at_ms, modes, compared_with_ms: None, below: Vec::new() }
     }
 
     /// Notes how this run differs from the last one.

@@ -6,7 +6,7 @@ pub mod send;
 use crate::cli::error::{CliError, Exit, exit_of_many};
 use crate::cli::globals::Globals;
 use crate::cli::lines::{self, Line, Lines};
-use crate::cli::output::Output;
+use crate::cli::output::{Output, count};
 use crate::cli::{collections, progress};
 use batch::Entry;
 use clap::Args;
@@ -102,9 +102,9 @@ fn entry((number, line): (u64, Line)) -> Entry {
 
 fn describe(summary: &Summary) -> String {
     let rate = summary.accepted as f64 / summary.took_s.max(1e-3);
-    let mut text = format!("imported {} documents in {:.1} s ({rate:.0}/s)", summary.accepted, summary.took_s);
+    let mut text = format!("imported {} in {:.1} s ({rate:.0}/s)", count(summary.accepted, "document"), summary.took_s);
     if summary.failed_count > 0 {
-        text.push_str(&format!(", {} lines were refused", summary.failed_count));
+        text.push_str(&format!(", {} refused", count(summary.failed_count, "line")));
         let hidden = summary.failed_count.saturating_sub(SHOWN_FAILURES as u64);
         if hidden > 0 {
             text.push_str(&format!(" ({hidden} not shown; --json lists up to {})", send::FAILURES_KEPT));

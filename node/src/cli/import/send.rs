@@ -168,3 +168,71 @@ impl Summary {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::test_node::{self, Request};
+    use std::sync::{Arc, Mutex};
+
+    fn importer(endpoint: &str, acknowledged: Arc<Mutex<Vec<(u64, u64)>>>) -> Importer<'static> {
+        Importer {
+            client: Client::builder().endpoint(endpoint).retry(ragged_client::RetryPolicy::never()).build().unwrap(),
+            collection: "c".to_owned(),
+            batch_lines: 2,
+            parallel: 2,
+            on_batch: Box::new(move |batch| {
+                acknowledged.lock().unwrap().push((batch.first_line, batch.last_line));
+                Ok(())
+            }),
+        }
+    }
+
+    fn entries(lines: &[&str]) -> impl Iterator<Item = io::Result<Entry>> + Send + 'static {
+        let entry = |(index, line): (usize, &&str)| Ok(Entry::Line { number: index as u64 + 1, text: line.as_bytes().to_vec() });
+        lines.iter().enumerate().map(entry).collect::<Vec<_>>().into_iter()
+    }
+
+    /// Refuses every line with `bad` in it, as a node does: by its number in the body.
+    fn report(request: Request) -> (u16, String) {
+        let lines: Vec<&str> = request.body.lines().collect();
+        let bad = lines.iter().enumerate().filter(|(_, line)| line.contains("bad"));
+        let failed: Vec<ImportFailure> = bad
+            .map(|(index, _)| ImportFailure { line: index as u64 + 1, code: "malformed_json".into(), detail: "d".into() })
+            .collect();
+        let failed_count = failed.len() as u64;
+        let report = ImportReport { accepted: lines.len() as u64 - failed_count, failed, failed_count, token: "t".into() };
+        (200, serde_json::to_string(&report).unwrap())
+    }
+
+    #[tokio::test]
+    async fn failures_have_their_line_in_the_file_and_batches_are_acknowledged_in_its_order() {
+        let acknowledged = Arc::new(Mutex::new(Vec::new()));
+        let mut importer = importer(&test_node::start(report), Arc::clone(&acknowledged));
+        let summary = importer.run(entries(&["{}", "", "{}", "bad 4", "", "{}", "bad 7"])).await.unwrap();
+        assert_eq!((summary.accepted, summary.failed_count, summary.last_line), (3, 2, 7));
+        assert_eq!(summary.failed.iter().map(|failure| failure.line).collect::<Vec<_>>(), [4, 7]);
+        assert_eq!(*acknowledged.lock().unwrap(), [(1, 3), (4, 6), (7, 7)]);
+        assert_eq!(summary.token, "t");
+    }
+
+    #[tokio::test]
+    async fn an_import_that_is_cut_off_says_where_to_go_on() {
+        let endpoint = test_node::start(|request| {
+            if request.body.contains("stop") { test_node::problem(404, "collection_not_found") } else { report(request) }
+        });
+        let lines = ["{}", "{}", "{}", "{}", "{\"id\":\"stop\"}", "{}", "{}"];
+        let error = importer(&endpoint, Arc::default()).run(entries(&lines)).await.unwrap_err();
+        assert_eq!(error.exit(), crate::cli::error::Exit::NotFound);
+        assert!(error.to_string().contains("after line 4 (4 documents are stored); to go on: --from-line 5"), "{error}");
+        let error = importer(&endpoint, Arc::default()).run(entries(&lines[4..])).await.unwrap_err();
+        assert!(matches!(error, CliError::Client(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_further_is_an_error() {
+        let broken = entries(&["{}", "{}"]).chain([Err(io::Error::other("torn"))]);
+        let error = importer(&test_node::start(report), Arc::default()).run(broken).await.unwrap_err();
+        assert!(error.to_string().contains("torn") && error.to_string().contains("--from-line 3"), "{error}");
+    }
+}

@@ -5,7 +5,7 @@ mod snippet;
 use crate::cli::documents::parse_filter;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::globals::Globals;
-use crate::cli::output::{Output, printable};
+use crate::cli::output::{Output, count, printable};
 use clap::{Args, ValueEnum};
 use ragged_client::{Explanation, Filter, GroupBy, Hit, Mode, SearchRequest, SearchResponse, Weights};
 
@@ -117,7 +117,7 @@ fn describe(answer: &SearchResponse, query: &str, first_rank: usize, output: &Ou
     for shard in answer.plan.iter().flatten() {
         blocks.push(format!("shard {} took {:.1} ms: {}", shard.shard, shard.took_ms, shard.steps.join("; ")));
     }
-    blocks.push(output.dim(&format!("{} hits in {:.1} ms", answer.hits.len(), answer.took_ms)));
+    blocks.push(output.dim(&format!("{} in {:.1} ms", count(answer.hits.len() as u64, "hit"), answer.took_ms)));
     blocks.join("\n\n")
 }
 
@@ -174,7 +174,7 @@ mod tests {
             "a/b.md  chunk 3  bytes 10..37",
             "meaning 0.5000 (rank 2)",
             "replicas are repaired",
-            "1 hits in 1.2 ms",
+            "1 hit in 1.2 ms",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }

@@ -11,11 +11,23 @@ const WORDS: [&str; 8] = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", 
 
 #[derive(Debug, Clone)]
 pub(super) enum Operation {
-    Upsert { id: u8, chunks: u8, seed: u64 },
-    Delete { id: u8 },
+    Upsert {
+        id: u8,
+        chunks: u8,
+        seed: u64,
+    },
+    Delete {
+        id: u8,
+    },
     Drop,
-    Index { idle: bool },
+    Index {
+        idle: bool,
+    },
     Reopen,
+    /// Changes were taken and not applied; with `void`, the rows were replaced as well.
+    Lose {
+        void: bool,
+    },
 }
 
 struct ModelChunk {
@@ -42,7 +54,7 @@ impl Model {
                 self.documents.clear();
                 shard.drop_collection();
             }
-            Operation::Index { .. } | Operation::Reopen => unreachable!("not for the model"),
+            Operation::Index { .. } | Operation::Reopen | Operation::Lose { .. } => unreachable!("not for the model"),
         }
     }
 
