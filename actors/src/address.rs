@@ -86,7 +86,11 @@ impl<M: Message> Address<M> {
         self.wait_until(deadline, |actor| actor.as_ref().is_some_and(|actor| actor.get_id() != failed)).await.map(|_| ())
     }
 
-    async fn wait_until(&self, deadline: Instant, wanted: impl FnMut(&Option<ActorRef<M>>) -> bool) -> Result<ActorRef<M>, ServiceError> {
+    async fn wait_until(
+        &self,
+        deadline: Instant,
+        wanted: impl FnMut(&Option<ActorRef<M>>) -> bool,
+    ) -> Result<ActorRef<M>, ServiceError> {
         let mut current = self.current.subscribe();
         let found = timeout_at(deadline, current.wait_for(wanted)).await;
         match found {
@@ -100,7 +104,10 @@ impl<M: Message> Address<M> {
     }
 
     fn unknown_outcome(&self, why: &str) -> ServiceError {
-        let detail = format!("{} {why}: it is not known whether the write took effect; read it back or retry with the same idempotency key", self.name);
+        let detail = format!(
+            "{} {why}: it is not known whether the write took effect; read it back or retry with the same idempotency key",
+            self.name
+        );
         ServiceError::new(crate::error::ErrorKind::UnknownOutcome, "unknown_outcome", detail)
     }
 }

@@ -25,8 +25,8 @@ use ractor::concurrency::Duration;
 use ractor::{Actor, ActorRef, ActorStatus, SpawnErr};
 use ragged_kernels::{CpuDevice, Model};
 use ragged_raft::ids::{DEFAULT_TENANT, ShardId};
-use ragged_raft::meta::{Founding, MetaGroup};
 use ragged_raft::meta::command::Role;
+use ragged_raft::meta::{Founding, MetaGroup};
 use ragged_raft::{Store, StoreOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -158,11 +158,13 @@ impl Engine {
     pub async fn start(options: EngineOptions, registry: Registry) -> Result<Engine, StartError> {
         let (store, model, device) = open(&options).await?;
         let shard_count = found_if_new(&store, &options).await?;
-        let restarts = IntCounterVec::new(Opts::new("ragged_actor_restarts_total", "Restarts of actors."), &["supervisor", "actor"])?;
+        let restarts =
+            IntCounterVec::new(Opts::new("ragged_actor_restarts_total", "Restarts of actors."), &["supervisor", "actor"])?;
         registry.register(Box::new(restarts.clone()))?;
 
         let meta = Meta::default();
-        let shard_addresses: Vec<_> = (0..shard_count).map(|shard| Arc::new(Address::<ShardMessage>::new(format!("shard {shard}")))).collect();
+        let shard_addresses: Vec<_> =
+            (0..shard_count).map(|shard| Arc::new(Address::<ShardMessage>::new(format!("shard {shard}")))).collect();
         let shards = Shards::new(shard_addresses);
         let embedder = Arc::new(Address::<EmbedderMessage>::new("embedder"));
         let embedding = Embedding::new(model.clone(), embedder.clone());
@@ -201,7 +203,9 @@ impl Engine {
             supervisor("ingest", vec![jobs_child], &restarts),
             sessions_child,
         ];
-        let root = Supervisor::start(Supervision { name: "node".into(), policy: RestartPolicy::default(), children, restarts }, None).await?;
+        let root =
+            Supervisor::start(Supervision { name: "node".into(), policy: RestartPolicy::default(), children, restarts }, None)
+                .await?;
         let supervisors = Supervisors { root };
         let parts = Parts { meta, shards, embedding, pipeline, searcher, sessions, jobs, jobs_metrics, supervisors, store };
         let engine = Engine { parts: Arc::new(parts) };
@@ -265,7 +269,8 @@ async fn open(options: &EngineOptions) -> Result<(Arc<Store>, Arc<Model>, Arc<Cp
         let store_options = StoreOptions { block_cache_bytes: options.block_cache_bytes, ..StoreOptions::default() };
         let store = Store::open(&options.data_dir.join("store"), store_options)?;
         let model = Arc::new(Model::load(&options.model_dir).map_err(|fault| StartError::Model(fault.to_string()))?);
-        let device = CpuDevice::new(model.clone(), options.embedding_threads).map_err(|fault| StartError::Model(fault.to_string()))?;
+        let device =
+            CpuDevice::new(model.clone(), options.embedding_threads).map_err(|fault| StartError::Model(fault.to_string()))?;
         Ok((store, model, Arc::new(device)))
     };
     tokio::task::spawn_blocking(open).await.map_err(|fault| StartError::Group(fault.to_string()))?
@@ -308,12 +313,23 @@ fn write_admin_key(folder: &Path, key: &ApiKey) -> Result<(), StartError> {
 fn supervisor(name: &'static str, children: Vec<Child>, restarts: &IntCounterVec) -> Child {
     let restarts = restarts.clone();
     Child::new(name, move |above| {
-        let supervision = Supervision { name: name.into(), policy: RestartPolicy::default(), children: children.clone(), restarts: restarts.clone() };
+        let supervision = Supervision {
+            name: name.into(),
+            policy: RestartPolicy::default(),
+            children: children.clone(),
+            restarts: restarts.clone(),
+        };
         async move { Ok(Supervisor::start(supervision, Some(above)).await?.get_cell()) }
     })
 }
 
-fn storage_children(options: &EngineOptions, store: &Arc<Store>, meta: &Meta, shards: &Shards, registry: &Registry) -> Result<Vec<Child>, StartError> {
+fn storage_children(
+    options: &EngineOptions,
+    store: &Arc<Store>,
+    meta: &Meta,
+    shards: &Shards,
+    registry: &Registry,
+) -> Result<Vec<Child>, StartError> {
     let gate = Arc::new(ReadGate::new(options.search_threads, options.limits.queued_searches));
     let indexer = Indexer::new(IndexerMetrics::register(registry)?);
     let metrics = ShardMetrics::register(registry)?;

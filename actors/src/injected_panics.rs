@@ -1,5 +1,6 @@
 //! A panic in every kind of actor: it is started again, and nothing that was acknowledged is lost.
 
+use crate::embedding::{EmbedderMessage, Urgency};
 use crate::engine::{Engine, EngineOptions, Limits};
 use crate::ingest::UploadDocument;
 use crate::ingest::jobs::JobsMessage;
@@ -7,7 +8,6 @@ use crate::meta::MetaMessage;
 use crate::search::{Freshness, Mode, Search};
 use crate::service::{CreateCollection, EmbeddingChoice, Session};
 use crate::shard::ShardMessage;
-use crate::embedding::{EmbedderMessage, Urgency};
 use ragged_raft::ids::DEFAULT_TENANT;
 use ragged_raft::shard::rows::TextFormat;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,11 @@ use std::time::Duration;
 fn model_dir() -> Option<PathBuf> {
     let folder = std::env::var_os("RAGGED_MODEL_DIR").map(PathBuf::from).or_else(|| {
         let home = PathBuf::from(std::env::var_os("HOME")?);
-        Some(std::env::var_os("XDG_DATA_HOME").map_or(home.join(".local/share"), PathBuf::from).join("ragged/models/all-MiniLM-L6-v2"))
+        Some(
+            std::env::var_os("XDG_DATA_HOME")
+                .map_or(home.join(".local/share"), PathBuf::from)
+                .join("ragged/models/all-MiniLM-L6-v2"),
+        )
     })?;
     if !folder.join("model.safetensors").exists() {
         eprintln!("SKIPPED: there is no model in {}; `make setup` fetches it", folder.display());
@@ -47,7 +51,14 @@ async fn session(engine: &Engine, data: &Path) -> Session {
 }
 
 fn document(number: usize) -> UploadDocument {
-    UploadDocument { id: Some(format!("d{number}")), title: None, text: format!("Document number {number} about albatrosses."), format: TextFormat::Plain, metadata: serde_json::Map::new(), vector: None }
+    UploadDocument {
+        id: Some(format!("d{number}")),
+        title: None,
+        text: format!("Document number {number} about albatrosses."),
+        format: TextFormat::Plain,
+        metadata: serde_json::Map::new(),
+        vector: None,
+    }
 }
 
 async fn upload(session: &Session, number: usize) {
@@ -89,7 +100,14 @@ async fn a_panic_in_every_kind_of_actor_loses_no_acknowledged_write() {
     let Some(model_dir) = model_dir() else { return };
     let data = tempfile::tempdir().unwrap();
     let engine = start(data.path(), model_dir.clone()).await;
-    let new = CreateCollection { name: "c".into(), spread: Some(4), embedding: EmbeddingChoice::Default, chunk_tokens: 256, chunk_overlap: 32, language: "en".into() };
+    let new = CreateCollection {
+        name: "c".into(),
+        spread: Some(4),
+        embedding: EmbeddingChoice::Default,
+        chunk_tokens: 256,
+        chunk_overlap: 32,
+        language: "en".into(),
+    };
     session(&engine, data.path()).await.create_collection(new).await.unwrap();
     let mut stored = 0;
     for _ in 0..3 {

@@ -4,6 +4,8 @@
 //! [`shard`]; [`search`] asks shards and merges what they found. [`meta`] knows collections and keys. [`supervision`] restarts what fails, and
 //! an [`address`] reaches an actor across its restarts.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps fails, and says where
+
 pub mod address;
 pub mod embedding;
 pub mod engine;

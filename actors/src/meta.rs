@@ -123,7 +123,12 @@ impl Actor for MetaActor {
         Ok(MetaState { arguments, group, watcher })
     }
 
-    async fn handle(&self, _myself: ActorRef<MetaMessage>, message: MetaMessage, state: &mut MetaState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _myself: ActorRef<MetaMessage>,
+        message: MetaMessage,
+        state: &mut MetaState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             MetaMessage::Change { command, reply } => {
                 let group = state.group.clone();

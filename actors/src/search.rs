@@ -145,9 +145,17 @@ struct Fused {
 
 impl Searcher {
     /// Registers the searcher's metrics.
-    pub fn register(embedding: Embedding, pipeline: Pipeline, shards: Shards, registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub fn register(
+        embedding: Embedding,
+        pipeline: Pipeline,
+        shards: Shards,
+        registry: &Registry,
+    ) -> Result<Self, prometheus::Error> {
         let buckets = prometheus::exponential_buckets(0.000_25, 2.0, 16)?;
-        let seconds = HistogramVec::new(HistogramOpts::new("ragged_search_seconds", "Time of searches, by mode.").buckets(buckets), &["mode"])?;
+        let seconds = HistogramVec::new(
+            HistogramOpts::new("ragged_search_seconds", "Time of searches, by mode.").buckets(buckets),
+            &["mode"],
+        )?;
         registry.register(Box::new(seconds.clone()))?;
         Ok(Searcher { embedding, pipeline, shards, seconds })
     }
@@ -170,7 +178,12 @@ impl Searcher {
         Ok(SearchOutcome { hits, plan })
     }
 
-    async fn partition_query(&self, search: &Search, mode: Mode, collection: &Collection) -> Result<PartitionQuery, ServiceError> {
+    async fn partition_query(
+        &self,
+        search: &Search,
+        mode: Mode,
+        collection: &Collection,
+    ) -> Result<PartitionQuery, ServiceError> {
         let vector = match (mode, &search.vector, &search.query) {
             (Mode::Text, _, _) => None,
             (_, Some(vector), _) => {
@@ -221,14 +234,26 @@ impl Searcher {
             }
         }
         for ranking in [&mut dense, &mut text] {
-            ranking.sort_by(|one, other| other.candidate.score.total_cmp(&one.candidate.score).then(one.shard.cmp(&other.shard)).then(one.candidate.row.cmp(&other.candidate.row)));
+            ranking.sort_by(|one, other| {
+                other
+                    .candidate
+                    .score
+                    .total_cmp(&one.candidate.score)
+                    .then(one.shard.cmp(&other.shard))
+                    .then(one.candidate.row.cmp(&other.candidate.row))
+            });
             ranking.truncate(query.depth);
         }
         Ok((dense, text))
     }
 
     /// Fetches what hits show, in one request a shard. A hit that was deleted meanwhile is left out.
-    async fn fetch(&self, collection: &Arc<Collection>, page: Vec<Fused>, freshness: &Freshness) -> Result<Vec<Found>, ServiceError> {
+    async fn fetch(
+        &self,
+        collection: &Arc<Collection>,
+        page: Vec<Fused>,
+        freshness: &Freshness,
+    ) -> Result<Vec<Found>, ServiceError> {
         let mut rows: HashMap<ShardId, Vec<RowId>> = HashMap::new();
         for fused in &page {
             rows.entry(fused.best.shard).or_default().push(fused.best.candidate.row);
@@ -245,7 +270,10 @@ impl Searcher {
             let (shard, chunks) = answer?;
             contents.insert(shard, chunks);
         }
-        Ok(page.into_iter().filter_map(|fused| contents.get_mut(&fused.best.shard)?.next()?.map(|content| found(fused, content))).collect())
+        Ok(page
+            .into_iter()
+            .filter_map(|fused| contents.get_mut(&fused.best.shard)?.next()?.map(|content| found(fused, content)))
+            .collect())
     }
 }
 
@@ -263,7 +291,10 @@ fn check(search: &Search, collection: &Collection) -> Result<Mode, ServiceError>
             return Err(ServiceError::invalid("empty_query", "query: is empty, there is nothing to look for"));
         }
         if query.len() > QUERY_BYTES_MAX {
-            return Err(ServiceError::invalid("query_too_long", format!("query: has {} bytes, the limit is {QUERY_BYTES_MAX}", query.len())));
+            return Err(ServiceError::invalid(
+                "query_too_long",
+                format!("query: has {} bytes, the limit is {QUERY_BYTES_MAX}", query.len()),
+            ));
         }
     }
     if let Some(vector) = &search.vector {
@@ -273,7 +304,10 @@ fn check(search: &Search, collection: &Collection) -> Result<Mode, ServiceError>
         return Err(ServiceError::invalid("invalid_limit", format!("limit: is 1 to {LIMIT_MAX}")));
     }
     if search.offset + search.limit > DEPTH_MAX {
-        return Err(ServiceError::invalid("invalid_offset", format!("offset + limit: is at most {DEPTH_MAX}; narrow the search by a filter instead")));
+        return Err(ServiceError::invalid(
+            "invalid_offset",
+            format!("offset + limit: is at most {DEPTH_MAX}; narrow the search by a filter instead"),
+        ));
     }
     let weight_ok = |weight: f32| weight.is_finite() && (0.0..=1000.0).contains(&weight);
     if !weight_ok(search.weights.0) || !weight_ok(search.weights.1) {
@@ -295,7 +329,10 @@ fn check_mode(search: &Search, collection: &Collection) -> Result<Mode, ServiceE
         return Err(ServiceError::invalid("query_required", "query: a search by words needs one"));
     }
     if mode != Mode::Text && search.vector.is_none() && !embeds {
-        return Err(ServiceError::invalid("vector_required", format!("vector: collection {} takes the client's vectors, a search by meaning needs one", collection.name)));
+        return Err(ServiceError::invalid(
+            "vector_required",
+            format!("vector: collection {} takes the client's vectors, a search by meaning needs one", collection.name),
+        ));
     }
     Ok(mode)
 }
@@ -350,7 +387,13 @@ fn reciprocal_ranks(dense: Vec<Ranked>, text: Vec<Ranked>, search: &Search) -> V
         }
     }
     let mut fused: Vec<Fused> = fused.into_values().collect();
-    fused.sort_by(|one, other| other.score.total_cmp(&one.score).then_with(|| one.best.shard.cmp(&other.best.shard)).then_with(|| one.best.candidate.row.cmp(&other.best.candidate.row)));
+    fused.sort_by(|one, other| {
+        other
+            .score
+            .total_cmp(&one.score)
+            .then_with(|| one.best.shard.cmp(&other.best.shard))
+            .then_with(|| one.best.candidate.row.cmp(&other.best.candidate.row))
+    });
     fused
 }
 

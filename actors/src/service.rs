@@ -1,13 +1,13 @@
 //! What one authenticated request may do. The tenant is bound here, from the credential, and nowhere else.
 
+use crate::address::Repeat;
 use crate::engine::{Engine, Parts};
 use crate::error::{ErrorKind, ServiceError};
 use crate::filter::Filter;
 use crate::ingest::document::{DOCUMENTS_MAX, UploadDocument, check_dimension, check_id};
+use crate::ingest::import::Import;
 use crate::ingest::jobs::{self, JobsMessage};
 use crate::ingest::pipeline::{Idempotency, now_ms, refusal};
-use crate::ingest::import::Import;
-use crate::address::Repeat;
 use crate::search::{Search, SearchOutcome};
 use crate::session::{ApiKey, Permit, Principal};
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse, StoredDocument};
@@ -96,7 +96,13 @@ pub struct Session {
 impl Engine {
     /// Lets a request in that carries this key.
     pub async fn open_session(&self, bearer: &str) -> Result<Session, ServiceError> {
-        let wrong = || ServiceError::new(ErrorKind::Unauthenticated, "unauthenticated", "the API key is missing or wrong: send it as `Authorization: Bearer <key>`");
+        let wrong = || {
+            ServiceError::new(
+                ErrorKind::Unauthenticated,
+                "unauthenticated",
+                "the API key is missing or wrong: send it as `Authorization: Bearer <key>`",
+            )
+        };
         let key = ApiKey::parse(bearer).map_err(|_| wrong())?;
         let record = self.parts.meta.key(key.id())?.filter(|record| key.matches(record)).ok_or_else(wrong)?;
         let principal = Principal { tenant: record.tenant, key_id: record.id, role: record.role };
@@ -127,10 +133,17 @@ impl Session {
         let shard_count = self.parts.shards.addresses().len() as u16;
         let spread = new.spread.unwrap_or(1);
         if spread == 0 || spread > shard_count {
-            return Err(ServiceError::invalid("invalid_spread", format!("spread: is 1 to {shard_count}, the cluster's number of shards")));
+            return Err(ServiceError::invalid(
+                "invalid_spread",
+                format!("spread: is 1 to {shard_count}, the cluster's number of shards"),
+            ));
         }
         if !CHUNK_TOKENS.contains(&new.chunk_tokens) || new.chunk_overlap >= new.chunk_tokens / 2 {
-            let detail = format!("chunking: tokens is {} to {}, and overlap less than half of it", CHUNK_TOKENS.start(), CHUNK_TOKENS.end());
+            let detail = format!(
+                "chunking: tokens is {} to {}, and overlap less than half of it",
+                CHUNK_TOKENS.start(),
+                CHUNK_TOKENS.end()
+            );
             return Err(ServiceError::invalid("invalid_chunking", detail));
         }
         let command = MetaCommand::CreateCollection {
@@ -145,7 +158,11 @@ impl Session {
         };
         match self.parts.meta.change(command).await? {
             MetaReply::Collection(collection) => Ok(collection),
-            MetaReply::AlreadyExists => Err(ServiceError::new(ErrorKind::Conflict, "collection_exists", format!("there is a collection {} already", new.name))),
+            MetaReply::AlreadyExists => Err(ServiceError::new(
+                ErrorKind::Conflict,
+                "collection_exists",
+                format!("there is a collection {} already", new.name),
+            )),
             MetaReply::LimitExceeded(detail) => Err(ServiceError::new(ErrorKind::Conflict, "too_many_collections", detail)),
             other => Err(ServiceError::internal(format!("the meta group answered {other:?}"))),
         }
@@ -159,11 +176,15 @@ impl Session {
                 (*dimension, None)
             }
             EmbeddingChoice::Model(name) if name != model.name() => {
-                return Err(ServiceError::invalid("unknown_model", format!("embedding.model: {name} is not there, the node has {}", model.name())));
+                return Err(ServiceError::invalid(
+                    "unknown_model",
+                    format!("embedding.model: {name} is not there, the node has {}", model.name()),
+                ));
             }
-            EmbeddingChoice::Model(_) | EmbeddingChoice::Default => {
-                (model.dimension() as u32, Some(ModelRevision { name: model.name().to_owned(), revision: model.revision().to_owned() }))
-            }
+            EmbeddingChoice::Model(_) | EmbeddingChoice::Default => (
+                model.dimension() as u32,
+                Some(ModelRevision { name: model.name().to_owned(), revision: model.revision().to_owned() }),
+            ),
         };
         Ok(VectorSettings { name: "default".into(), dimension, model: revision })
     }
@@ -171,7 +192,8 @@ impl Session {
     /// A collection, and what it holds.
     pub async fn collection(&self, name: &str) -> Result<(Collection, Counts), ServiceError> {
         let collection = self.find(name).await?;
-        let asks = collection.shards.iter().map(|shard| self.ask(*shard, ShardRequest::Counts { collection: collection.clone() }));
+        let asks =
+            collection.shards.iter().map(|shard| self.ask(*shard, ShardRequest::Counts { collection: collection.clone() }));
         let mut counts = Counts::default();
         for answer in futures::future::join_all(asks).await {
             match answer? {
@@ -186,7 +208,11 @@ impl Session {
     }
 
     /// Collections in the order of their names, and where to go on.
-    pub async fn collections(&self, cursor: Option<&str>, limit: usize) -> Result<(Vec<Collection>, Option<String>), ServiceError> {
+    pub async fn collections(
+        &self,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<Collection>, Option<String>), ServiceError> {
         let mut page = self.parts.meta.group()?.collections(self.tenant(), cursor, limit + 1)?;
         let more = page.len() > limit;
         page.truncate(limit);
@@ -205,7 +231,12 @@ impl Session {
     }
 
     /// Stores documents and returns when they are durable and searchable. Nothing is stored when one of them is refused.
-    pub async fn upload(&self, collection: &str, documents: Vec<UploadDocument>, idempotency_key: Option<&str>) -> Result<Uploaded, ServiceError> {
+    pub async fn upload(
+        &self,
+        collection: &str,
+        documents: Vec<UploadDocument>,
+        idempotency_key: Option<&str>,
+    ) -> Result<Uploaded, ServiceError> {
         let (collection, documents, idempotency) = self.receive(collection, documents, idempotency_key).await?;
         let pipeline = &self.parts.pipeline;
         let mut chunked = Vec::with_capacity(documents.len());
@@ -218,7 +249,12 @@ impl Session {
     }
 
     /// Makes an upload durable as a job, and returns before it is done.
-    pub async fn submit(&self, collection: &str, documents: Vec<UploadDocument>, idempotency_key: Option<&str>) -> Result<Ulid, ServiceError> {
+    pub async fn submit(
+        &self,
+        collection: &str,
+        documents: Vec<UploadDocument>,
+        idempotency_key: Option<&str>,
+    ) -> Result<Ulid, ServiceError> {
         jobs::check_room(&self.parts.jobs_metrics)?;
         let (collection, mut documents, idempotency) = self.receive(collection, documents, idempotency_key).await?;
         for document in &mut documents {
@@ -246,7 +282,10 @@ impl Session {
     ) -> Result<(Arc<Collection>, Vec<UploadDocument>, Option<Idempotency>), ServiceError> {
         let collection = self.find(collection).await?;
         if documents.is_empty() || documents.len() > DOCUMENTS_MAX {
-            return Err(ServiceError::invalid("invalid_document_count", format!("documents: has {} entries, 1 to {DOCUMENTS_MAX} are allowed", documents.len())));
+            return Err(ServiceError::invalid(
+                "invalid_document_count",
+                format!("documents: has {} entries, 1 to {DOCUMENTS_MAX} are allowed", documents.len()),
+            ));
         }
         for (position, document) in documents.iter().enumerate() {
             document.check(&collection, &format!("documents[{position}]"))?;
@@ -265,7 +304,10 @@ impl Session {
 
     fn idempotency(&self, collection: &Collection, key: &str, documents: &[UploadDocument]) -> Result<Idempotency, ServiceError> {
         if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(ServiceError::invalid("invalid_idempotency_key", format!("Idempotency-Key: is 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters")));
+            return Err(ServiceError::invalid(
+                "invalid_idempotency_key",
+                format!("Idempotency-Key: is 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters"),
+            ));
         }
         let content = serde_json::to_vec(documents).map_err(|fault| ServiceError::internal(fault.to_string()))?;
         Ok(Idempotency::new(&self.principal.key_id, collection, key, &content))
@@ -288,10 +330,21 @@ impl Session {
     }
 
     /// Documents in the order of their ids, and where to go on.
-    pub async fn documents(&self, collection: &str, cursor: Option<&str>, limit: usize, with_text: bool) -> Result<(Vec<StoredDocument>, Option<String>), ServiceError> {
+    pub async fn documents(
+        &self,
+        collection: &str,
+        cursor: Option<&str>,
+        limit: usize,
+        with_text: bool,
+    ) -> Result<(Vec<StoredDocument>, Option<String>), ServiceError> {
         let collection = self.find(collection).await?;
         let asks = collection.shards.iter().map(|shard| {
-            let request = ShardRequest::Documents { collection: collection.clone(), after: cursor.map(str::to_owned), limit: limit + 1, with_text };
+            let request = ShardRequest::Documents {
+                collection: collection.clone(),
+                after: cursor.map(str::to_owned),
+                limit: limit + 1,
+                with_text,
+            };
             self.ask(*shard, request)
         });
         let mut page = Vec::new();
@@ -322,14 +375,22 @@ impl Session {
     /// Deletes every document that passes a filter.
     pub async fn delete_matching(&self, collection: &str, filter: Filter) -> Result<Deleted, ServiceError> {
         if filter.is_empty() {
-            return Err(ServiceError::invalid("empty_filter", "filter: is empty and would delete everything; delete the collection instead"));
+            return Err(ServiceError::invalid(
+                "empty_filter",
+                "filter: is empty and would delete everything; delete the collection instead",
+            ));
         }
         let collection = self.find(collection).await?;
         let (mut deleted, mut token) = (0, WriteToken::default());
         for shard in &collection.shards {
             let mut after = None;
             loop {
-                let request = ShardRequest::Matching { collection: collection.clone(), filter: filter.clone(), after: after.clone(), limit: DELETE_STEP };
+                let request = ShardRequest::Matching {
+                    collection: collection.clone(),
+                    filter: filter.clone(),
+                    after: after.clone(),
+                    limit: DELETE_STEP,
+                };
                 let ids = match self.ask(*shard, request).await? {
                     ShardResponse::Ids(ids) => ids,
                     other => return Err(other.mismatch()),
@@ -342,7 +403,12 @@ impl Session {
         Ok(Deleted { deleted, token: token.reveal()? })
     }
 
-    async fn delete_ids(&self, collection: &Arc<Collection>, ids: Vec<String>, token: &mut WriteToken) -> Result<u64, ServiceError> {
+    async fn delete_ids(
+        &self,
+        collection: &Arc<Collection>,
+        ids: Vec<String>,
+        token: &mut WriteToken,
+    ) -> Result<u64, ServiceError> {
         let mut by_shard: BTreeMap<ShardId, Vec<String>> = BTreeMap::new();
         for id in ids {
             by_shard.entry(collection.shard_of(&id)).or_default().push(id);
@@ -368,7 +434,12 @@ impl Session {
 
     /// Jobs, newest first, and where to go on.
     pub async fn jobs(&self, cursor: Option<&str>, limit: usize) -> Result<(Vec<JobRow>, Option<String>), ServiceError> {
-        let before = cursor.map(|cursor| Ulid::from_string(cursor).map_err(|_| ServiceError::invalid("invalid_cursor", "cursor: is not one that a listing returned"))).transpose()?;
+        let before = cursor
+            .map(|cursor| {
+                Ulid::from_string(cursor)
+                    .map_err(|_| ServiceError::invalid("invalid_cursor", "cursor: is not one that a listing returned"))
+            })
+            .transpose()?;
         let mut page = jobs::list(&self.parts.shards, self.tenant(), before, limit + 1).await?;
         let more = page.len() > limit;
         page.truncate(limit);
@@ -386,7 +457,10 @@ impl Session {
         let mut job = self.job(id).await?;
         let can_retry = job.stage.is_final() && (job.stage != JobStage::Replicated || !job.failed.is_empty());
         if !can_retry {
-            let detail = format!("job {id} is {}: only a job that failed, was cancelled or has failed documents can be retried", jobs::stage_name(job.stage));
+            let detail = format!(
+                "job {id} is {}: only a job that failed, was cancelled or has failed documents can be retried",
+                jobs::stage_name(job.stage)
+            );
             return Err(ServiceError::new(ErrorKind::Conflict, "job_not_retryable", detail));
         }
         job.stage = JobStage::Received;
@@ -401,9 +475,14 @@ impl Session {
     pub async fn cancel_job(&self, id: &str) -> Result<JobRow, ServiceError> {
         let mut job = self.job(id).await?;
         if job.stage.is_final() {
-            return Err(ServiceError::new(ErrorKind::Conflict, "job_ended", format!("job {id} has ended: it is {}", jobs::stage_name(job.stage))));
+            return Err(ServiceError::new(
+                ErrorKind::Conflict,
+                "job_ended",
+                format!("job {id} has ended: it is {}", jobs::stage_name(job.stage)),
+            ));
         }
-        let running = self.parts.jobs.call(CANCEL_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id: job.id, reply }).await?;
+        let running =
+            self.parts.jobs.call(CANCEL_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id: job.id, reply }).await?;
         if !running {
             job.stage = JobStage::Cancelled;
             return jobs::put(&self.parts.shards, self.tenant(), job).await;
@@ -445,7 +524,10 @@ fn check_name(name: &str) -> Result<(), ServiceError> {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
     let first_ok = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     if name.len() > 63 || !first_ok || !name.bytes().all(inner) {
-        return Err(ServiceError::invalid("invalid_collection_name", "name: a collection's name matches [a-z0-9][a-z0-9_-]{0,62}"));
+        return Err(ServiceError::invalid(
+            "invalid_collection_name",
+            "name: a collection's name matches [a-z0-9][a-z0-9_-]{0,62}",
+        ));
     }
     Ok(())
 }

@@ -41,7 +41,13 @@ impl Shards {
     }
 
     /// Asks a shard.
-    pub async fn ask(&self, shard: ShardId, tenant: TenantId, freshness: ShardFreshness, request: ShardRequest) -> Result<ShardResponse, ServiceError> {
+    pub async fn ask(
+        &self,
+        shard: ShardId,
+        tenant: TenantId,
+        freshness: ShardFreshness,
+        request: ShardRequest,
+    ) -> Result<ShardResponse, ServiceError> {
         let Some(address) = self.addresses.get(shard.0 as usize) else {
             return Err(ServiceError::internal(format!("{shard} does not exist")));
         };
@@ -54,8 +60,17 @@ impl Shards {
     }
 
     /// Writes to a shard; returns the index and what the state machine said.
-    pub async fn write(&self, shard: ShardId, tenant: TenantId, command: ShardCommand, adds_to: Option<Arc<Collection>>) -> Result<(u64, ShardReply), ServiceError> {
-        match self.ask(shard, tenant, ShardFreshness::Eventual, ShardRequest::Propose { command: Arc::new(command), adds_to }).await? {
+    pub async fn write(
+        &self,
+        shard: ShardId,
+        tenant: TenantId,
+        command: ShardCommand,
+        adds_to: Option<Arc<Collection>>,
+    ) -> Result<(u64, ShardReply), ServiceError> {
+        match self
+            .ask(shard, tenant, ShardFreshness::Eventual, ShardRequest::Propose { command: Arc::new(command), adds_to })
+            .await?
+        {
             ShardResponse::Applied { index, reply } => Ok((index, reply)),
             other => Err(other.mismatch()),
         }

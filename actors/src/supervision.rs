@@ -122,7 +122,11 @@ impl Actor for Supervisor {
     type State = SupervisorState;
     type Arguments = Supervision;
 
-    async fn pre_start(&self, myself: ActorRef<SupervisorMessage>, supervision: Supervision) -> Result<SupervisorState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<SupervisorMessage>,
+        supervision: Supervision,
+    ) -> Result<SupervisorState, ActorProcessingErr> {
         let mut running = HashMap::new();
         let starts = supervision.children.iter().map(|child| (child.spawn)(myself.get_cell()));
         let started = futures::future::join_all(starts).await;
@@ -140,7 +144,12 @@ impl Actor for Supervisor {
         })
     }
 
-    async fn handle(&self, myself: ActorRef<SupervisorMessage>, message: SupervisorMessage, state: &mut SupervisorState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<SupervisorMessage>,
+        message: SupervisorMessage,
+        state: &mut SupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             SupervisorMessage::Restart { name } => state.restart(&myself, &name).await,
             #[cfg(test)]
@@ -148,7 +157,12 @@ impl Actor for Supervisor {
         }
     }
 
-    async fn handle_supervisor_evt(&self, myself: ActorRef<SupervisorMessage>, event: SupervisionEvent, state: &mut SupervisorState) -> Result<(), ActorProcessingErr> {
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<SupervisorMessage>,
+        event: SupervisionEvent,
+        state: &mut SupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
         match event {
             SupervisionEvent::ActorFailed(cell, fault) => state.child_failed(&myself, cell.get_id(), fault),
             // A child that ended without a fault was stopped on purpose, unless the supervisor still wants it.
@@ -160,7 +174,11 @@ impl Actor for Supervisor {
         }
     }
 
-    async fn post_stop(&self, myself: ActorRef<SupervisorMessage>, state: &mut SupervisorState) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(
+        &self,
+        myself: ActorRef<SupervisorMessage>,
+        state: &mut SupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
         state.stopping = true;
         myself.get_cell().stop_children_and_wait(None, Some(Duration::from_secs(8))).await;
         Ok(())
@@ -168,7 +186,12 @@ impl Actor for Supervisor {
 }
 
 impl SupervisorState {
-    fn child_failed(&mut self, myself: &ActorRef<SupervisorMessage>, id: ActorId, fault: ActorProcessingErr) -> Result<(), ActorProcessingErr> {
+    fn child_failed(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        id: ActorId,
+        fault: ActorProcessingErr,
+    ) -> Result<(), ActorProcessingErr> {
         let Some(name) = self.running.remove(&id) else { return Ok(()) };
         if self.stopping {
             return Ok(());
@@ -191,7 +214,12 @@ impl SupervisorState {
         }
         self.failures.push_back(now);
         if self.failures.len() > self.policy.max_restarts {
-            let text = format!("{} failed {} times within {:?}, last: {name}: {fault}", self.name, self.failures.len(), self.policy.window);
+            let text = format!(
+                "{} failed {} times within {:?}, last: {name}: {fault}",
+                self.name,
+                self.failures.len(),
+                self.policy.window
+            );
             tracing::error!(supervisor = %self.name, "{text}: giving up");
             return Err(text.into());
         }

@@ -62,7 +62,10 @@ pub fn ragged() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo).args(["build", "--release", "--quiet", "-p", "ragged"]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).status();
+        let built = Command::new(cargo)
+            .args(["build", "--release", "--quiet", "-p", "ragged"])
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .status();
         assert!(built.as_ref().is_ok_and(ExitStatus::success), "the binary does not build: {built:?}");
         let test = std::env::current_exe().expect("a running test has a path");
         let target = test.ancestors().nth(2).expect("test programs are in target/release/deps");
@@ -210,7 +213,9 @@ impl Node {
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer> {
         let answer = request.send().await?;
         let status = answer.status().as_u16();
-        let header = |(name, value): (&reqwest::header::HeaderName, &reqwest::header::HeaderValue)| (name.to_string(), value.to_str().unwrap_or_default().to_owned());
+        let header = |(name, value): (&reqwest::header::HeaderName, &reqwest::header::HeaderValue)| {
+            (name.to_string(), value.to_str().unwrap_or_default().to_owned())
+        };
         let headers = answer.headers().iter().map(header).collect();
         let text = answer.text().await?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));

@@ -36,7 +36,13 @@ async fn every_bad_request_is_a_problem_with_a_code() -> Result<()> {
         (Method::POST, documents, json!({"documents": []}), 400, "invalid_document_count"),
         (Method::POST, documents, json!({"documents": [{"text": ""}]}), 400, "empty_document"),
         (Method::POST, documents, json!({"documents": [{"id": long, "text": "x"}]}), 400, "invalid_document_id"),
-        (Method::POST, documents, json!({"documents": [{"text": "ok"}, {"text": "x", "vector": [1, 2]}]}), 400, "wrong_vector_length"),
+        (
+            Method::POST,
+            documents,
+            json!({"documents": [{"text": "ok"}, {"text": "x", "vector": [1, 2]}]}),
+            400,
+            "wrong_vector_length",
+        ),
         (Method::POST, "/collections/v/documents", json!({"documents": [{"text": "x"}]}), 400, "vector_required"),
         (Method::GET, "/collections/c/documents/none", Value::Null, 404, "document_not_found"),
         (Method::GET, "/jobs/none", Value::Null, 404, "job_not_found"),
@@ -49,7 +55,10 @@ async fn every_bad_request_is_a_problem_with_a_code() -> Result<()> {
             request = request.json(&body);
         }
         let answer = node.send(request).await?;
-        ensure!(answer.status == status && (code.is_empty() || answer.code() == code), "{method} {path} {body}: {answer:?}, wanted {status} {code}");
+        ensure!(
+            answer.status == status && (code.is_empty() || answer.code() == code),
+            "{method} {path} {body}: {answer:?}, wanted {status} {code}"
+        );
         ensure!(answer.header("content-type") == Some("application/problem+json"), "{answer:?}");
         ensure!(answer.body["request_id"].as_str() == answer.header("x-request-id"), "{answer:?}");
         ensure!(answer.body["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{answer:?}");
@@ -64,7 +73,8 @@ async fn bodies_that_are_no_json_are_refused() -> Result<()> {
     let node = Node::start().await?;
     node.post("/collections", &json!({"name": "c"})).await?.expect(201)?;
     let raw = |path: &str, body: Vec<u8>| {
-        let request = node.request(Method::POST, path).map(|request| request.header("content-type", "application/json").body(body));
+        let request =
+            node.request(Method::POST, path).map(|request| request.header("content-type", "application/json").body(body));
         async { node.send(request?).await }
     };
     ensure!(raw("/collections/c/search", b"{\"query\": ".to_vec()).await?.code() == "malformed_json");

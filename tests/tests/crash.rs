@@ -24,7 +24,9 @@ fn upload(texts: &[Value], first: usize) -> Value {
 }
 
 fn vector(number: usize) -> Vec<f32> {
-    (0..8).map(|dimension| if (number >> dimension) & 1 == 1 { 1.0 } else { -1.0 } + (number as f32) / 1e5 * dimension as f32).collect()
+    (0..8)
+        .map(|dimension| if (number >> dimension) & 1 == 1 { 1.0 } else { -1.0 } + (number as f32) / 1e5 * dimension as f32)
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,16 +78,25 @@ async fn check(node: &Node, acknowledged: usize) -> Result<()> {
     // At most one upload was under way when the node was killed: it is there as a whole or, a part for each shard, in part; a document never is.
     ensure!(ids.len() <= acknowledged + UPLOAD, "there are {} documents, {acknowledged} were acknowledged", ids.len());
     let counts = node.get("/collections/c").await?.expect(200)?;
-    ensure!(counts["documents"] == json!(ids.len()) && counts["chunks"] == json!(ids.len()), "counts {counts} differ from {} documents", ids.len());
-    let probes: Vec<usize> = (0..20).map(|_| rand::rng().random_range(0..acknowledged.max(1))).chain(acknowledged.checked_sub(1)).collect();
+    ensure!(
+        counts["documents"] == json!(ids.len()) && counts["chunks"] == json!(ids.len()),
+        "counts {counts} differ from {} documents",
+        ids.len()
+    );
+    let probes: Vec<usize> =
+        (0..20).map(|_| rand::rng().random_range(0..acknowledged.max(1))).chain(acknowledged.checked_sub(1)).collect();
     for number in probes.into_iter().filter(|number| *number < acknowledged) {
         let id = format!("d{number}");
         let document = node.get(&format!("/collections/c/documents/{id}")).await?.expect(200)?;
         ensure!(document["metadata"]["number"] == json!(number), "{id} has another document's metadata");
         let by_vector = json!({"vector": vector(number), "filter": {"must": [{"field": "number", "eq": number}]}});
         let hits = node.post("/collections/c/search", &by_vector).await?.expect(200)?;
-        ensure!(hits["hits"][0]["document_id"] == json!(id) && hits["hits"][0]["text"] == document["text"], "{id} is not found by its vector: {hits}");
-        let by_word = json!({"query": document["title"], "mode": "text", "filter": {"must": [{"field": "number", "eq": number}]}});
+        ensure!(
+            hits["hits"][0]["document_id"] == json!(id) && hits["hits"][0]["text"] == document["text"],
+            "{id} is not found by its vector: {hits}"
+        );
+        let by_word =
+            json!({"query": document["title"], "mode": "text", "filter": {"must": [{"field": "number", "eq": number}]}});
         let hits = node.post("/collections/c/search", &by_word).await?.expect(200)?;
         ensure!(hits["hits"][0]["document_id"] == json!(id), "{id} is not found by its title: {hits}");
     }

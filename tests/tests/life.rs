@@ -11,9 +11,14 @@ use std::time::Duration;
 async fn everything_is_there_again_after_an_orderly_end() -> Result<()> {
     let mut node = Node::start().await?;
     let key = node.key()?;
-    ensure!(std::fs::metadata(node.data_dir().join("admin.key"))?.permissions().mode() & 0o077 == 0, "the key is its owner's alone");
+    ensure!(
+        std::fs::metadata(node.data_dir().join("admin.key"))?.permissions().mode() & 0o077 == 0,
+        "the key is its owner's alone"
+    );
     node.post("/collections", &json!({"name": "c"})).await?.expect(201)?;
-    node.post("/collections/c/documents", &json!({"documents": [{"id": "a", "text": "Seagulls over the pier."}]})).await?.expect(200)?;
+    node.post("/collections/c/documents", &json!({"documents": [{"id": "a", "text": "Seagulls over the pier."}]}))
+        .await?
+        .expect(200)?;
     node.signal(libc::SIGTERM)?;
     let status = node.wait_for_end(Duration::from_secs(11)).await?;
     ensure!(status.success(), "{status}");
@@ -28,7 +33,11 @@ async fn everything_is_there_again_after_an_orderly_end() -> Result<()> {
 async fn a_second_node_over_the_same_folder_is_refused_with_one_line() -> Result<()> {
     let node = Node::start().await?;
     let mut second = program();
-    second.arg("serve").env("RAGGED_DATA_DIR", node.data_dir()).env("RAGGED_MODEL_DIR", ragged_tests::node::model_dir()).env("RAGGED_HTTP_LISTEN", "127.0.0.1:0");
+    second
+        .arg("serve")
+        .env("RAGGED_DATA_DIR", node.data_dir())
+        .env("RAGGED_MODEL_DIR", ragged_tests::node::model_dir())
+        .env("RAGGED_HTTP_LISTEN", "127.0.0.1:0");
     let output = tokio::task::spawn_blocking(move || second.output()).await??;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(1) && text.contains("in use by another node"), "{:?}: {text}", output.status);

@@ -44,10 +44,12 @@ async fn documents_are_found_by_meaning_by_words_and_by_both() -> Result<()> {
 async fn a_hit_says_what_it_is_and_where() -> Result<()> {
     let node = Node::start().await?;
     handbook(&node).await?;
-    let answer = node.post("/collections/handbook/search", &json!({"query": "sponge", "explain": true, "limit": 1})).await?.expect(200)?;
+    let answer =
+        node.post("/collections/handbook/search", &json!({"query": "sponge", "explain": true, "limit": 1})).await?.expect(200)?;
     let hit = &answer["hits"][0];
     ensure!(hit["title"] == "Baking" && hit["metadata"]["author"]["name"] == "Ada" && hit["chunk"] == 0, "{hit}");
-    let text = node.get("/collections/handbook/documents/cake").await?.expect(200)?["text"].as_str().unwrap_or_default().to_owned();
+    let text =
+        node.get("/collections/handbook/documents/cake").await?.expect(200)?["text"].as_str().unwrap_or_default().to_owned();
     let (start, end) = (hit["span"]["start"].as_u64().unwrap_or(9) as usize, hit["span"]["end"].as_u64().unwrap_or(0) as usize);
     ensure!(hit["text"] == json!(text[start..end]), "the span is where the chunk stands: {hit}");
     ensure!(hit["explanation"]["text_rank"] == 1 && answer["plan"].as_array().is_some_and(|plan| !plan.is_empty()), "{answer}");
@@ -101,7 +103,10 @@ async fn a_document_is_replaced_as_one_step_and_deleted_for_good() -> Result<()>
     node.delete("/collections/handbook").await?.expect(204)?;
     ensure!(node.get("/collections/handbook").await?.code() == "collection_not_found");
     node.post("/collections", &json!({"name": "handbook"})).await?.expect(201)?;
-    ensure!(found(&node, json!({"query": "anything", "mode": "dense"})).await?.is_empty(), "a new collection of an old name is empty");
+    ensure!(
+        found(&node, json!({"query": "anything", "mode": "dense"})).await?.is_empty(),
+        "a new collection of an old name is empty"
+    );
     Ok(())
 }
 
@@ -109,7 +114,9 @@ async fn a_document_is_replaced_as_one_step_and_deleted_for_good() -> Result<()>
 async fn long_documents_are_cut_and_group_by_document_shows_each_once() -> Result<()> {
     let node = Node::start().await?;
     node.post("/collections", &json!({"name": "handbook", "chunking": {"tokens": 64, "overlap": 8}})).await?.expect(201)?;
-    let paragraph = |topic: &str| format!("## About {topic}\n\n{}\n\n", format!("This sentence is about {topic} and nothing else. ").repeat(12));
+    let paragraph = |topic: &str| {
+        format!("## About {topic}\n\n{}\n\n", format!("This sentence is about {topic} and nothing else. ").repeat(12))
+    };
     let text: String = ["whales", "volcanoes", "violins"].map(paragraph).concat();
     let body = json!({"documents": [{"id": "long", "text": text, "format": "markdown"}]});
     let stored = node.post("/collections/handbook/documents", &body).await?.expect(200)?;
@@ -117,7 +124,8 @@ async fn long_documents_are_cut_and_group_by_document_shows_each_once() -> Resul
     let answer = node.post("/collections/handbook/search", &json!({"query": "volcanoes"})).await?.expect(200)?;
     ensure!(answer["hits"].as_array().is_some_and(|hits| hits.len() > 1), "every chunk is a hit: {answer}");
     for hit in answer["hits"].as_array().into_iter().flatten() {
-        let (start, end) = (hit["span"]["start"].as_u64().unwrap_or(9) as usize, hit["span"]["end"].as_u64().unwrap_or(0) as usize);
+        let (start, end) =
+            (hit["span"]["start"].as_u64().unwrap_or(9) as usize, hit["span"]["end"].as_u64().unwrap_or(0) as usize);
         ensure!(hit["text"] == json!(text[start..end]), "{hit}");
     }
     ensure!(answer["hits"][0]["text"].as_str().is_some_and(|text| text.contains("volcanoes")), "{answer}");
@@ -151,7 +159,10 @@ async fn an_upload_that_is_not_waited_for_is_a_job() -> Result<()> {
     let node = Node::start().await?;
     node.post("/collections", &json!({"name": "handbook"})).await?.expect(201)?;
     let body = json!({"documents": (0..150).map(|n| json!({"id": format!("n{n}"), "text": format!("Note number {n} about rivers.")})).collect::<Vec<_>>()});
-    let job = node.post("/collections/handbook/documents?wait=false", &body).await?.expect(202)?["job"].as_str().unwrap_or_default().to_owned();
+    let job = node.post("/collections/handbook/documents?wait=false", &body).await?.expect(202)?["job"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let state = loop {
         let state = node.get(&format!("/jobs/{job}")).await?.expect(200)?;
         if ["replicated", "failed", "cancelled"].contains(&state["stage"].as_str().unwrap_or_default()) {
@@ -175,8 +186,12 @@ async fn a_job_survives_a_kill() -> Result<()> {
     let mut node = Node::start().await?;
     node.post("/collections", &json!({"name": "handbook"})).await?.expect(201)?;
     let text = "A sentence that takes a while to embed, with many words in it. ".repeat(12);
-    let body = json!({"documents": (0..400).map(|n| json!({"id": format!("n{n}"), "text": format!("{n} {text}")})).collect::<Vec<_>>()});
-    let job = node.post("/collections/handbook/documents?wait=false", &body).await?.expect(202)?["job"].as_str().unwrap_or_default().to_owned();
+    let body =
+        json!({"documents": (0..400).map(|n| json!({"id": format!("n{n}"), "text": format!("{n} {text}")})).collect::<Vec<_>>()});
+    let job = node.post("/collections/handbook/documents?wait=false", &body).await?.expect(202)?["job"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     node.kill_and_restart().await?;
     let state = loop {
         let state = node.get(&format!("/jobs/{job}")).await?.expect(200)?;
@@ -198,7 +213,9 @@ async fn a_retry_with_the_same_idempotency_key_changes_nothing() -> Result<()> {
     let node = Node::start().await?;
     node.post("/collections", &json!({"name": "handbook"})).await?.expect(201)?;
     let send = |body: Value| {
-        let request = node.request(Method::POST, "/collections/handbook/documents").map(|request| request.header("idempotency-key", "k-1").json(&body));
+        let request = node
+            .request(Method::POST, "/collections/handbook/documents")
+            .map(|request| request.header("idempotency-key", "k-1").json(&body));
         async { node.send(request?).await }
     };
     let body = json!({"documents": [{"text": "Made an id."}, {"id": "b", "text": "Brought an id."}]});
@@ -218,17 +235,23 @@ async fn a_retry_with_the_same_idempotency_key_changes_nothing() -> Result<()> {
 async fn an_import_takes_the_good_lines_and_names_the_bad_ones() -> Result<()> {
     let node = Node::start().await?;
     node.post("/collections", &json!({"name": "handbook"})).await?.expect(201)?;
-    let mut lines: Vec<Vec<u8>> = (0..300).map(|n| format!("{{\"id\": \"i{n}\", \"text\": \"Imported line {n} about lighthouses.\"}}").into_bytes()).collect();
+    let mut lines: Vec<Vec<u8>> = (0..300)
+        .map(|n| format!("{{\"id\": \"i{n}\", \"text\": \"Imported line {n} about lighthouses.\"}}").into_bytes())
+        .collect();
     lines[9] = b"{\"id\": ".to_vec();
     lines[19] = b"{\"id\": \"x\", \"text\": \"y\", \"colour\": 1}".to_vec();
     lines[29] = b"{\"id\": \"\xff\", \"text\": \"y\"}".to_vec();
     lines[39] = b"{\"id\": \"x\", \"text\": \"  \"}".to_vec();
     lines[49] = b"{\"id\": \"i0\", \"text\": \"The later line of an id wins.\"}".to_vec();
     let body = lines.join(&b'\n');
-    let request = node.request(Method::POST, "/collections/handbook/documents/import")?.header("content-type", "application/x-ndjson").body(body);
+    let request = node
+        .request(Method::POST, "/collections/handbook/documents/import")?
+        .header("content-type", "application/x-ndjson")
+        .body(body);
     let report = node.send(request).await?.expect(200)?;
     ensure!(report["accepted"] == 296 && report["failed_count"] == 4, "{report}");
-    let failed: Vec<u64> = report["failed"].as_array().into_iter().flatten().filter_map(|failure| failure["line"].as_u64()).collect();
+    let failed: Vec<u64> =
+        report["failed"].as_array().into_iter().flatten().filter_map(|failure| failure["line"].as_u64()).collect();
     ensure!(failed == [10, 20, 30, 40], "{report}");
     let document = node.get("/collections/handbook/documents/i0").await?.expect(200)?;
     ensure!(document["text"] == "The later line of an id wins.", "{document}");
@@ -241,12 +264,19 @@ async fn an_import_takes_the_good_lines_and_names_the_bad_ones() -> Result<()> {
 async fn listings_are_paged_without_gaps() -> Result<()> {
     let node = Node::start().await?;
     node.post("/collections", &json!({"name": "handbook", "embedding": {"dimension": 4}, "spread": 5})).await?.expect(201)?;
-    let documents: Vec<Value> = (0..97).map(|n| json!({"id": format!("p{n:03}"), "text": "t", "vector": [1.0, n, 0.5, 0.25]})).collect();
+    let documents: Vec<Value> =
+        (0..97).map(|n| json!({"id": format!("p{n:03}"), "text": "t", "vector": [1.0, n, 0.5, 0.25]})).collect();
     node.post("/collections/handbook/documents", &json!({"documents": documents})).await?.expect(200)?;
     let (mut ids, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = node.get(&format!("/collections/handbook/documents?limit=10{cursor}")).await?.expect(200)?;
-        ids.extend(page["documents"].as_array().into_iter().flatten().map(|document| document["id"].as_str().unwrap_or_default().to_owned()));
+        ids.extend(
+            page["documents"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|document| document["id"].as_str().unwrap_or_default().to_owned()),
+        );
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
             None => break,

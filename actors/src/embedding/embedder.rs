@@ -134,9 +134,13 @@ impl EmbeddingMetrics {
             texts: IntCounter::new("ragged_embedding_texts_total", "Texts embedded.")?,
             queued_tokens: IntGauge::new("ragged_embedding_queued_tokens", "Tokens that wait for the device.")?,
             batch_tokens: Histogram::with_opts(
-                HistogramOpts::new("ragged_embedding_batch_tokens", "Tokens of a batch.").buckets(prometheus::exponential_buckets(8.0, 2.0, 10)?),
+                HistogramOpts::new("ragged_embedding_batch_tokens", "Tokens of a batch.")
+                    .buckets(prometheus::exponential_buckets(8.0, 2.0, 10)?),
             )?,
-            batch_seconds: Histogram::with_opts(HistogramOpts::new("ragged_embedding_batch_seconds", "Time of a batch on the device."))?,
+            batch_seconds: Histogram::with_opts(HistogramOpts::new(
+                "ragged_embedding_batch_seconds",
+                "Time of a batch on the device.",
+            ))?,
         };
         registry.register(Box::new(metrics.tokens.clone()))?;
         registry.register(Box::new(metrics.texts.clone()))?;
@@ -170,13 +174,22 @@ impl Actor for Embedder {
     type State = EmbedderState;
     type Arguments = EmbedderArguments;
 
-    async fn pre_start(&self, myself: ActorRef<EmbedderMessage>, arguments: EmbedderArguments) -> Result<EmbedderState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<EmbedderMessage>,
+        arguments: EmbedderArguments,
+    ) -> Result<EmbedderState, ActorProcessingErr> {
         arguments.metrics.queued_tokens.set(0);
         arguments.address.moved_to(myself);
         Ok(EmbedderState { arguments, queue: Queue::default(), requests: HashMap::new(), next_request: 0, device_busy: false })
     }
 
-    async fn handle(&self, myself: ActorRef<EmbedderMessage>, message: EmbedderMessage, state: &mut EmbedderState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<EmbedderMessage>,
+        message: EmbedderMessage,
+        state: &mut EmbedderState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             EmbedderMessage::Embed { tenant, urgency, sequences, reply } => state.accept(tenant, urgency, &sequences, reply),
             EmbedderMessage::BatchDone { items, vectors } => {
@@ -200,7 +213,8 @@ impl EmbedderState {
         }
         // A request alone in the queue is taken whatever its size, else a large one could never be served.
         if self.queue.tokens() > 0 && self.queue.tokens() + tokens > self.arguments.queued_tokens_max {
-            let detail = format!("{} tokens wait to be embedded, the limit is {}", self.queue.tokens(), self.arguments.queued_tokens_max);
+            let detail =
+                format!("{} tokens wait to be embedded, the limit is {}", self.queue.tokens(), self.arguments.queued_tokens_max);
             answer(reply, Err(ServiceError::new(ErrorKind::Unavailable, "embedding_overloaded", detail)));
             return;
         }
@@ -266,7 +280,11 @@ impl EmbedderState {
     }
 }
 
-fn run_batch(device: &dyn Device, mut items: Vec<Item>, metrics: &EmbeddingMetrics) -> (Vec<Item>, Result<Vec<f32>, ServiceError>) {
+fn run_batch(
+    device: &dyn Device,
+    mut items: Vec<Item>,
+    metrics: &EmbeddingMetrics,
+) -> (Vec<Item>, Result<Vec<f32>, ServiceError>) {
     let sequences: Vec<TokenSequence> = items.iter_mut().map(|item| std::mem::take(&mut item.tokens)).collect();
     let tokens: usize = sequences.iter().map(TokenSequence::len).sum();
     let begun = std::time::Instant::now();

@@ -49,12 +49,18 @@ impl Chunker<'_> {
             TextFormat::Plain | TextFormat::Html => TextSplitter::new(config).chunk_indices(text).take(CHUNKS_MAX + 1).collect(),
         };
         if pieces.len() > CHUNKS_MAX {
-            return Err(ServiceError::invalid("too_many_chunks", format!("the text makes more than {CHUNKS_MAX} chunks: upload it in parts, or with longer chunks")));
+            return Err(ServiceError::invalid(
+                "too_many_chunks",
+                format!("the text makes more than {CHUNKS_MAX} chunks: upload it in parts, or with longer chunks"),
+            ));
         }
         if pieces.is_empty() {
             return Ok(vec![whole(text)]);
         }
-        Ok(pieces.into_iter().map(|(start, piece)| ChunkText { start: start as u64, end: (start + piece.len()) as u64, text: piece.to_owned() }).collect())
+        Ok(pieces
+            .into_iter()
+            .map(|(start, piece)| ChunkText { start: start as u64, end: (start + piece.len()) as u64, text: piece.to_owned() })
+            .collect())
     }
 
     /// Tokens that are left for the text.

@@ -65,23 +65,35 @@ impl UploadDocument {
         limit(title.len(), TITLE_BYTES_MAX, "title_too_long", at, "title")?;
         limit(self.text.len(), TEXT_BYTES_MAX, "text_too_long", at, "text")?;
         if self.text.trim().is_empty() && title.trim().is_empty() && self.vector.is_none() {
-            return Err(ServiceError::invalid("empty_document", format!("{at}: text and title are both empty, there is nothing to find it by")));
+            return Err(ServiceError::invalid(
+                "empty_document",
+                format!("{at}: text and title are both empty, there is nothing to find it by"),
+            ));
         }
         self.check_metadata(at)?;
         match &self.vector {
             Some(vector) => check_vector(vector, collection, &format!("{at}.vector")),
-            None if collection.vector().model.is_none() => {
-                Err(ServiceError::invalid("vector_required", format!("{at}.vector: collection {} takes the client's vectors, of length {}", collection.name, collection.vector().dimension)))
-            }
+            None if collection.vector().model.is_none() => Err(ServiceError::invalid(
+                "vector_required",
+                format!(
+                    "{at}.vector: collection {} takes the client's vectors, of length {}",
+                    collection.name,
+                    collection.vector().dimension
+                ),
+            )),
             None => Ok(()),
         }
     }
 
     fn check_metadata(&self, at: &str) -> Result<(), ServiceError> {
-        let bytes = serde_json::to_vec(&self.metadata).map_err(|fault| ServiceError::invalid("invalid_metadata", format!("{at}.metadata: {fault}")))?;
+        let bytes = serde_json::to_vec(&self.metadata)
+            .map_err(|fault| ServiceError::invalid("invalid_metadata", format!("{at}.metadata: {fault}")))?;
         limit(bytes.len(), METADATA_BYTES_MAX, "metadata_too_long", at, "metadata")?;
         if self.metadata.values().map(depth).max().unwrap_or(0) + 1 > METADATA_DEPTH_MAX {
-            return Err(ServiceError::invalid("metadata_too_deep", format!("{at}.metadata: nested deeper than {METADATA_DEPTH_MAX}")));
+            return Err(ServiceError::invalid(
+                "metadata_too_deep",
+                format!("{at}.metadata: nested deeper than {METADATA_DEPTH_MAX}"),
+            ));
         }
         Ok(())
     }
@@ -90,7 +102,10 @@ impl UploadDocument {
 /// Checks a document's id.
 pub fn check_id(id: &str, at: &str) -> Result<(), ServiceError> {
     if id.is_empty() || id.len() > ID_BYTES_MAX || id.chars().any(char::is_control) {
-        return Err(ServiceError::invalid("invalid_document_id", format!("{at}: an id has 1 to {ID_BYTES_MAX} bytes and no control characters")));
+        return Err(ServiceError::invalid(
+            "invalid_document_id",
+            format!("{at}: an id has 1 to {ID_BYTES_MAX} bytes and no control characters"),
+        ));
     }
     Ok(())
 }
@@ -99,7 +114,10 @@ pub fn check_id(id: &str, at: &str) -> Result<(), ServiceError> {
 pub fn check_vector(vector: &[f32], collection: &Collection, at: &str) -> Result<(), ServiceError> {
     let dimension = collection.vector().dimension as usize;
     if vector.len() != dimension {
-        return Err(ServiceError::invalid("wrong_vector_length", format!("{at}: has {} numbers, collection {} takes {dimension}", vector.len(), collection.name)));
+        return Err(ServiceError::invalid(
+            "wrong_vector_length",
+            format!("{at}: has {} numbers, collection {} takes {dimension}", vector.len(), collection.name),
+        ));
     }
     if let Some(position) = vector.iter().position(|number| !number.is_finite()) {
         return Err(ServiceError::invalid("invalid_vector", format!("{at}[{position}]: is not a finite number")));
@@ -120,7 +138,11 @@ pub fn check_dimension(dimension: u32) -> Result<(), ServiceError> {
 
 fn limit(length: usize, max: usize, code: &'static str, at: &str, field: &str) -> Result<(), ServiceError> {
     if length > max {
-        return Err(ServiceError::new(ErrorKind::TooLarge, code, format!("{at}.{field}: has {length} bytes, the limit is {max}")));
+        return Err(ServiceError::new(
+            ErrorKind::TooLarge,
+            code,
+            format!("{at}.{field}: has {length} bytes, the limit is {max}"),
+        ));
     }
     Ok(())
 }

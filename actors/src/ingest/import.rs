@@ -64,7 +64,15 @@ struct BatchOutcome {
 impl Import {
     /// An import into this collection.
     pub fn new(pipeline: Pipeline, collection: Arc<Collection>) -> Self {
-        Import { pipeline, collection, batch: Vec::new(), batch_bytes: 0, running: JoinSet::new(), stored_before: None, outcome: ImportOutcome::default() }
+        Import {
+            pipeline,
+            collection,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            running: JoinSet::new(),
+            stored_before: None,
+            outcome: ImportOutcome::default(),
+        }
     }
 
     /// Takes a document; waits while too many are on their way. An error ends the import: the node or the collection is at fault, not the document.
@@ -137,7 +145,12 @@ struct Turn {
     _stored: oneshot::Sender<()>,
 }
 
-async fn run_batch(pipeline: Pipeline, collection: Arc<Collection>, batch: Vec<(u64, UploadDocument)>, turn: Turn) -> Result<BatchOutcome, ServiceError> {
+async fn run_batch(
+    pipeline: Pipeline,
+    collection: Arc<Collection>,
+    batch: Vec<(u64, UploadDocument)>,
+    turn: Turn,
+) -> Result<BatchOutcome, ServiceError> {
     let mut outcome = BatchOutcome::default();
     let (lines, documents): (Vec<u64>, Vec<UploadDocument>) = batch.into_iter().unzip();
     let mut chunked = Vec::with_capacity(documents.len());

@@ -143,7 +143,12 @@ impl Actor for JobsActor {
         Ok(JobsState { arguments, waiting: VecDeque::new(), running: HashMap::new(), sweeper })
     }
 
-    async fn handle(&self, myself: ActorRef<JobsMessage>, message: JobsMessage, state: &mut JobsState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<JobsMessage>,
+        message: JobsMessage,
+        state: &mut JobsState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             JobsMessage::Run { tenant, id } => state.enqueue(tenant, id),
             JobsMessage::Cancel { id, reply } => {
@@ -216,7 +221,12 @@ struct Payload {
 }
 
 /// Makes a job durable. Its documents have been checked, and all of them have ids.
-pub async fn submit(shards: &Shards, collection: &Collection, id: Ulid, documents: Vec<UploadDocument>) -> Result<JobRow, ServiceError> {
+pub async fn submit(
+    shards: &Shards,
+    collection: &Collection,
+    id: Ulid,
+    documents: Vec<UploadDocument>,
+) -> Result<JobRow, ServiceError> {
     let now = now_ms();
     let job = JobRow {
         id,
@@ -239,14 +249,17 @@ pub async fn submit(shards: &Shards, collection: &Collection, id: Ulid, document
 /// Reads a job.
 pub async fn read(shards: &Shards, tenant: TenantId, id: Ulid) -> Result<JobRow, ServiceError> {
     match shards.ask(shards.shard_of(&id.to_bytes()), tenant, ShardFreshness::Strong, ShardRequest::Job { id }).await? {
-        ShardResponse::Jobs(jobs) => jobs.into_iter().next().ok_or_else(|| ServiceError::not_found("job_not_found", format!("there is no job {id}"))),
+        ShardResponse::Jobs(jobs) => {
+            jobs.into_iter().next().ok_or_else(|| ServiceError::not_found("job_not_found", format!("there is no job {id}")))
+        }
         other => Err(other.mismatch()),
     }
 }
 
 /// Reads jobs, newest first, those before the given one.
 pub async fn list(shards: &Shards, tenant: TenantId, before: Option<Ulid>, limit: usize) -> Result<Vec<JobRow>, ServiceError> {
-    let asks = shards.ids().map(|shard| shards.ask(shard, tenant, ShardFreshness::Eventual, ShardRequest::Jobs { before, limit }));
+    let asks =
+        shards.ids().map(|shard| shards.ask(shard, tenant, ShardFreshness::Eventual, ShardRequest::Jobs { before, limit }));
     let mut jobs = Vec::new();
     for answer in futures::future::join_all(asks).await {
         match answer? {
@@ -254,7 +267,7 @@ pub async fn list(shards: &Shards, tenant: TenantId, before: Option<Ulid>, limit
             other => return Err(other.mismatch()),
         }
     }
-    jobs.sort_by(|one, other| other.id.cmp(&one.id));
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.id));
     jobs.truncate(limit);
     Ok(jobs)
 }
@@ -302,12 +315,21 @@ impl JobRun {
         };
         match self.ingest(job.clone(), &collection, documents).await {
             // The collection was deleted or the documents cannot be stored: trying again would not help.
-            Err(fault) if matches!(fault.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::TooLarge) => self.fail_all(job, &fault).await,
+            Err(fault)
+                if matches!(fault.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::TooLarge) =>
+            {
+                self.fail_all(job, &fault).await
+            }
             other => other,
         }
     }
 
-    async fn ingest(&self, mut job: JobRow, collection: &Arc<Collection>, documents: Vec<UploadDocument>) -> Result<(), ServiceError> {
+    async fn ingest(
+        &self,
+        mut job: JobRow,
+        collection: &Arc<Collection>,
+        documents: Vec<UploadDocument>,
+    ) -> Result<(), ServiceError> {
         let pipeline = &self.arguments.pipeline;
         (job.done, job.failed) = (0, Vec::new());
         job = self.reach(job, JobStage::Parsed).await?;
@@ -333,7 +355,8 @@ impl JobRun {
             let prepared = pipeline.embed(collection, documents).await?;
             // The key makes a slice that was stored just before a crash count once.
             let key = format!("job {} {} {slice}", job.id, job.created_at_ms);
-            let stored = pipeline.store(collection, prepared, Some(Idempotency::new("jobs", collection, &key, key.as_bytes()))).await?;
+            let stored =
+                pipeline.store(collection, prepared, Some(Idempotency::new("jobs", collection, &key, key.as_bytes()))).await?;
             job.done += stored.documents.len() as u64;
             job = self.reach(job, JobStage::Embedded).await?;
         }
@@ -368,7 +391,10 @@ impl JobRun {
 
     async fn payload(&self, id: Ulid) -> Result<Option<Vec<UploadDocument>>, ServiceError> {
         let shards = &self.arguments.shards;
-        let payload = match shards.ask(shards.shard_of(&id.to_bytes()), self.tenant, ShardFreshness::Eventual, ShardRequest::JobPayload { id }).await? {
+        let payload = match shards
+            .ask(shards.shard_of(&id.to_bytes()), self.tenant, ShardFreshness::Eventual, ShardRequest::JobPayload { id })
+            .await?
+        {
             ShardResponse::Payload(payload) => payload,
             other => return Err(other.mismatch()),
         };
@@ -439,4 +465,3 @@ async fn sweep(arguments: JobsArguments) {
         }
     }
 }
-

@@ -82,22 +82,38 @@ impl Pipeline {
     }
 
     /// Parses and cuts documents: each a result of its own.
-    pub async fn chunk(&self, collection: &Arc<Collection>, documents: Vec<UploadDocument>) -> Result<Vec<Result<ChunkedDocument, ServiceError>>, ServiceError> {
+    pub async fn chunk(
+        &self,
+        collection: &Arc<Collection>,
+        documents: Vec<UploadDocument>,
+    ) -> Result<Vec<Result<ChunkedDocument, ServiceError>>, ServiceError> {
         let (model, collection) = (self.embedding.model().clone(), collection.clone());
         let chunk_all = move || {
-            let chunker = Chunker { tokenizer: model.tokenizer(), tokens: (collection.chunk_tokens as usize).min(model.max_tokens()), overlap: collection.chunk_overlap as usize };
+            let chunker = Chunker {
+                tokenizer: model.tokenizer(),
+                tokens: (collection.chunk_tokens as usize).min(model.max_tokens()),
+                overlap: collection.chunk_overlap as usize,
+            };
             documents.into_iter().map(|document| guarded(|| chunk_one(&chunker, document))).collect::<Vec<_>>()
         };
         let span = tracing::Span::current();
-        tokio::task::spawn_blocking(move || span.in_scope(chunk_all)).await.map_err(|fault| ServiceError::internal(format!("chunking failed: {fault}")))
+        tokio::task::spawn_blocking(move || span.in_scope(chunk_all))
+            .await
+            .map_err(|fault| ServiceError::internal(format!("chunking failed: {fault}")))
     }
 
     /// Gives chunks their vectors.
-    pub async fn embed(&self, collection: &Collection, documents: Vec<ChunkedDocument>) -> Result<Vec<PreparedDocument>, ServiceError> {
+    pub async fn embed(
+        &self,
+        collection: &Collection,
+        documents: Vec<ChunkedDocument>,
+    ) -> Result<Vec<PreparedDocument>, ServiceError> {
         let texts: Vec<String> = documents
             .iter()
             .filter(|document| document.vector.is_none())
-            .flat_map(|document| document.chunks.iter().map(|chunk| embedded_text(document.head.title.as_deref().unwrap_or_default(), chunk)))
+            .flat_map(|document| {
+                document.chunks.iter().map(|chunk| embedded_text(document.head.title.as_deref().unwrap_or_default(), chunk))
+            })
             .collect();
         if !texts.is_empty() {
             self.check_model(collection)?;
@@ -110,11 +126,18 @@ impl Pipeline {
     pub fn check_model(&self, collection: &Collection) -> Result<(), ServiceError> {
         let model = self.embedding.model();
         match &collection.vector().model {
-            None => Err(ServiceError::invalid("vector_required", format!("collection {} takes the client's vectors", collection.name))),
+            None => Err(ServiceError::invalid(
+                "vector_required",
+                format!("collection {} takes the client's vectors", collection.name),
+            )),
             Some(wanted) if wanted.name != model.name() || wanted.revision != model.revision() => {
                 let detail = format!(
                     "collection {} was made with model {} revision {}, this node has {} revision {}",
-                    collection.name, wanted.name, wanted.revision, model.name(), model.revision()
+                    collection.name,
+                    wanted.name,
+                    wanted.revision,
+                    model.name(),
+                    model.revision()
                 );
                 Err(ServiceError::unavailable("model_not_loaded", detail))
             }
@@ -123,7 +146,12 @@ impl Pipeline {
     }
 
     /// Replicates documents, each as one step, those of one shard in few writes.
-    pub async fn store(&self, collection: &Arc<Collection>, documents: Vec<PreparedDocument>, idempotency: Option<Idempotency>) -> Result<Uploaded, ServiceError> {
+    pub async fn store(
+        &self,
+        collection: &Arc<Collection>,
+        documents: Vec<PreparedDocument>,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Uploaded, ServiceError> {
         let order: Vec<String> = documents.iter().map(|document| document.head.id.clone()).collect();
         let chunks: usize = documents.iter().map(|document| document.chunks.len()).sum();
         let mut by_shard: BTreeMap<ShardId, Vec<PreparedDocument>> = BTreeMap::new();
@@ -211,7 +239,8 @@ pub fn now_ms() -> u64 {
 
 /// A parser or splitter that panics on a text costs that document, not its neighbours.
 fn guarded<T>(work: impl FnOnce() -> Result<T, ServiceError>) -> Result<T, ServiceError> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| Err(ServiceError::internal("the document could not be read: its parser failed")))
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(ServiceError::internal("the document could not be read: its parser failed")))
 }
 
 fn chunk_one(chunker: &Chunker<'_>, document: UploadDocument) -> Result<ChunkedDocument, ServiceError> {
@@ -221,7 +250,8 @@ fn chunk_one(chunker: &Chunker<'_>, document: UploadDocument) -> Result<ChunkedD
         Some(_) => vec![whole(&text)],
         None => chunker.chunks(title, &text, document.format)?,
     };
-    let metadata = serde_json::to_string(&document.metadata).map_err(|fault| ServiceError::invalid("invalid_metadata", fault.to_string()))?;
+    let metadata = serde_json::to_string(&document.metadata)
+        .map_err(|fault| ServiceError::invalid("invalid_metadata", fault.to_string()))?;
     let head = DocumentHead {
         id: document.id.unwrap_or_else(|| Ulid::new().to_string()),
         title: document.title,
@@ -241,7 +271,10 @@ fn chunk_one(chunker: &Chunker<'_>, document: UploadDocument) -> Result<ChunkedD
     Ok(ChunkedDocument { head, text, chunks, vector: document.vector })
 }
 
-fn with_vectors(document: ChunkedDocument, embedded: &mut impl Iterator<Item = Vec<f32>>) -> Result<PreparedDocument, ServiceError> {
+fn with_vectors(
+    document: ChunkedDocument,
+    embedded: &mut impl Iterator<Item = Vec<f32>>,
+) -> Result<PreparedDocument, ServiceError> {
     let ChunkedDocument { head, text, chunks, vector } = document;
     let mut own = vector.map(|mut vector| {
         normalize(&mut vector);
@@ -250,7 +283,8 @@ fn with_vectors(document: ChunkedDocument, embedded: &mut impl Iterator<Item = V
     let chunks = chunks
         .into_iter()
         .map(|chunk| {
-            let vector = own.take().or_else(|| embedded.next()).ok_or_else(|| ServiceError::internal("a chunk was given no vector"))?;
+            let vector =
+                own.take().or_else(|| embedded.next()).ok_or_else(|| ServiceError::internal("a chunk was given no vector"))?;
             Ok(PreparedChunk { text: chunk, vectors: vec![as_f16_bytes(&vector)] })
         })
         .collect::<Result<Vec<_>, ServiceError>>()?;
@@ -273,7 +307,12 @@ fn split_by_size(documents: Vec<PreparedDocument>) -> Vec<Vec<PreparedDocument>>
     let mut parts: Vec<Vec<PreparedDocument>> = Vec::new();
     let mut bytes = usize::MAX;
     for document in documents {
-        let size = document.text.len() + document.chunks.iter().map(|chunk| chunk.text.text.len() + chunk.vectors.iter().map(Vec::len).sum::<usize>()).sum::<usize>();
+        let size = document.text.len()
+            + document
+                .chunks
+                .iter()
+                .map(|chunk| chunk.text.text.len() + chunk.vectors.iter().map(Vec::len).sum::<usize>())
+                .sum::<usize>();
         if bytes.saturating_add(size) > WRITE_BYTES {
             parts.push(Vec::new());
             bytes = 0;
@@ -289,11 +328,19 @@ fn split_by_size(documents: Vec<PreparedDocument>) -> Vec<Vec<PreparedDocument>>
 /// What a shard's refusal means to the one who asked.
 pub fn refusal(collection: &str, reply: &ShardReply) -> ServiceError {
     match reply {
-        ShardReply::IdempotencyConflict => {
-            ServiceError::new(ErrorKind::Conflict, "idempotency_conflict", "the idempotency key was used for another request; use a new key for a new request")
+        ShardReply::IdempotencyConflict => ServiceError::new(
+            ErrorKind::Conflict,
+            "idempotency_conflict",
+            "the idempotency key was used for another request; use a new key for a new request",
+        ),
+        ShardReply::PartitionFull => ServiceError::new(
+            ErrorKind::Conflict,
+            "partition_full",
+            format!("collection {collection} has used up its row numbers; make a new one with a larger spread"),
+        ),
+        ShardReply::CollectionDropped => {
+            ServiceError::not_found("collection_not_found", format!("collection {collection} was deleted meanwhile"))
         }
-        ShardReply::PartitionFull => ServiceError::new(ErrorKind::Conflict, "partition_full", format!("collection {collection} has used up its row numbers; make a new one with a larger spread")),
-        ShardReply::CollectionDropped => ServiceError::not_found("collection_not_found", format!("collection {collection} was deleted meanwhile")),
         other => ServiceError::internal(format!("a shard answered {other:?}")),
     }
 }

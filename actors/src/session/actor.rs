@@ -78,13 +78,22 @@ impl Actor for SessionActor {
     type State = SessionState;
     type Arguments = SessionArguments;
 
-    async fn pre_start(&self, myself: ActorRef<SessionMessage>, arguments: SessionArguments) -> Result<SessionState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<SessionMessage>,
+        arguments: SessionArguments,
+    ) -> Result<SessionState, ActorProcessingErr> {
         myself.send_interval(TICK, || SessionMessage::Tick);
         arguments.address.moved_to(myself);
         Ok(SessionState { arguments, in_flight: 0, used: Instant::now() })
     }
 
-    async fn handle(&self, myself: ActorRef<SessionMessage>, message: SessionMessage, state: &mut SessionState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<SessionMessage>,
+        message: SessionMessage,
+        state: &mut SessionState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             SessionMessage::Admit { reply } => {
                 state.used = Instant::now();
@@ -103,7 +112,10 @@ impl Actor for SessionActor {
 impl SessionState {
     fn admit(&mut self, myself: ActorRef<SessionMessage>) -> Result<Permit, ServiceError> {
         if self.in_flight >= self.arguments.in_flight_max {
-            let detail = format!("key {} has {} requests in flight, the limit is {}", self.arguments.principal.key_id, self.in_flight, self.arguments.in_flight_max);
+            let detail = format!(
+                "key {} has {} requests in flight, the limit is {}",
+                self.arguments.principal.key_id, self.in_flight, self.arguments.in_flight_max
+            );
             return Err(ServiceError::new(ErrorKind::TooManyRequests, "too_many_requests", detail));
         }
         self.in_flight += 1;

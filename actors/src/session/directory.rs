@@ -67,7 +67,9 @@ impl Sessions {
 
     async fn start_session(&self, principal: &Principal, address: Arc<Address<SessionMessage>>) -> Result<(), ServiceError> {
         let arguments = SessionArguments { address, principal: principal.clone(), in_flight_max: self.in_flight_max };
-        self.supervisor.call(ADMIT_TIMEOUT, Repeat::Safe, |reply| SessionsMessage::Start { arguments: arguments.clone(), reply }).await
+        self.supervisor
+            .call(ADMIT_TIMEOUT, Repeat::Safe, |reply| SessionsMessage::Start { arguments: arguments.clone(), reply })
+            .await
     }
 
     #[cfg(test)]
@@ -91,7 +93,12 @@ impl Actor for SessionsActor {
         Ok(())
     }
 
-    async fn handle(&self, myself: ActorRef<SessionsMessage>, message: SessionsMessage, _state: &mut ()) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<SessionsMessage>,
+        message: SessionsMessage,
+        _state: &mut (),
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             SessionsMessage::Start { arguments, reply } => {
                 // Two requests may have asked at once: the second finds it running.
@@ -99,7 +106,8 @@ impl Actor for SessionsActor {
                     Some(_) => Ok(()),
                     None => Actor::spawn_linked(None, SessionActor, arguments, myself.get_cell()).await.map(|_| ()),
                 };
-                let _ = reply.send(started.map_err(|fault| ServiceError::internal(format!("a session could not be started: {fault}"))));
+                let _ = reply
+                    .send(started.map_err(|fault| ServiceError::internal(format!("a session could not be started: {fault}"))));
                 Ok(())
             }
             #[cfg(test)]
@@ -107,7 +115,12 @@ impl Actor for SessionsActor {
         }
     }
 
-    async fn handle_supervisor_evt(&self, _myself: ActorRef<SessionsMessage>, event: SupervisionEvent, _state: &mut ()) -> Result<(), ActorProcessingErr> {
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<SessionsMessage>,
+        event: SupervisionEvent,
+        _state: &mut (),
+    ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(_, fault) = event {
             tracing::error!(%fault, "a session failed; the next request of its key starts it again");
         }

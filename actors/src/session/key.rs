@@ -1,9 +1,9 @@
 //! API keys: `rk_<id>_<secret>`. The id is public, the secret is 256 random bits, of which only the SHA-256 is stored.
 
-use rand::TryRngCore;
-use rand::rngs::OsRng;
 use ragged_raft::ids::TenantId;
 use ragged_raft::meta::command::{KeyRecord, Role};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use subtle::ConstantTimeEq;

@@ -118,7 +118,10 @@ impl ReadGate {
     }
 
     /// Runs blocking work when it is its turn.
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T, ServiceError> + Send + 'static) -> Result<T, ServiceError> {
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ServiceError> + Send + 'static,
+    ) -> Result<T, ServiceError> {
         let overloaded = || ServiceError::new(ErrorKind::Unavailable, "search_overloaded", "too many searches wait on this node");
         let waiting = self.waiting.try_acquire().map_err(|_| overloaded())?;
         let turn = self.running.clone().acquire_owned().await.map_err(|_| overloaded())?;
@@ -166,7 +169,11 @@ impl Actor for ShardActor {
     type State = ShardState;
     type Arguments = ShardArguments;
 
-    async fn pre_start(&self, myself: ActorRef<ShardMessage>, arguments: ShardArguments) -> Result<ShardState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<ShardMessage>,
+        arguments: ShardArguments,
+    ) -> Result<ShardState, ActorProcessingErr> {
         let group = start_group(&arguments).await?;
         let watcher = tokio::spawn({
             let (group, myself) = (group.clone(), myself.clone());
@@ -180,7 +187,12 @@ impl Actor for ShardActor {
         Ok(ShardState { arguments, group, partitions: HashMap::new(), watcher, clock })
     }
 
-    async fn handle(&self, _myself: ActorRef<ShardMessage>, message: ShardMessage, state: &mut ShardState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _myself: ActorRef<ShardMessage>,
+        message: ShardMessage,
+        state: &mut ShardState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             ShardMessage::Ask { tenant, freshness, request, reply } => state.serve(tenant, freshness, request, reply),
             ShardMessage::Tick => state.look_after_partitions(),
@@ -203,7 +215,8 @@ async fn start_group(arguments: &ShardArguments) -> Result<ShardGroup, ActorProc
     if let Some(before) = held.take() {
         before.shutdown().await;
     }
-    let group = ShardGroup::start(arguments.store.clone(), arguments.shard).await.map_err(|fault| StorageFault(fault.to_string()))?;
+    let group =
+        ShardGroup::start(arguments.store.clone(), arguments.shard).await.map_err(|fault| StorageFault(fault.to_string()))?;
     *held = Some(group.clone());
     Ok(group)
 }
@@ -234,7 +247,8 @@ impl ShardState {
 
     /// Checks that the request stays within its tenant, and finds the partition's slot when it needs one.
     fn admit(&mut self, tenant: TenantId, request: &ShardRequest) -> Result<Option<Slot>, ServiceError> {
-        let foreign = || ServiceError::new(ErrorKind::Forbidden, "foreign_tenant", "the request names another tenant than its credential");
+        let foreign =
+            || ServiceError::new(ErrorKind::Forbidden, "foreign_tenant", "the request names another tenant than its credential");
         let collection = match request {
             ShardRequest::Search { collection, .. } | ShardRequest::Matching { collection, .. } => {
                 if collection.tenant != tenant {
@@ -261,12 +275,15 @@ impl ShardState {
                 }
             }
             ShardRequest::UnfinishedJobs if tenant != TenantId(0) => return Err(foreign()),
-            ShardRequest::Job { .. } | ShardRequest::Jobs { .. } | ShardRequest::JobPayload { .. } | ShardRequest::UnfinishedJobs => return Ok(None),
+            ShardRequest::Job { .. }
+            | ShardRequest::Jobs { .. }
+            | ShardRequest::JobPayload { .. }
+            | ShardRequest::UnfinishedJobs => return Ok(None),
         };
-        let slot = self.partitions.entry((tenant, collection)).or_insert_with(|| Slot {
-            cell: Arc::new(OnceCell::new()),
-            used: Arc::new(parking_lot::Mutex::new(Instant::now())),
-        });
+        let slot = self
+            .partitions
+            .entry((tenant, collection))
+            .or_insert_with(|| Slot { cell: Arc::new(OnceCell::new()), used: Arc::new(parking_lot::Mutex::new(Instant::now())) });
         *slot.used.lock() = Instant::now();
         Ok(Some(slot.clone()))
     }
@@ -294,7 +311,9 @@ impl ShardState {
         let mut by_use: Vec<_> = self
             .partitions
             .iter()
-            .filter_map(|(id, slot)| slot.cell.get().map(|partition| (now.duration_since(*slot.used.lock()), partition.memory_bytes(), *id)))
+            .filter_map(|(id, slot)| {
+                slot.cell.get().map(|partition| (now.duration_since(*slot.used.lock()), partition.memory_bytes(), *id))
+            })
             .collect();
         by_use.sort();
         let mut bytes = 0;
@@ -326,7 +345,11 @@ fn tenant_of(command: &ShardCommand) -> TenantId {
 
 /// Folder of one partition's checkpoint.
 fn partition_folder(arguments: &ShardArguments, tenant: TenantId, collection: CollectionId) -> PathBuf {
-    arguments.folder.join(format!("shard-{:03}", arguments.shard.0)).join(format!("tenant-{}", tenant.0)).join(format!("collection-{}", collection.0))
+    arguments
+        .folder
+        .join(format!("shard-{:03}", arguments.shard.0))
+        .join(format!("tenant-{}", tenant.0))
+        .join(format!("collection-{}", collection.0))
 }
 
 /// A request on its own task.
@@ -350,16 +373,24 @@ impl Request {
             }
             ShardRequest::Matching { collection, filter, after, limit } => {
                 let partition = self.partition(&collection).await?;
-                self.arguments.gate.run(move || Ok(ShardResponse::Ids(partition.matching_documents(&filter, after.as_deref(), limit)?))).await
+                self.arguments
+                    .gate
+                    .run(move || Ok(ShardResponse::Ids(partition.matching_documents(&filter, after.as_deref(), limit)?)))
+                    .await
             }
             ShardRequest::Chunks { collection, rows } => {
-                self.arguments.gate.run(move || Ok(ShardResponse::Chunks(read_chunks(&reader, tenant, collection.id, &rows)?))).await
+                self.arguments
+                    .gate
+                    .run(move || Ok(ShardResponse::Chunks(read_chunks(&reader, tenant, collection.id, &rows)?)))
+                    .await
             }
             ShardRequest::Document { collection, id } => {
                 self.arguments
                     .gate
                     .run(move || {
-                        let Some(head) = reader.head(tenant, collection.id, &id)? else { return Ok(ShardResponse::Documents(Vec::new())) };
+                        let Some(head) = reader.head(tenant, collection.id, &id)? else {
+                            return Ok(ShardResponse::Documents(Vec::new()));
+                        };
                         let text = reader.text(tenant, collection.id, &id)?;
                         Ok(ShardResponse::Documents(vec![StoredDocument { head, text }]))
                     })
@@ -370,12 +401,23 @@ impl Request {
                 self.arguments.gate.run(move || Ok(ShardResponse::Documents(read()?))).await
             }
             ShardRequest::Counts { collection } => {
-                self.arguments.gate.run(move || Ok(ShardResponse::Counts(reader.partition(tenant, collection.id)?.unwrap_or_default()))).await
+                self.arguments
+                    .gate
+                    .run(move || Ok(ShardResponse::Counts(reader.partition(tenant, collection.id)?.unwrap_or_default())))
+                    .await
             }
-            ShardRequest::Job { id } => self.arguments.gate.run(move || Ok(ShardResponse::Jobs(reader.job(tenant, id)?.into_iter().collect()))).await,
-            ShardRequest::Jobs { before, limit } => self.arguments.gate.run(move || Ok(ShardResponse::Jobs(reader.jobs(tenant, before, limit)?))).await,
-            ShardRequest::UnfinishedJobs => self.arguments.gate.run(move || Ok(ShardResponse::Unfinished(reader.unfinished_jobs()?))).await,
-            ShardRequest::JobPayload { id } => self.arguments.gate.run(move || Ok(ShardResponse::Payload(reader.job_payload(tenant, id)?))).await,
+            ShardRequest::Job { id } => {
+                self.arguments.gate.run(move || Ok(ShardResponse::Jobs(reader.job(tenant, id)?.into_iter().collect()))).await
+            }
+            ShardRequest::Jobs { before, limit } => {
+                self.arguments.gate.run(move || Ok(ShardResponse::Jobs(reader.jobs(tenant, before, limit)?))).await
+            }
+            ShardRequest::UnfinishedJobs => {
+                self.arguments.gate.run(move || Ok(ShardResponse::Unfinished(reader.unfinished_jobs()?))).await
+            }
+            ShardRequest::JobPayload { id } => {
+                self.arguments.gate.run(move || Ok(ShardResponse::Payload(reader.job_payload(tenant, id)?))).await
+            }
         }
     }
 
@@ -383,7 +425,8 @@ impl Request {
         match freshness {
             ShardFreshness::Eventual => Ok(()),
             ShardFreshness::AtLeast(index) => self.group.wait_applied(index, FRESHNESS_WAIT).await.map_err(|fault| {
-                let detail = format!("{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}", self.arguments.shard);
+                let detail =
+                    format!("{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}", self.arguments.shard);
                 ServiceError::unavailable("token_not_reached", detail)
             }),
             ShardFreshness::Strong => self.group.linearizable().await.map(|_| ()).map_err(propose_error),
@@ -452,7 +495,12 @@ async fn remove_checkpoint(folder: PathBuf) {
     }
 }
 
-fn read_chunks(reader: &ShardReader, tenant: TenantId, collection: CollectionId, rows: &[RowId]) -> Result<Vec<Option<ChunkContent>>, ServiceError> {
+fn read_chunks(
+    reader: &ShardReader,
+    tenant: TenantId,
+    collection: CollectionId,
+    rows: &[RowId],
+) -> Result<Vec<Option<ChunkContent>>, ServiceError> {
     let owners = reader.owners(tenant, collection, rows)?;
     let texts = reader.chunks(tenant, collection, rows)?;
     let mut heads = HashMap::new();
@@ -495,7 +543,7 @@ pub fn propose_error(fault: ProposeError) -> ServiceError {
     match fault {
         ProposeError::UnknownOutcome { .. } => ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail),
         ProposeError::TooLarge { .. } => ServiceError::new(ErrorKind::TooLarge, "write_too_large", detail),
-        ProposeError::Overloaded { .. } => ServiceError::unavailable("write_overloaded", detail),
+        ProposeError::Overloaded => ServiceError::unavailable("write_overloaded", detail),
         _ => ServiceError::unavailable("shard_unavailable", detail),
     }
 }

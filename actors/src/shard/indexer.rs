@@ -28,9 +28,13 @@ impl IndexerMetrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let metrics = IndexerMetrics {
             seconds: Histogram::with_opts(
-                HistogramOpts::new("ragged_indexing_seconds", "Time of a round of indexing a partition.").buckets(prometheus::exponential_buckets(0.01, 2.0, 14)?),
+                HistogramOpts::new("ragged_indexing_seconds", "Time of a round of indexing a partition.")
+                    .buckets(prometheus::exponential_buckets(0.01, 2.0, 14)?),
             )?,
-            failures: IntCounter::new("ragged_indexing_failures_total", "Rounds of indexing that failed and will be tried again.")?,
+            failures: IntCounter::new(
+                "ragged_indexing_failures_total",
+                "Rounds of indexing that failed and will be tried again.",
+            )?,
         };
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.failures.clone()))?;

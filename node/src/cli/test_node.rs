@@ -4,10 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
-/// A request: path and body.
+/// What a request says.
 pub struct Request {
-    /// The path, with its query.
-    pub path: String,
     /// The body.
     pub body: String,
 }
@@ -53,8 +51,7 @@ fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    let path = first.split(' ').nth(1)?.to_owned();
-    Some(Request { path, body: String::from_utf8(body).unwrap() })
+    Some(Request { body: String::from_utf8(body).unwrap() })
 }
 
 /// A problem as a node answers it.

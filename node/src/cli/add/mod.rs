@@ -46,7 +46,7 @@ pub struct Arguments {
     #[arg(long)]
     create: bool,
     /// What ids begin with, to keep folders apart
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     prefix: String,
     /// Requests at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]

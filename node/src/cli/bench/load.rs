@@ -61,6 +61,8 @@ pub struct Measured {
 /// What the connections share.
 struct Shared {
     load: Arc<LoadPlan>,
+    /// Requests sent to warm up.
+    warming: AtomicU64,
     /// Requests taken so far.
     taken: AtomicU64,
     /// A permit for every request that is due (open loop only).
@@ -68,7 +70,6 @@ struct Shared {
 }
 
 struct LoadPlan {
-    began: Instant,
     counts_from: Instant,
     ends: Instant,
     gives_up: Instant,
@@ -79,29 +80,29 @@ struct LoadPlan {
 
 impl LoadPlan {
     fn new(load: &Load) -> LoadPlan {
-        let began = Instant::now();
-        let counts_from = began + load.warmup;
+        let counts_from = Instant::now() + load.warmup;
         let ends = counts_from + load.measured;
         let total = match load.rate {
             Rate::Max => u64::MAX,
-            Rate::PerSecond(rate) => ((load.warmup + load.measured).as_secs_f64() * rate).ceil() as u64,
+            Rate::PerSecond(rate) => (load.measured.as_secs_f64() * rate).ceil() as u64,
         };
-        LoadPlan { began, counts_from, ends, gives_up: ends + DRAIN, rate: load.rate, total }
+        LoadPlan { counts_from, ends, gives_up: ends + DRAIN, rate: load.rate, total }
     }
 
     /// When a request is due; in the closed loop, now.
     fn due(&self, index: u64) -> Instant {
         match self.rate {
             Rate::Max => Instant::now(),
-            Rate::PerSecond(rate) => self.began + Duration::from_secs_f64(index as f64 / rate),
+            Rate::PerSecond(rate) => self.counts_from + Duration::from_secs_f64(index as f64 / rate),
         }
     }
 
-    fn first_that_counts(&self) -> u64 {
-        match self.rate {
-            Rate::Max => 0,
-            Rate::PerSecond(rate) => ((self.counts_from - self.began).as_secs_f64() * rate).ceil() as u64,
-        }
+    fn is_over(&self) -> bool {
+        let end = match self.rate {
+            Rate::Max => self.ends,
+            Rate::PerSecond(_) => self.gives_up,
+        };
+        Instant::now() >= end
     }
 }
 
@@ -109,7 +110,12 @@ impl Load {
     /// Sends and measures.
     pub async fn run(&self) -> Measured {
         let plan = Arc::new(LoadPlan::new(self));
-        let shared = Arc::new(Shared { load: Arc::clone(&plan), taken: AtomicU64::new(0), due: Semaphore::new(0) });
+        let shared = Arc::new(Shared {
+            load: Arc::clone(&plan),
+            warming: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            due: Semaphore::new(0),
+        });
         if matches!(self.rate, Rate::PerSecond(_)) {
             let shared = Arc::clone(&shared);
             let connections = self.connections;
@@ -130,8 +136,7 @@ impl Load {
             }
         }
         if matches!(self.rate, Rate::PerSecond(_)) {
-            let taken = shared.taken.load(Ordering::Relaxed).max(plan.first_that_counts());
-            all.unserved = plan.total.saturating_sub(taken);
+            all.unserved = plan.total.saturating_sub(shared.taken.load(Ordering::Relaxed));
         }
         all
     }
@@ -164,6 +169,17 @@ fn announce(shared: &Shared, connections: usize) {
 
 async fn work(client: Client, collection: String, requests: Arc<[Bytes]>, shared: Arc<Shared>) -> Measured {
     let plan = &shared.load;
+    let send = async |index: u64| {
+        let request = requests[(index % requests.len() as u64) as usize].clone();
+        client.search_prepared(&collection, request).await
+    };
+    // In a closed loop in any case: a node that cannot keep up must not begin with what it has not done yet.
+    while Instant::now() < plan.counts_from {
+        let index = shared.warming.fetch_add(1, Ordering::Relaxed);
+        if send(index).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     let mut measured = Measured { latencies_us: histogram(), errors: BTreeMap::new(), unserved: 0, elapsed: Duration::ZERO };
     loop {
         if matches!(plan.rate, Rate::PerSecond(_)) {
@@ -172,12 +188,7 @@ async fn work(client: Client, collection: String, requests: Arc<[Bytes]>, shared
                 Err(_) => return measured,
             }
         }
-        let now = Instant::now();
-        let is_over = match plan.rate {
-            Rate::Max => now >= plan.ends,
-            Rate::PerSecond(_) => now >= plan.gives_up,
-        };
-        if is_over {
+        if plan.is_over() {
             return measured;
         }
         let index = shared.taken.fetch_add(1, Ordering::Relaxed);
@@ -185,11 +196,8 @@ async fn work(client: Client, collection: String, requests: Arc<[Bytes]>, shared
             return measured;
         }
         let due = plan.due(index);
-        let request = requests[(index % requests.len() as u64) as usize].clone();
-        let answer = client.search_prepared(&collection, request).await;
-        if due >= plan.counts_from {
-            measured.record(due, plan.counts_from, answer);
-        }
+        let answer = send(index).await;
+        measured.record(due, plan.counts_from, answer);
     }
 }
 
@@ -237,7 +245,7 @@ mod tests {
             connections,
             rate,
             measured: Duration::from_millis(measured_ms),
-            warmup: Duration::ZERO,
+            warmup: Duration::from_millis(50),
         }
     }
 

@@ -49,7 +49,7 @@ pub struct Arguments {
     /// Seconds to measure
     #[arg(long, value_name = "N", default_value_t = 10.0, value_parser = parse_seconds)]
     seconds: f64,
-    /// Seconds before that which do not count
+    /// Seconds of warming up before that, in a closed loop, which do not count
     #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = parse_warmup)]
     warmup: f64,
     /// How hits are found; default: the node's
