@@ -132,7 +132,6 @@ fn main() {
         let vectors = remembered(vectors_at, || embed(&device, &model, &texts));
         (vectors, embed(&device, &model, &questions), model.dimension())
     };
-    std::fs::write("/tmp/q.f32", query_vectors.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
     assert_eq!(vectors.len(), texts.len() * dimension, "VECTORS is of other documents");
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();

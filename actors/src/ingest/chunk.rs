@@ -12,6 +12,9 @@ const SPECIAL_TOKENS: usize = 2;
 /// Tokens of a chunk that its document's title may take at most, as a fraction of the chunk.
 const TITLE_SHARE: usize = 4;
 
+/// Bytes of a text up to which its chunks are balanced, for each token of a chunk. Longer texts make so many chunks that it does not matter.
+const BALANCED_BYTES: usize = 64;
+
 /// How a collection's texts are cut.
 #[derive(Clone, Copy)]
 pub struct Chunker<'a> {
@@ -35,12 +38,16 @@ impl Chunker<'_> {
     /// Cuts a text. There is always at least one chunk; none is empty unless the text is. Blocking.
     pub fn chunks(&self, title: &str, text: &str, format: TextFormat) -> Result<Vec<ChunkText>, ServiceError> {
         let capacity = self.capacity(title);
+        let overlap = self.overlap.min(capacity / 2);
         // A token has at least one byte: short texts need no counting.
-        if text.len() <= capacity || (text.len() <= capacity * 16 && self.tokenizer.count(text) <= capacity) {
+        if text.len() <= capacity {
             return Ok(vec![whole(text)]);
         }
-        let overlap = self.overlap.min(capacity / 2);
-        let config = ChunkConfig::new(capacity)
+        let tokens = (text.len() <= capacity * BALANCED_BYTES).then(|| self.tokenizer.count(text));
+        if tokens.is_some_and(|tokens| tokens <= capacity) {
+            return Ok(vec![whole(text)]);
+        }
+        let config = ChunkConfig::new(tokens.map_or(capacity, |tokens| balanced(tokens, capacity, overlap)))
             .with_sizer(Tokens(self.tokenizer))
             .with_overlap(overlap)
             .map_err(|fault| ServiceError::internal(format!("chunk settings: {fault}")))?;
@@ -68,6 +75,15 @@ impl Chunker<'_> {
         let title_tokens = self.tokenizer.count(title).min(self.tokens / TITLE_SHARE);
         self.tokens.saturating_sub(SPECIAL_TOKENS + title_tokens).max(1)
     }
+}
+
+/// Capacity with which a text of so many tokens makes chunks of about the same length, as few as with the whole `capacity`. A text that is
+/// little longer than a chunk would otherwise leave a remainder of a few words, which says little and, being short, ranks too high.
+fn balanced(tokens: usize, capacity: usize, overlap: usize) -> usize {
+    let chunks = (tokens - overlap).div_ceil(capacity - overlap);
+    let even = (tokens + (chunks - 1) * overlap).div_ceil(chunks);
+    // Chunks end where sentences do, so they need some room.
+    (even + capacity / 10).min(capacity)
 }
 
 /// A text that is one chunk.

@@ -26,9 +26,10 @@ pub(super) const INDEXED_ROWS_MIN: usize = 8192;
 /// Rows up to which going through all that are wanted is not slower than the approximate index.
 const EXACT_ROWS_MAX: u64 = 4096;
 /// Queries that the effort of searching an index is found with.
-const TRIAL_QUERIES: usize = 48;
-/// Part of the ten nearest rows that an index must find for the trial queries.
-const TRIAL_RECALL: f64 = 0.975;
+const TRIAL_QUERIES: usize = 64;
+/// Part of the nearest rows that an index must find for the trial queries, when ten are wanted and when a hundred are.
+const TRIAL_RECALL: f64 = 0.985;
+const TRIAL_DEPTHS: [usize; 2] = [10, 100];
 /// `vectors.f16` is compared with its checksum up to this length.
 const VERIFIED_BYTES_MAX: u64 = 64 << 20;
 
@@ -216,43 +217,56 @@ impl Rows<'_> {
         self.vectors[start..start + self.dimension].iter().map(|value| value.to_f32()).collect()
     }
 
-    /// Queries to try an index with: vectors that it has, and vectors between two that it has, since questions are seldom as near to an
-    /// answer as answers are to each other.
+    /// Queries to try an index with: sums of one to four vectors that it has. Questions are seldom as near to an answer as answers are to
+    /// each other, and lie between lists, where an index errs the most.
     fn trial_queries(&self) -> Vec<Vec<f32>> {
         let count = self.vectors.len() / self.dimension;
-        let mut queries = Vec::with_capacity(TRIAL_QUERIES);
-        for number in 0..TRIAL_QUERIES {
+        let query = |number: usize| {
             let mut query = self.of(number * count / TRIAL_QUERIES);
-            if number % 2 == 1 {
-                let other = self.of((number * 7919 + 13) % count);
+            for other in 0..number % 4 {
+                let other = self.of((number * 7919 + other * 104_729 + 13) % count);
                 query.iter_mut().zip(other).for_each(|(value, other)| *value += other);
-                exact::normalize(&mut query);
             }
-            queries.push(query);
-        }
-        queries
+            exact::normalize(&mut query);
+            query
+        };
+        (0..TRIAL_QUERIES).map(query).collect()
     }
 
     /// The least effort that finds enough; none when even the most does not.
     fn effort(&self, index: &VectorIndex) -> Result<Option<Effort>, PartitionError> {
-        const NEAREST: usize = 10;
         let queries = self.trial_queries();
+        let deepest = TRIAL_DEPTHS[TRIAL_DEPTHS.len() - 1];
         let right: Vec<Vec<Scored>> =
-            queries.iter().map(|query| exact::top_k(query, self.vectors, self.dimension, None, NEAREST)).collect();
-        let wanted: usize = right.iter().map(Vec::len).sum();
-        for effort in Effort::ladder(self.vectors.len() / self.dimension) {
-            let mut found = 0;
-            for (query, right) in queries.iter().zip(&right) {
-                let nearest = self.nearest(index, effort, query, NEAREST, None)?;
-                // By score, so that of equal rows any will do.
-                let worst = right.last().map_or(f32::MAX, |scored| scored.score);
-                found += nearest.iter().filter(|scored| scored.score >= worst).count();
+            queries.iter().map(|query| exact::top_k(query, self.vectors, self.dimension, None, deepest)).collect();
+        'efforts: for effort in Effort::ladder(self.vectors.len() / self.dimension) {
+            for depth in TRIAL_DEPTHS {
+                if self.recall(index, effort, depth, queries.iter().zip(&right))? < TRIAL_RECALL {
+                    continue 'efforts;
+                }
             }
-            if found as f64 >= wanted as f64 * TRIAL_RECALL {
-                return Ok(Some(effort));
-            }
+            return Ok(Some(effort));
         }
         Ok(None)
+    }
+
+    /// Part of the `depth` nearest rows that is found. By score, so that of equal rows any will do.
+    fn recall<'q>(
+        &self,
+        index: &VectorIndex,
+        effort: Effort,
+        depth: usize,
+        queries: impl Iterator<Item = (&'q Vec<f32>, &'q Vec<Scored>)>,
+    ) -> Result<f64, PartitionError> {
+        let (mut found, mut wanted) = (0, 0);
+        for (query, right) in queries {
+            let right = &right[..depth.min(right.len())];
+            let worst = right.last().map_or(f32::MAX, |scored| scored.score);
+            let nearest = self.nearest(index, effort, query, right.len(), None)?;
+            found += nearest.iter().filter(|scored| scored.score >= worst).count();
+            wanted += right.len();
+        }
+        Ok(found as f64 / (wanted as f64).max(1.0))
     }
 }
 

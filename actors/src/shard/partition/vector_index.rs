@@ -29,11 +29,12 @@ fn use_threads(count: c_int) {
     unsafe { omp_set_num_threads(count) }
 }
 
-/// How hard an index is searched: the lists that are looked into, and the candidates that are re-scored for ten rows.
+/// How hard an index is searched: the lists that are looked into, and the candidates that are re-scored for ten and for a hundred rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Effort {
     probes: u32,
-    candidates_for_ten: u32,
+    for_ten: u32,
+    for_hundred: u32,
 }
 
 impl Effort {
@@ -41,16 +42,15 @@ impl Effort {
     /// of 0.967 for 157,458 vectors of MiniLM (notes/measurements.md).
     pub(super) fn ladder(count: usize) -> impl Iterator<Item = Effort> {
         let lists = lists_for(count) as u32;
-        let rungs = [(8, 100), (4, 100), (4, 200), (4, 400), (2, 400), (2, 800), (1, 800), (1, 1600)];
+        let rungs = [(8, 100, 400), (4, 100, 400), (4, 200, 600), (4, 400, 1000), (2, 400, 1000), (2, 800, 1600), (1, 800, 1600)];
         rungs
             .into_iter()
-            .map(move |(part, candidates_for_ten)| Effort { probes: (lists / part).max(16).min(lists), candidates_for_ten })
+            .map(move |(part, for_ten, for_hundred)| Effort { probes: (lists / part).max(16).min(lists), for_ten, for_hundred })
     }
 
     /// Candidates for so many rows. The more rows are wanted, the fewer candidates each of them needs.
     pub(super) fn candidates(self, rows: usize) -> usize {
-        let ten = self.candidates_for_ten as usize;
-        ten.max(rows * ten / 40)
+        (self.for_ten as usize).max(rows * self.for_hundred as usize / 100)
     }
 }
 
