@@ -21,7 +21,7 @@ start_node() {
     local listen=$1 log=$3 begun=$SECONDS
     export RAGGED_DATA_DIR=$2 RAGGED_MODEL_DIR=$model_dir RAGGED_HTTP_LISTEN=$listen RAGGED_URL=http://$listen
     export PATH=$CARGO_TARGET_DIR/release:$PATH
-    unset RAGGED_ENDPOINT RAGGED_KEY RAGGED_KEY_FILE # they would name another node
+    unset RAGGED_KEY RAGGED_KEY_FILE # they would name another node
     mkdir -p "$(dirname "$log")"
     # In a session of its own: Ctrl-C reaches the script, which then ends the node once and waits for it.
     setsid ragged serve >"$log" 2>&1 </dev/null &

@@ -4,6 +4,7 @@ use crate::embedding::{EmbedderMessage, Urgency};
 use crate::engine::{Engine, EngineOptions, Limits};
 use crate::ingest::UploadDocument;
 use crate::ingest::jobs::JobsMessage;
+use crate::installed_model::model_dir;
 use crate::meta::MetaMessage;
 use crate::search::{Freshness, Mode, Search};
 use crate::service::{CreateCollection, EmbeddingChoice, Session};
@@ -12,22 +13,6 @@ use ragged_raft::ids::DEFAULT_TENANT;
 use ragged_raft::shard::rows::TextFormat;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-fn model_dir() -> Option<PathBuf> {
-    let folder = std::env::var_os("RAGGED_MODEL_DIR").map(PathBuf::from).or_else(|| {
-        let home = PathBuf::from(std::env::var_os("HOME")?);
-        Some(
-            std::env::var_os("XDG_DATA_HOME")
-                .map_or(home.join(".local/share"), PathBuf::from)
-                .join("ragged/models/all-MiniLM-L6-v2"),
-        )
-    })?;
-    if !folder.join("model.safetensors").exists() {
-        eprintln!("SKIPPED: there is no model in {}; `make setup` fetches it", folder.display());
-        return None;
-    }
-    Some(folder)
-}
 
 async fn start(data: &Path, model_dir: PathBuf) -> Engine {
     let options = EngineOptions {

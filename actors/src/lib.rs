@@ -23,6 +23,8 @@ pub mod token;
 
 #[cfg(test)]
 mod injected_panics;
+#[cfg(test)]
+mod installed_model;
 
 pub use engine::{Engine, EngineOptions, Limits, NotReady, StartError};
 pub use error::{ErrorKind, ServiceError};

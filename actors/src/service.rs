@@ -99,7 +99,7 @@ impl Engine {
         let wrong = || {
             ServiceError::new(
                 ErrorKind::Unauthenticated,
-                "unauthenticated",
+                "invalid_credentials",
                 "the API key is missing or wrong: send it as `Authorization: Bearer <key>`",
             )
         };

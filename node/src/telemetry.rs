@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
-/// Libraries that would say at `info` what is of interest only to those who work on them. The operator's own directives come after.
-const QUIET_LIBRARIES: &str = "openraft=warn,tantivy=warn,hyper=warn,hyper_util=warn,ractor=warn,tokenizers=warn";
+/// Libraries that would say what is of interest only to those who work on them. The operator's own directives come after.
+const QUIET_LIBRARIES: &str = "openraft=error,tantivy=warn,hyper=warn,hyper_util=warn,ractor=warn,tokenizers=warn";
 
 /// Why logging could not begin.
 #[derive(Debug, thiserror::Error)]

@@ -12,6 +12,8 @@ const SPECIAL_TOKENS: usize = 2;
 /// Tokens of a chunk that its document's title may take at most, as a fraction of the chunk.
 const TITLE_SHARE: usize = 4;
 
+/// Bytes that a token of a chunk stands for at most.
+const TOKEN_BYTES_MAX: usize = 32;
 /// Bytes of a text up to which its chunks are balanced, for each token of a chunk. Longer texts make so many chunks that it does not matter.
 const BALANCED_BYTES: usize = 64;
 
@@ -29,8 +31,9 @@ pub struct Chunker<'a> {
 struct Tokens<'a>(&'a TextTokenizer);
 
 impl ChunkSizer for Tokens<'_> {
+    /// A model may take a very long word for one token; it counts by its length, so that a chunk's text is bounded whatever it is.
     fn size(&self, chunk: &str) -> usize {
-        self.0.count(chunk)
+        self.0.count(chunk).max(chunk.len() / TOKEN_BYTES_MAX)
     }
 }
 
@@ -43,7 +46,7 @@ impl Chunker<'_> {
         if text.len() <= capacity {
             return Ok(vec![whole(text)]);
         }
-        let tokens = (text.len() <= capacity * BALANCED_BYTES).then(|| self.tokenizer.count(text));
+        let tokens = (text.len() <= capacity * BALANCED_BYTES).then(|| Tokens(self.tokenizer).size(text));
         if tokens.is_some_and(|tokens| tokens <= capacity) {
             return Ok(vec![whole(text)]);
         }
@@ -94,4 +97,65 @@ pub fn whole(text: &str) -> ChunkText {
 /// What a chunk is embedded as: the title says what the text is about.
 pub fn embedded_text(title: &str, chunk: &ChunkText) -> String {
     if title.is_empty() { chunk.text.clone() } else { format!("{title} {}", chunk.text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ragged_kernels::Model;
+
+    fn sentences(count: usize) -> String {
+        (0..count).map(|number| format!("Sentence number {number} says that water is wet and stones are not. ")).collect()
+    }
+
+    #[test]
+    fn chunks_are_spans_within_the_limit_that_leave_nothing_out() {
+        let Some(folder) = crate::installed_model::model_dir() else { return };
+        let model = Model::load(&folder).unwrap();
+        let chunker = Chunker { tokenizer: model.tokenizer(), tokens: 64, overlap: 16 };
+        let markdown = format!("# One\n\n{}\n\n## Two\n\n- {}\n- Grüße, 東京\n", sentences(20), sentences(3));
+        let unbroken = "a1".repeat(3_000);
+        for (text, format) in [
+            (sentences(9), TextFormat::Plain),
+            (sentences(1_000), TextFormat::Plain),
+            (markdown, TextFormat::Markdown),
+            (unbroken, TextFormat::Plain),
+        ] {
+            let chunks = chunker.chunks("A title", &text, format).unwrap();
+            let mut covered = 0;
+            for chunk in &chunks {
+                let (start, end) = (chunk.start as usize, chunk.end as usize);
+                assert_eq!(text.get(start..end), Some(chunk.text.as_str()));
+                assert!(!chunk.text.trim().is_empty());
+                assert!(model.tokenizer().encode(&embedded_text("A title", chunk)).unwrap().len() <= 64, "{:?}", chunk.text);
+                assert!(start <= covered || text[covered..start].trim().is_empty(), "{:?} is in no chunk", &text[covered..start]);
+                covered = covered.max(end);
+            }
+            assert!(text[covered..].trim().is_empty());
+            assert!(chunks.len() > 1);
+        }
+    }
+
+    #[test]
+    fn a_text_little_longer_than_a_chunk_makes_two_of_about_the_same_length() {
+        let Some(folder) = crate::installed_model::model_dir() else { return };
+        let model = Model::load(&folder).unwrap();
+        let chunker = Chunker { tokenizer: model.tokenizer(), tokens: 256, overlap: 32 };
+        let text = sentences(21);
+        let lengths: Vec<usize> = (chunker.chunks("", &text, TextFormat::Plain).unwrap().iter())
+            .map(|chunk| model.tokenizer().count(&chunk.text))
+            .collect();
+        assert!(model.tokenizer().count(&text) < 256 + 64, "the text is to be little longer than a chunk");
+        assert!(lengths.len() == 2 && lengths.iter().all(|length| (120..200).contains(length)), "{lengths:?}");
+    }
+
+    #[test]
+    fn balanced_chunks_are_as_few_as_full_ones_would_be() {
+        for (capacity, overlap) in [(254, 32), (62, 16), (1, 0), (14, 7)] {
+            for tokens in capacity + 1..capacity * 20 {
+                let (full, even) = (capacity - overlap, balanced(tokens, capacity, overlap) - overlap);
+                assert!(even <= full && (tokens - overlap).div_ceil(even) == (tokens - overlap).div_ceil(full));
+            }
+        }
+    }
 }

@@ -29,7 +29,7 @@ const PAGE_WITH_TEXT_DEFAULT: usize = 10;
         ("collection" = String, Path, description = "Name of the collection", pattern = "^[a-z0-9][a-z0-9_-]{0,62}$", example = "handbook"),
         ("wait" = Option<bool>, Query, description = "Whether to answer only when the documents can be found. Default true."),
         ("idempotency-key" = Option<String>, Header, description = "Makes it safe to repeat an upload whose answer was lost.",
-            min_length = 1, max_length = 255),
+            min_length = 1, max_length = 128),
     ),
     request_body(content((NewDocuments = "application/json"), (UploadForm = "multipart/form-data"))),
     responses(

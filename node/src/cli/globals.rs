@@ -10,16 +10,13 @@ use std::time::Duration;
 /// The node that commands talk to when none is named.
 const ENDPOINT_DEFAULT: &str = "http://127.0.0.1:7400";
 
-/// Another name of `RAGGED_ENDPOINT`.
-const URL_VARIABLE: &str = "RAGGED_URL";
-
 /// Options that every command has. No `Debug`: it holds a key.
 #[derive(Args)]
 pub struct Globals {
     /// Address of a node; give several nodes of a cluster and the next is asked when one does not answer
     ///
-    /// Default: $RAGGED_URL, else http://127.0.0.1:7400.
-    #[arg(long = "endpoint", value_name = "URL", env = "RAGGED_ENDPOINT", value_delimiter = ',', global = true)]
+    /// Default: http://127.0.0.1:7400.
+    #[arg(long = "endpoint", value_name = "URL", env = "RAGGED_URL", value_delimiter = ',', global = true)]
     pub endpoints: Vec<String>,
     /// The API key; better given by RAGGED_KEY or --key-file, since other users of this machine can see arguments
     #[arg(long, value_name = "KEY", env = "RAGGED_KEY", hide_env_values = true, global = true)]
@@ -88,18 +85,13 @@ impl Globals {
 
     /// The nodes to talk to; never empty.
     pub fn endpoints(&self) -> Vec<String> {
-        let url = std::env::var(URL_VARIABLE).unwrap_or_default();
-        endpoints(&self.endpoints, &url)
+        endpoints(&self.endpoints)
     }
 }
 
-fn endpoints(given: &[String], url_variable: &str) -> Vec<String> {
+fn endpoints(given: &[String]) -> Vec<String> {
     let named: Vec<String> = given.iter().map(|endpoint| endpoint.trim().to_owned()).filter(|name| !name.is_empty()).collect();
-    match (named.is_empty(), url_variable.trim()) {
-        (false, _) => named,
-        (true, "") => vec![ENDPOINT_DEFAULT.to_owned()],
-        (true, url) => vec![url.to_owned()],
-    }
+    if named.is_empty() { vec![ENDPOINT_DEFAULT.to_owned()] } else { named }
 }
 
 #[cfg(test)]
@@ -107,10 +99,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_come_from_the_option_then_the_variable_then_the_default() {
+    fn empty_endpoints_leave_the_default() {
         let given = vec![" http://a ".to_owned(), String::new(), "http://b".to_owned()];
-        assert_eq!(endpoints(&given, "http://c"), ["http://a", "http://b"]);
-        assert_eq!(endpoints(&[String::new()], "http://c"), ["http://c"]);
-        assert_eq!(endpoints(&[], ""), ["http://127.0.0.1:7400"]);
+        assert_eq!(endpoints(&given), ["http://a", "http://b"]);
+        assert_eq!(endpoints(&[String::new()]), ["http://127.0.0.1:7400"]);
+        assert_eq!(endpoints(&[]), ["http://127.0.0.1:7400"]);
     }
 }

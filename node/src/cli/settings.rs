@@ -7,9 +7,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Variables of the commands; they are no keys of the node, whose configuration refuses variables that it does not know.
-const OWN_VARIABLES: [&str; 1] = ["RAGGED_ENDPOINT"];
-
 /// Name of the file in the data folder that the first start of a node writes.
 const KEY_FILE: &str = "admin.key";
 
@@ -21,9 +18,7 @@ pub fn load(globals: &Globals, mut flags: Vec<(&'static str, String)>) -> Result
     if let Some(data_dir) = &globals.data_dir {
         flags.push(("data_dir", data_dir.clone()));
     }
-    let mut sources = Sources::from_environment(globals.config.clone(), flags)?;
-    sources.variables.retain(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
-    Config::load(&sources)
+    Config::load(&Sources::from_environment(globals.config.clone(), flags)?)
 }
 
 /// The key to talk with: the one that was given, else that of the data folder when all the nodes are on this machine.

@@ -10,7 +10,7 @@ pub const DEFAULT_FILE: &str = "ragged.toml";
 /// or to the tests. Every other `RAGGED_*` variable must be that of a key.
 pub const OTHER_VARIABLES: &[(&str, &str)] = &[
     ("RAGGED_CONFIG", "the configuration file to read"),
-    ("RAGGED_URL", "address of the node that the commands talk to"),
+    ("RAGGED_URL", "addresses of the nodes that the commands talk to"),
     ("RAGGED_KEY", "key that the commands use"),
     ("RAGGED_KEY_FILE", "file with the key that the commands use"),
     ("RAGGED_RUN_ONCE", "makes `make run` end after its demonstration"),

@@ -43,9 +43,11 @@ impl Effort {
     pub(super) fn ladder(count: usize) -> impl Iterator<Item = Effort> {
         let lists = lists_for(count) as u32;
         let rungs = [(8, 100, 400), (4, 100, 400), (4, 200, 600), (4, 400, 1000), (2, 400, 1000), (2, 800, 1600), (1, 800, 1600)];
-        rungs
-            .into_iter()
-            .map(move |(part, for_ten, for_hundred)| Effort { probes: (lists / part).max(16).min(lists), for_ten, for_hundred })
+        rungs.into_iter().map(move |(part, for_ten, for_hundred)| Effort {
+            probes: (lists / part).max(16).min(lists),
+            for_ten,
+            for_hundred,
+        })
     }
 
     /// Candidates for so many rows. The more rows are wanted, the fewer candidates each of them needs.
