@@ -9,6 +9,7 @@ use half::f16;
 use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuery};
 use ragged_actors::{Condition, Filter, Scalar, Test};
 use ragged_kernels::{CpuDevice, Device, Model, exact};
+use ragged_raft::group::Ground;
 use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
 use ragged_raft::meta::collection::{Collection, VectorSettings};
 use ragged_raft::shard::command::{PreparedChunk, PreparedDocument, ShardCommand};
@@ -136,7 +137,7 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
-    let group = runtime.block_on(ShardGroup::start(store, ShardId(0))).unwrap();
+    let group = runtime.block_on(ShardGroup::start(Ground::alone(store), ShardId(0))).unwrap();
     let collection = Arc::new(Collection {
         id: CollectionId(1),
         tenant: TENANT,

@@ -24,6 +24,7 @@ use prometheus::{IntCounterVec, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorRef, ActorStatus, SpawnErr};
 use ragged_kernels::{CpuDevice, Model};
+use ragged_raft::group::Ground;
 use ragged_raft::ids::{DEFAULT_TENANT, ShardId};
 use ragged_raft::meta::command::Role;
 use ragged_raft::meta::{Founding, MetaGroup};
@@ -278,7 +279,7 @@ async fn open(options: &EngineOptions) -> Result<(Arc<Store>, Arc<Model>, Arc<Cp
 
 /// Founds the cluster when there is none. Returns the number of shards.
 async fn found_if_new(store: &Arc<Store>, options: &EngineOptions) -> Result<u16, StartError> {
-    let group = MetaGroup::start(store.clone()).await.map_err(|fault| StartError::Group(fault.to_string()))?;
+    let group = MetaGroup::start(Ground::alone(store.clone())).await.map_err(|fault| StartError::Group(fault.to_string()))?;
     let shard_count = match group.cluster()? {
         Some(cluster) => cluster.shard_count,
         None => {

@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_raft::Store;
+use ragged_raft::group::Ground;
 use ragged_raft::ids::TenantId;
 use ragged_raft::meta::MetaGroup;
 use ragged_raft::meta::collection::Collection;
@@ -110,7 +111,8 @@ impl Actor for MetaActor {
         if let Some(before) = before {
             before.group().shutdown().await;
         }
-        let group = MetaGroup::start(arguments.store.clone()).await.map_err(|fault| StorageFault(fault.to_string()))?;
+        let group =
+            MetaGroup::start(Ground::alone(arguments.store.clone())).await.map_err(|fault| StorageFault(fault.to_string()))?;
         *arguments.meta.group.write() = Some(group.clone());
         let watcher = tokio::spawn({
             let (group, myself) = (group.clone(), myself.clone());

@@ -1,17 +1,20 @@
 //! A running group: proposes commands, waits for what is applied, reads linearizably.
 
-use crate::codec::CodecError;
+use crate::codec::{self, CodecError};
 use crate::ids::ReplicaId;
 use crate::log::GroupLog;
 use crate::machine::{Application, Machine};
-use crate::network::NoPeers;
-use crate::snapshot;
+use crate::network::{Alone, Peers, Request, Response, SnapshotOffer, Transport, remove_snapshot_file};
+use crate::snapshot::{self, SnapshotSource};
 use crate::store::{ReadError, Space, Store, StoreError};
 use crate::types::{Command, ReplicaNode, Types};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::raft::SnapshotResponse;
+use openraft::storage::Snapshot;
 use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -107,6 +110,33 @@ pub enum StartError {
     },
 }
 
+/// How a group's replica begins on a node that has none yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning {
+    /// It founds the group, and leads it alone.
+    Found,
+    /// It waits to be added by the group's leader.
+    Join,
+}
+
+/// What a replica is started with.
+#[derive(Clone)]
+pub struct Ground {
+    /// The node's database.
+    pub store: Arc<Store>,
+    /// How the replica begins, when the node has none of the group.
+    pub beginning: Beginning,
+    /// What reaches the other nodes.
+    pub transport: Arc<dyn Transport>,
+}
+
+impl Ground {
+    /// For a node that is a cluster of its own.
+    pub fn alone(store: Arc<Store>) -> Ground {
+        Ground { store, beginning: Beginning::Found, transport: Arc::new(Alone) }
+    }
+}
+
 /// A replica of a group, running.
 #[derive(Clone)]
 pub struct Group {
@@ -122,12 +152,14 @@ pub struct Group {
 }
 
 impl Group {
-    /// Starts this node's replica of a group, founding the group when it is new. Returns when it can take commands.
+    /// Starts this node's replica of a group. A replica that is alone in its group leads it, and has applied everything that was acknowledged,
+    /// on return; one that has peers does not wait for them.
     pub async fn start(
-        store: Arc<Store>,
+        ground: Ground,
         name: &str,
         application: impl FnOnce(ReplicaId) -> Arc<dyn Application>,
     ) -> Result<Group, StartError> {
+        let Ground { store, beginning, transport } = ground;
         let (opened, group_name) = (store.clone(), name.to_owned());
         let replica = tokio::task::spawn_blocking(move || opened.replica(&group_name))
             .await
@@ -139,11 +171,13 @@ impl Group {
         let applied = machine.applied();
         let config = Arc::new(config(name).validate().map_err(|fault| refused(fault.to_string()))?);
         let log = GroupLog::new(store.clone(), replica);
-        let raft = Raft::new(replica.0, config, NoPeers, log, machine).await.map_err(|fault| refused(fault.to_string()))?;
+        let raft = Raft::new(replica.0, config, Peers::new(transport, store.clone()), log, machine)
+            .await
+            .map_err(|fault| refused(fault.to_string()))?;
         let space = store.space(replica);
         let (in_flight, in_flight_kib) = (Arc::new(Semaphore::new(IN_FLIGHT_MAX)), Arc::new(Semaphore::new(IN_FLIGHT_KIB_MAX)));
         let group = Group { raft, store, replica, space, applied, in_flight, in_flight_kib };
-        if let Err(why) = group.lead().await {
+        if let Err(why) = group.begin(beginning).await {
             group.shutdown().await;
             return Err(refused(why));
         }
@@ -151,12 +185,17 @@ impl Group {
     }
 
     /// Makes a replica that is alone the leader at once, and waits until it has applied everything that was acknowledged before.
-    async fn lead(&self) -> Result<(), String> {
-        if !self.raft.is_initialized().await.map_err(|fault| fault.to_string())? {
-            let node = ReplicaNode { node: self.store.node().0, address: String::new() };
-            self.raft.initialize(BTreeMap::from([(self.replica.0, node)])).await.map_err(|fault| fault.to_string())?;
-        } else if self.raft.voter_ids().collect::<Vec<_>>() == [self.replica.0] {
+    async fn begin(&self, beginning: Beginning) -> Result<(), String> {
+        if self.raft.is_initialized().await.map_err(|fault| fault.to_string())? {
+            if self.raft.voter_ids().collect::<Vec<_>>() != [self.replica.0] {
+                return Ok(());
+            }
             self.raft.trigger().elect(false).await.map_err(|fault| fault.to_string())?;
+        } else if beginning == Beginning::Found {
+            let node = ReplicaNode { node: self.store.node().0 };
+            self.raft.initialize(BTreeMap::from([(self.replica.0, node)])).await.map_err(|fault| fault.to_string())?;
+        } else {
+            return Ok(());
         }
         self.raft
             .wait(Some(START_TIMEOUT))
@@ -166,9 +205,47 @@ impl Group {
         self.linearizable().await.map(|_| ()).map_err(|fault| fault.to_string())
     }
 
+    /// Answers a peer's request.
+    pub async fn answer(&self, request: &[u8]) -> Result<Vec<u8>, CodecError> {
+        let response = match codec::decode(request)? {
+            Request::Append(request) => self.raft.append_entries(request).await.map(Response::Append),
+            Request::Vote(request) => self.raft.vote(request).await.map(Response::Vote),
+            Request::PreVote(request) => self.raft.pre_vote(request).await.map(Response::Vote),
+            Request::TransferLeader(request) => {
+                self.raft.handle_transfer_leader(request).await.map(Response::TransferLeader).map_err(RaftError::Fatal)
+            }
+        };
+        codec::encode(&response.unwrap_or_else(|fault| Response::Failed(fault.to_string())))
+    }
+
+    /// Installs a snapshot that a peer has sent, when it still leads and the file holds what it announced. The file is removed.
+    pub async fn install(&self, offer: &[u8], file: PathBuf) -> Result<Vec<u8>, CodecError> {
+        let installed = match codec::decode::<SnapshotOffer>(offer) {
+            Ok(SnapshotOffer { vote, meta }) => {
+                let snapshot = Snapshot { meta, snapshot: SnapshotSource::File(file.clone()) };
+                Ok(self.raft.install_full_snapshot(vote, snapshot).await)
+            }
+            Err(fault) => Err(fault),
+        };
+        let removed = tokio::task::spawn_blocking(move || remove_snapshot_file(&file)).await;
+        if let Err(fault) = removed {
+            tracing::warn!(%fault, "a snapshot's file may be left behind");
+        }
+        let response = match installed? {
+            Ok(SnapshotResponse { vote }) => Response::Installed(vote),
+            Err(fault) => Response::Failed(fault.to_string()),
+        };
+        codec::encode(&response)
+    }
+
     /// The replica's id.
     pub fn replica(&self) -> ReplicaId {
         self.replica
+    }
+
+    /// openraft's handle.
+    pub(crate) fn raft(&self) -> &Raft<Types, Machine> {
+        &self.raft
     }
 
     /// Where its rows are.

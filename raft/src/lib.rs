@@ -1,7 +1,7 @@
 //! Replication: openraft groups over one RocksDB, and what they replicate.
 //!
 //! From the bottom up: [`codec`] frames everything that is written; [`Store`] is the node's one database with its one group-commit
-//! [`syncer`]; [`log`] keeps the groups' logs in it and [`machine`] their state; [`group`] runs a group; [`meta`] and [`shard`] are the two kinds.
+//! [`syncer`]; [`log`] keeps the groups' logs in it and [`machine`] their state; [`group`] runs a group over the [`network`] that its node has, [`membership`] changes who is in it; [`meta`] and [`shard`] are the two kinds.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that cannot go on has failed
 
@@ -12,6 +12,7 @@ pub mod ids;
 pub mod keys;
 pub mod log;
 pub mod machine;
+pub mod membership;
 pub mod meta;
 pub mod network;
 pub mod shard;

@@ -22,6 +22,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const LOG: &str = "log";
 /// Column family of the groups' states.
 const ROWS: &str = "rows";
+/// Folder of snapshots that are being sent or received.
+const SNAPSHOTS: &str = "snapshots";
 /// Key of the node's identity, before all replicas' keys (there is no replica 0).
 const IDENTITY_KEY: &[u8] = &[0; 8];
 /// Key of the format's number, as 4 bytes LE: not framed, so that every version can read it.
@@ -127,6 +129,14 @@ impl From<ReadError> for io::Error {
     }
 }
 
+/// Removes what transfers that ended with the process have left.
+fn empty_snapshots(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(fault) if fault.kind() != io::ErrorKind::NotFound => Err(fault),
+        _ => std::fs::create_dir_all(folder),
+    }
+}
+
 /// Makes an `io::Error` of a failed write, so that a full disk can be told from other faults.
 pub(crate) fn write_error(fault: rocksdb::Error) -> io::Error {
     let kind = if is_disk_full(&fault) { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
@@ -216,12 +226,18 @@ impl Store {
         let store =
             Store { syncer, db, identity: Mutex::new(identity.clone()), spaces: Mutex::default(), folder: folder.to_owned() };
         store.save_identity(&identity, WriteBatch::default())?;
+        empty_snapshots(&store.snapshot_folder()).map_err(cannot_use)?;
         Ok(Arc::new(store))
     }
 
     /// The folder that it lives in.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Where snapshots are put that are being sent or received. Emptied when the store is opened.
+    pub fn snapshot_folder(&self) -> PathBuf {
+        self.folder.join(SNAPSHOTS)
     }
 
     /// This node.

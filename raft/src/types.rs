@@ -23,18 +23,16 @@ impl fmt::Display for Command {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Reply(#[serde(with = "crate::bytes::plain")] pub Vec<u8>);
 
-/// Where a replica lives.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+/// Where a replica lives. The node's address is no part of it: it may change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ReplicaNode {
     /// The node.
     pub node: u64,
-    /// Its cluster address, empty while it is alone.
-    pub address: String,
 }
 
 impl fmt::Display for ReplicaNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node {} at {}", self.node, self.address)
+        write!(f, "node {}", self.node)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::supervision::StorageFault;
 use prometheus::{IntGauge, Registry};
 use ractor::concurrency::{Duration, JoinHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ragged_raft::group::Ground;
 use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::command::ShardCommand;
@@ -215,8 +216,9 @@ async fn start_group(arguments: &ShardArguments) -> Result<ShardGroup, ActorProc
     if let Some(before) = held.take() {
         before.shutdown().await;
     }
-    let group =
-        ShardGroup::start(arguments.store.clone(), arguments.shard).await.map_err(|fault| StorageFault(fault.to_string()))?;
+    let group = ShardGroup::start(Ground::alone(arguments.store.clone()), arguments.shard)
+        .await
+        .map_err(|fault| StorageFault(fault.to_string()))?;
     *held = Some(group.clone());
     Ok(group)
 }

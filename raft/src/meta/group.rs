@@ -1,13 +1,13 @@
 //! The meta group on this node: proposes, and reads its rows. Nothing is kept in memory, so that a start does not grow with what there is.
 
 use crate::codec;
-use crate::group::{Group, ProposeError, StartError};
+use crate::group::{Ground, Group, ProposeError, StartError};
 use crate::ids::{CollectionId, NodeId, TenantId};
 use crate::keys::{RowKind, Scope, end_of};
 use crate::meta::collection::Collection;
 use crate::meta::command::{KeyRecord, MetaCommand, MetaReply};
 use crate::meta::machine::{MetaApplication, collection_key};
-use crate::store::{ReadError, Store};
+use crate::store::ReadError;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use ulid::Ulid;
@@ -46,9 +46,10 @@ pub struct MetaGroup {
 
 impl MetaGroup {
     /// Starts this node's replica.
-    pub async fn start(store: Arc<Store>) -> Result<MetaGroup, StartError> {
+    pub async fn start(ground: Ground) -> Result<MetaGroup, StartError> {
+        let store = ground.store.clone();
         let application = |replica| Arc::new(MetaApplication { store: store.clone(), space: store.space(replica) }) as Arc<_>;
-        Ok(MetaGroup { group: Group::start(store.clone(), "meta", application).await? })
+        Ok(MetaGroup { group: Group::start(ground, "meta", application).await? })
     }
 
     /// The group itself.

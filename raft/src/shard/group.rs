@@ -1,13 +1,12 @@
 //! A shard group on this node.
 
 use crate::codec;
-use crate::group::{Group, ProposeError, StartError, WaitError};
+use crate::group::{Ground, Group, ProposeError, StartError, WaitError};
 use crate::ids::ShardId;
 use crate::shard::changes::Changes;
 use crate::shard::command::{ShardCommand, ShardReply};
 use crate::shard::machine::ShardApplication;
 use crate::shard::reader::ShardReader;
-use crate::store::Store;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,11 +28,12 @@ pub struct Applied {
 
 impl ShardGroup {
     /// Starts this node's replica of a shard.
-    pub async fn start(store: Arc<Store>, shard: ShardId) -> Result<ShardGroup, StartError> {
+    pub async fn start(ground: Ground, shard: ShardId) -> Result<ShardGroup, StartError> {
         let changes = Arc::new(Changes::default());
+        let store = ground.store.clone();
         let application =
             |replica| Arc::new(ShardApplication::new(store.clone(), store.space(replica), changes.clone())) as Arc<_>;
-        let group = Group::start(store.clone(), &format!("shard-{}", shard.0), application).await?;
+        let group = Group::start(ground, &format!("shard-{}", shard.0), application).await?;
         Ok(ShardGroup { group, changes })
     }
 

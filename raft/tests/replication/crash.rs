@@ -1,6 +1,7 @@
 //! A process that is killed at any moment: what was acknowledged is there, and nothing is half there.
 
 use crate::fixture::*;
+use ragged_raft::group::Ground;
 use ragged_raft::ids::ShardId;
 use ragged_raft::shard::group::ShardGroup;
 use rand::Rng;
@@ -23,7 +24,7 @@ fn child() {
         let store = open(folder.as_ref());
         let mut writers = tokio::task::JoinSet::new();
         for number in 0..SHARDS {
-            let group = ShardGroup::start(store.clone(), ShardId(number)).await.unwrap();
+            let group = ShardGroup::start(Ground::alone(store.clone()), ShardId(number)).await.unwrap();
             for writer in 0..4 {
                 let group = group.clone();
                 writers.spawn(async move {

@@ -1,6 +1,7 @@
 //! What the tests share: stores in temporary folders, groups on them, documents.
 
 use half::f16;
+use ragged_raft::group::Ground;
 use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
 use ragged_raft::shard::command::{IdempotencyKey, PreparedChunk, PreparedDocument, ShardCommand, ShardReply, Upserted};
 use ragged_raft::shard::group::ShardGroup;
@@ -34,7 +35,7 @@ pub fn reopen(folder: &Path) -> Arc<Store> {
 }
 
 pub async fn shard(store: &Arc<Store>, number: u16) -> ShardGroup {
-    ShardGroup::start(store.clone(), ShardId(number)).await.unwrap()
+    ShardGroup::start(Ground::alone(store.clone()), ShardId(number)).await.unwrap()
 }
 
 /// A vector that says which chunk of which document version it belongs to.

@@ -5,6 +5,7 @@ mod changes;
 mod crash;
 mod fixture;
 mod meta;
+mod peers;
 mod restart;
 mod shard;
 mod snapshot;

@@ -1,6 +1,7 @@
 //! What meta commands do.
 
 use crate::fixture::*;
+use ragged_raft::group::Ground;
 use ragged_raft::ids::{CollectionId, ShardId, TenantId};
 use ragged_raft::meta::collection::{Collection, VectorSettings};
 use ragged_raft::meta::command::{KeyRecord, MetaCommand, MetaReply, Role};
@@ -38,7 +39,7 @@ async fn created(meta: &MetaGroup, tenant: TenantId, name: &str, spread: u16) ->
 async fn a_cluster_is_founded_once_and_keeps_its_collections() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
-    let meta = MetaGroup::start(store.clone()).await.unwrap();
+    let meta = MetaGroup::start(Ground::alone(store.clone())).await.unwrap();
     assert_eq!(meta.cluster().unwrap(), None);
     assert_eq!(meta.propose(&create(TENANT, "early", 1)).await.unwrap(), MetaReply::NotFound);
     assert_eq!(meta.found(founding()).await.unwrap(), MetaReply::Done);
@@ -78,7 +79,7 @@ async fn a_cluster_is_founded_once_and_keeps_its_collections() {
 
     meta.group().shutdown().await;
     drop((meta, store));
-    let meta = MetaGroup::start(reopen(folder.path())).await.unwrap();
+    let meta = MetaGroup::start(Ground::alone(reopen(folder.path()))).await.unwrap();
     assert_eq!(meta.cluster().unwrap(), Some(cluster));
     assert_eq!(meta.collections(TENANT, None, 10).unwrap().len(), 2);
     assert_eq!(meta.key("second").unwrap(), Some(key("second")));
@@ -87,7 +88,7 @@ async fn a_cluster_is_founded_once_and_keeps_its_collections() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_has_a_limit_of_collections_and_another_tenant_its_own() {
     let folder = tempfile::tempdir().unwrap();
-    let meta = MetaGroup::start(open(folder.path())).await.unwrap();
+    let meta = MetaGroup::start(Ground::alone(open(folder.path()))).await.unwrap();
     meta.found(founding()).await.unwrap();
     let names: Vec<String> = (0..10_000).map(|number| format!("c{number}")).collect();
     for part in names.chunks(500) {

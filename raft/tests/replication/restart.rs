@@ -1,6 +1,7 @@
 //! A node that starts again: what it knew it knows, and it is ready at once.
 
 use crate::fixture::*;
+use ragged_raft::group::Ground;
 use ragged_raft::ids::ShardId;
 use ragged_raft::meta::MetaGroup;
 use ragged_raft::shard::group::ShardGroup;
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 async fn start_all(folder: &std::path::Path) -> (std::sync::Arc<ragged_raft::Store>, MetaGroup, Vec<ShardGroup>, Duration) {
     let start = Instant::now();
     let store = reopen(folder);
-    let meta = MetaGroup::start(store.clone()).await.unwrap();
-    let shards = (0..16).map(|number| ShardGroup::start(store.clone(), ShardId(number)));
+    let meta = MetaGroup::start(Ground::alone(store.clone())).await.unwrap();
+    let shards = (0..16).map(|number| ShardGroup::start(Ground::alone(store.clone()), ShardId(number)));
     let shards: Vec<ShardGroup> = futures::future::try_join_all(shards).await.unwrap();
     (store, meta, shards, start.elapsed())
 }

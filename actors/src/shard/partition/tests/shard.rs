@@ -2,6 +2,7 @@
 
 use crate::shard::partition::{Partition, PartitionContext};
 use half::f16;
+use ragged_raft::group::Ground;
 use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
 use ragged_raft::meta::collection::{Collection, VectorSettings};
 use ragged_raft::shard::command::{PreparedChunk, PreparedDocument, ShardCommand, ShardReply};
@@ -25,7 +26,7 @@ impl TestShard {
         let folder = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let store = Store::open(&folder.path().join("store"), StoreOptions::default()).unwrap();
-        let group = runtime.block_on(ShardGroup::start(store, ShardId(0))).unwrap();
+        let group = runtime.block_on(ShardGroup::start(Ground::alone(store), ShardId(0))).unwrap();
         let collection = Arc::new(Collection {
             id: CollectionId(1),
             tenant: TENANT,

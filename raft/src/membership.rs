@@ -1,0 +1,150 @@
+//! Who is in a group, and changes of that: one at a time, proposed by its leader.
+
+use crate::group::{Group, ProposeError};
+use crate::ids::{NodeId, ReplicaId};
+use crate::network::Destination;
+use crate::types::{LogId, ReplicaNode, Types};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::raft::Precondition;
+use openraft::{ChangeMembers, RaftMetrics};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long a change of the members may take before its outcome is called unknown.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A group as one of its replicas sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The replica that sees it so.
+    pub replica: ReplicaId,
+    /// The term.
+    pub term: u64,
+    /// Who leads, as far as is known.
+    pub leader: Option<ReplicaId>,
+    /// Replicas that vote. While a change is under way, those before it and those after it.
+    pub voters: BTreeSet<ReplicaId>,
+    /// Where voters and learners live.
+    pub nodes: BTreeMap<ReplicaId, NodeId>,
+    /// Whether a change of the voters was begun and is not finished.
+    pub is_changing: bool,
+    /// Index of the last entry in the log.
+    pub last_index: u64,
+    /// On the leader: up to which index the log of each other replica is known to be the same.
+    pub matching: BTreeMap<ReplicaId, u64>,
+    /// The entry that made the members what they are: a change names it, so that it is not made on another ground.
+    members_since: Option<LogId>,
+}
+
+impl Standing {
+    fn of(metrics: &RaftMetrics<Types>) -> Standing {
+        let members = &metrics.membership_config;
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+        let matching = metrics.replication.iter().flatten().map(|(replica, id)| (ReplicaId(*replica), index(*id)));
+        Standing {
+            replica: ReplicaId(metrics.id),
+            term: metrics.current_term,
+            leader: metrics.current_leader.map(ReplicaId),
+            voters: members.voter_ids().map(ReplicaId).collect(),
+            nodes: members.nodes().map(|(replica, node)| (ReplicaId(*replica), NodeId(node.node))).collect(),
+            is_changing: members.get_joint_config().len() > 1,
+            last_index: metrics.last_log_index.unwrap_or_default(),
+            matching: matching.collect(),
+            members_since: *members.log_id(),
+        }
+    }
+
+    /// Whether the replica that sees it so leads.
+    pub fn leads(&self) -> bool {
+        self.leader == Some(self.replica)
+    }
+
+    /// Where the leader lives, as far as is known.
+    pub fn leader_node(&self) -> Option<NodeId> {
+        self.nodes.get(&self.leader?).copied()
+    }
+}
+
+/// Why the members were not, or may not have been, changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// Another replica leads.
+    #[error("this replica does not lead its group")]
+    NotLeader,
+    /// Something else changed them meanwhile, or another change is not finished. Look again, and decide anew.
+    #[error("the members are not what the change was decided on: {0}")]
+    Outdated(String),
+    /// The change makes no sense, such as a voter that is no learner yet.
+    #[error("the change is refused: {0}")]
+    Refused(String),
+    /// It may have been made, or be made yet.
+    #[error("it is not known whether the members were changed: {0}")]
+    UnknownOutcome(String),
+}
+
+impl Group {
+    /// The group as this replica sees it.
+    pub fn standing(&self) -> Standing {
+        Standing::of(&self.raft().metrics().borrow_watched())
+    }
+
+    /// Resolves when the group looks different from `seen`, or has ended.
+    pub async fn standing_changed(&self, seen: &Standing) -> Standing {
+        let mut metrics = self.raft().metrics();
+        loop {
+            let now = Standing::of(&metrics.borrow_watched());
+            if now != *seen || metrics.changed().await.is_err() {
+                return now;
+            }
+        }
+    }
+
+    /// Adds a replica that gets everything and does not vote. Does not wait until it has it.
+    pub async fn add_learner(&self, seen: &Standing, learner: Destination) -> Result<(), ChangeError> {
+        let nodes = BTreeMap::from([(learner.replica.0, ReplicaNode { node: learner.node.0 })]);
+        self.change(seen, ChangeMembers::AddNodes(nodes)).await
+    }
+
+    /// Makes these replicas, all of them members already, the voters. Voters before that are not among them leave the group. Called with the
+    /// voters that an unfinished change was to, it finishes it.
+    pub async fn set_voters(&self, seen: &Standing, voters: &BTreeSet<ReplicaId>) -> Result<(), ChangeError> {
+        let voters = voters.iter().map(|replica| replica.0).collect();
+        self.change(seen, ChangeMembers::ReplaceAllVoters(voters)).await
+    }
+
+    /// Removes a replica that does not vote.
+    pub async fn remove_learner(&self, seen: &Standing, learner: ReplicaId) -> Result<(), ChangeError> {
+        self.change(seen, ChangeMembers::RemoveNodes(BTreeSet::from([learner.0]))).await
+    }
+
+    async fn change(&self, seen: &Standing, change: ChangeMembers<u64, ReplicaNode>) -> Result<(), ChangeError> {
+        let ground = Precondition::LastMembershipLogId { last_membership_log_id: seen.members_since };
+        // A task of its own: openraft makes a change of voters in two steps, and giving up between them would leave it half made.
+        let raft = self.raft().clone();
+        let changed = tokio::spawn(async move { raft.change_membership_if(change, false, [ground]).await });
+        match tokio::time::timeout(CHANGE_TIMEOUT, changed).await {
+            Ok(Ok(Ok(_))) => Ok(()),
+            Ok(Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))))) => Err(ChangeError::NotLeader),
+            Ok(Ok(Err(RaftError::APIError(ClientWriteError::PreconditionFailed(fault))))) => {
+                Err(ChangeError::Outdated(fault.to_string()))
+            }
+            Ok(Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(fault))))) => {
+                Err(ChangeError::Refused(fault.to_string()))
+            }
+            Ok(Ok(Err(fault))) => Err(ChangeError::UnknownOutcome(fault.to_string())),
+            Ok(Err(fault)) => Err(ChangeError::UnknownOutcome(fault.to_string())),
+            Err(_) => Err(ChangeError::UnknownOutcome(format!("no answer within {CHANGE_TIMEOUT:?}"))),
+        }
+    }
+
+    /// Hands the leadership to a voter that has the whole log. Whether it takes it is seen by [`standing`](Self::standing).
+    pub async fn transfer_leader(&self, to: ReplicaId) -> Result<(), ProposeError> {
+        self.raft().trigger().transfer_leader(to.0).await.map_err(|fault| ProposeError::Stopped(fault.to_string()))
+    }
+
+    /// Stands for election at once, if the others have not heard from a leader either: a peer that led is known to be gone.
+    pub async fn stand_for_election(&self) -> Result<(), ProposeError> {
+        self.raft().trigger().elect(true).await.map_err(|fault| ProposeError::Stopped(fault.to_string()))
+    }
+}
