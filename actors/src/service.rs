@@ -260,15 +260,7 @@ impl Session {
         for document in &mut documents {
             document.id.get_or_insert_with(|| Ulid::new().to_string());
         }
-        // The same upload under the same key is the same job, however often it is sent.
-        let id = match &idempotency {
-            Some(idempotency) => idempotency.job_id(),
-            None => Ulid::new(),
-        };
-        if idempotency.is_some() && jobs::read(&self.parts.shards, self.tenant(), id).await.is_ok() {
-            return Ok(id);
-        }
-        jobs::submit(&self.parts.shards, &collection, id, documents).await?;
+        let id = jobs::submit(&self.parts.shards, &collection, documents, idempotency.as_ref()).await?;
         self.parts.jobs.cast(JobsMessage::Run { tenant: self.tenant(), id });
         Ok(id)
     }
@@ -464,7 +456,8 @@ impl Session {
             return Err(ServiceError::new(ErrorKind::Conflict, "job_not_retryable", detail));
         }
         job.stage = JobStage::Received;
-        (job.done, job.failed) = (0, Vec::new());
+        job.attempt += 1;
+        job.failed = Vec::new();
         let (tenant, id) = (self.tenant(), job.id);
         let job = jobs::put(&self.parts.shards, tenant, job).await?;
         self.parts.jobs.cast(JobsMessage::Run { tenant, id });

@@ -28,12 +28,18 @@ pub struct Chunker<'a> {
     pub overlap: usize,
 }
 
-struct Tokens<'a>(&'a TextTokenizer);
+/// Sizes of pieces of text, for a chunk that holds `capacity`.
+struct Sizer<'a> {
+    tokenizer: &'a TextTokenizer,
+    capacity: usize,
+}
 
-impl ChunkSizer for Tokens<'_> {
-    /// A model may take a very long word for one token; it counts by its length, so that a chunk's text is bounded whatever it is.
-    fn size(&self, chunk: &str) -> usize {
-        self.0.count(chunk).max(chunk.len() / TOKEN_BYTES_MAX)
+impl ChunkSizer for Sizer<'_> {
+    /// A model may take a very long word for one token; it counts by its length, so that a chunk's text is bounded whatever it is. What is
+    /// too long for that reason alone is not counted: splitters ask for the size of all that is left of a text.
+    fn size(&self, text: &str) -> usize {
+        let least = text.len() / TOKEN_BYTES_MAX;
+        if least > self.capacity { least } else { self.tokenizer.count(text).max(least) }
     }
 }
 
@@ -41,36 +47,67 @@ impl Chunker<'_> {
     /// Cuts a text. There is always at least one chunk; none is empty unless the text is. Blocking.
     pub fn chunks(&self, title: &str, text: &str, format: TextFormat) -> Result<Vec<ChunkText>, ServiceError> {
         let capacity = self.capacity(title);
-        let overlap = self.overlap.min(capacity / 2);
         // A token has at least one byte: short texts need no counting.
         if text.len() <= capacity {
             return Ok(vec![whole(text)]);
         }
-        let tokens = (text.len() <= capacity * BALANCED_BYTES).then(|| Tokens(self.tokenizer).size(text));
+        let mut chunks = Vec::new();
+        for (start, section) in sections(text, capacity * TOKEN_BYTES_MAX) {
+            self.split(section, start, capacity, format, &mut chunks)?;
+            if chunks.len() > CHUNKS_MAX {
+                return Err(ServiceError::invalid(
+                    "too_many_chunks",
+                    format!("the text makes more than {CHUNKS_MAX} chunks: upload it in parts, or with longer chunks"),
+                ));
+            }
+        }
+        Ok(if chunks.is_empty() { vec![whole(text)] } else { chunks })
+    }
+
+    /// Cuts a section that begins at byte `offset` of its text.
+    fn split(
+        &self,
+        section: &str,
+        offset: usize,
+        capacity: usize,
+        format: TextFormat,
+        chunks: &mut Vec<ChunkText>,
+    ) -> Result<(), ServiceError> {
+        let overlap = self.overlap.min(capacity / 2);
+        let sizer = Sizer { tokenizer: self.tokenizer, capacity };
+        let tokens = (section.len() <= capacity * BALANCED_BYTES).then(|| sizer.size(section));
+        let mut push = |(start, piece): (usize, &str)| {
+            let start = offset + start;
+            chunks.push(ChunkText { start: start as u64, end: (start + piece.len()) as u64, text: piece.to_owned() });
+        };
         if tokens.is_some_and(|tokens| tokens <= capacity) {
-            return Ok(vec![whole(text)]);
+            if !section.trim().is_empty() {
+                push((0, section));
+            }
+            return Ok(());
         }
         let config = ChunkConfig::new(tokens.map_or(capacity, |tokens| balanced(tokens, capacity, overlap)))
-            .with_sizer(Tokens(self.tokenizer))
+            .with_sizer(sizer)
             .with_overlap(overlap)
             .map_err(|fault| ServiceError::internal(format!("chunk settings: {fault}")))?;
-        let pieces: Vec<(usize, &str)> = match format {
-            TextFormat::Markdown => MarkdownSplitter::new(config).chunk_indices(text).take(CHUNKS_MAX + 1).collect(),
-            TextFormat::Plain | TextFormat::Html => TextSplitter::new(config).chunk_indices(text).take(CHUNKS_MAX + 1).collect(),
-        };
-        if pieces.len() > CHUNKS_MAX {
-            return Err(ServiceError::invalid(
-                "too_many_chunks",
-                format!("the text makes more than {CHUNKS_MAX} chunks: upload it in parts, or with longer chunks"),
-            ));
+        match format {
+            TextFormat::Markdown => MarkdownSplitter::new(config).chunk_indices(section).take(CHUNKS_MAX + 1).for_each(push),
+            TextFormat::Plain | TextFormat::Html => {
+                TextSplitter::new(config).chunk_indices(section).take(CHUNKS_MAX + 1).for_each(push);
+            }
         }
-        if pieces.is_empty() {
-            return Ok(vec![whole(text)]);
+        Ok(())
+    }
+
+    /// What a title adds to each of its document's chunks: as much of it as chunks have room for.
+    pub fn embedded_title<'t>(&self, title: &'t str) -> &'t str {
+        let room = self.tokens / TITLE_SHARE;
+        if self.tokenizer.count(title) <= room {
+            return title;
         }
-        Ok(pieces
-            .into_iter()
-            .map(|(start, piece)| ChunkText { start: start as u64, end: (start + piece.len()) as u64, text: piece.to_owned() })
-            .collect())
+        let ends: Vec<usize> = title.char_indices().map(|(at, _)| at).collect();
+        let fitting = ends.partition_point(|end| self.tokenizer.count(&title[..*end]) <= room);
+        title[..ends[fitting.saturating_sub(1)]].trim_end()
     }
 
     /// Tokens that are left for the text.
@@ -78,6 +115,29 @@ impl Chunker<'_> {
         let title_tokens = self.tokenizer.count(title).min(self.tokens / TITLE_SHARE);
         self.tokens.saturating_sub(SPECIAL_TOKENS + title_tokens).max(1)
     }
+}
+
+/// The parts that a text is cut in before it is split, with the bytes that they begin at: mostly one. Runs of letters and digits of more than
+/// `longest` bytes, such as encoded data, are cut into pieces of that length. Looking for a good place to cut one takes a time that grows
+/// with the square of its length, and there is none.
+fn sections(text: &str, longest: usize) -> Vec<(usize, &str)> {
+    let (mut sections, mut begin, mut run) = (Vec::new(), 0, 0);
+    let breaks = text.char_indices().filter(|(_, character)| !character.is_alphanumeric());
+    for (end, length) in breaks.map(|(at, character)| (at, character.len_utf8())).chain([(text.len(), 0)]) {
+        if end - run > longest {
+            sections.push((begin, &text[begin..run]));
+            while run < end {
+                let until = text.floor_char_boundary((run + longest).min(end));
+                sections.push((run, &text[run..until]));
+                run = until;
+            }
+            begin = end;
+        }
+        run = end + length;
+    }
+    sections.push((begin, &text[begin..]));
+    sections.retain(|(_, section)| !section.is_empty());
+    sections
 }
 
 /// Capacity with which a text of so many tokens makes chunks of about the same length, as few as with the whole `capacity`. A text that is
@@ -95,8 +155,8 @@ pub fn whole(text: &str) -> ChunkText {
 }
 
 /// What a chunk is embedded as: the title says what the text is about.
-pub fn embedded_text(title: &str, chunk: &ChunkText) -> String {
-    if title.is_empty() { chunk.text.clone() } else { format!("{title} {}", chunk.text) }
+pub fn embedded_text(embedded_title: &str, chunk: &ChunkText) -> String {
+    if embedded_title.is_empty() { chunk.text.clone() } else { format!("{embedded_title} {}", chunk.text) }
 }
 
 #[cfg(test)]
@@ -119,20 +179,36 @@ mod tests {
             (sentences(9), TextFormat::Plain),
             (sentences(1_000), TextFormat::Plain),
             (markdown, TextFormat::Markdown),
+            (format!("Before. {unbroken} After. {}", sentences(9)), TextFormat::Plain),
             (unbroken, TextFormat::Plain),
+            ("東京".repeat(5_000), TextFormat::Plain),
         ] {
             let chunks = chunker.chunks("A title", &text, format).unwrap();
             let mut covered = 0;
             for chunk in &chunks {
                 let (start, end) = (chunk.start as usize, chunk.end as usize);
                 assert_eq!(text.get(start..end), Some(chunk.text.as_str()));
-                assert!(!chunk.text.trim().is_empty());
-                assert!(model.tokenizer().encode(&embedded_text("A title", chunk)).unwrap().len() <= 64, "{:?}", chunk.text);
+                assert!(!chunk.text.trim().is_empty() && chunk.text.len() <= 64 * TOKEN_BYTES_MAX);
+                assert!(model.tokenizer().count(&embedded_text("A title", chunk)) <= 62, "{:?}", chunk.text);
                 assert!(start <= covered || text[covered..start].trim().is_empty(), "{:?} is in no chunk", &text[covered..start]);
                 covered = covered.max(end);
             }
             assert!(text[covered..].trim().is_empty());
             assert!(chunks.len() > 1);
+        }
+    }
+
+    #[test]
+    fn a_long_title_leaves_room_for_the_text() {
+        let Some(folder) = crate::installed_model::model_dir() else { return };
+        let model = Model::load(&folder).unwrap();
+        let chunker = Chunker { tokenizer: model.tokenizer(), tokens: 256, overlap: 32 };
+        let title = "Ünïcode title ".repeat(70);
+        let cut = chunker.embedded_title(&title);
+        assert!(title.starts_with(cut) && model.tokenizer().count(cut) <= 64 && model.tokenizer().count(cut) > 58);
+        assert_eq!(chunker.embedded_title("short"), "short");
+        for chunk in chunker.chunks(&title, &sentences(60), TextFormat::Plain).unwrap() {
+            assert!(model.tokenizer().count(&embedded_text(cut, &chunk)) <= 254);
         }
     }
 

@@ -1,6 +1,6 @@
 //! An import: a stream of documents of any length, in bounded memory.
 
-use crate::error::{ErrorKind, ServiceError};
+use crate::error::ServiceError;
 use crate::ingest::document::UploadDocument;
 use crate::ingest::pipeline::Pipeline;
 use crate::token::WriteToken;
@@ -157,9 +157,6 @@ async fn run_batch(
     for (line, result) in lines.into_iter().zip(pipeline.chunk(&collection, documents).await?) {
         match result {
             Ok(document) => chunked.push(document),
-            Err(refusal) if refusal.kind == ErrorKind::Internal => {
-                outcome.refused.push(ImportRefusal { line, code: "not_readable".into(), detail: refusal.detail });
-            }
             Err(refusal) => outcome.refused.push(ImportRefusal { line, code: refusal.code.into(), detail: refusal.detail }),
         }
     }

@@ -3,7 +3,7 @@
 use crate::address::{Address, Reply};
 use crate::error::{ErrorKind, ServiceError};
 use crate::ingest::document::UploadDocument;
-use crate::ingest::pipeline::{Idempotency, Pipeline, now_ms};
+use crate::ingest::pipeline::{ChunkedDocument, Idempotency, Pipeline, now_ms, refusal};
 use crate::meta::Meta;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use crate::shards::Shards;
@@ -13,9 +13,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_raft::codec;
 use ragged_raft::ids::TenantId;
 use ragged_raft::meta::collection::Collection;
-use ragged_raft::shard::command::ShardCommand;
+use ragged_raft::shard::command::{ShardCommand, ShardReply};
 use ragged_raft::shard::rows::{JobRow, JobStage};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use ulid::Ulid;
@@ -44,11 +44,11 @@ pub enum JobsMessage {
         /// The job.
         id: Ulid,
     },
-    /// Stops a job at its next step, if it runs or waits here; answers whether it did.
+    /// Stops a job at its next step, if it runs here; answers whether it does. One that waits does not run any more.
     Cancel {
         /// The job.
         id: Ulid,
-        /// Told whether it ran or waited.
+        /// Told whether it runs.
         reply: Reply<bool>,
     },
     /// A job has ended, or must be tried again.
@@ -114,6 +114,8 @@ pub struct JobsState {
     arguments: JobsArguments,
     waiting: VecDeque<(TenantId, Ulid)>,
     running: HashMap<Ulid, Running>,
+    /// Jobs that were cancelled, but could not say so yet: they begin with that.
+    cancelled: HashSet<Ulid>,
     sweeper: JoinHandle<()>,
 }
 
@@ -140,7 +142,7 @@ impl Actor for JobsActor {
         let sweeper = myself.send_interval(SWEEP, || JobsMessage::Sweep);
         myself.send_message(JobsMessage::FindUnfinished)?;
         arguments.address.moved_to(myself);
-        Ok(JobsState { arguments, waiting: VecDeque::new(), running: HashMap::new(), sweeper })
+        Ok(JobsState { arguments, waiting: VecDeque::new(), running: HashMap::new(), cancelled: HashSet::new(), sweeper })
     }
 
     async fn handle(
@@ -155,8 +157,12 @@ impl Actor for JobsActor {
                 let _ = reply.send(Ok(state.cancel(id))); // the caller may have gone
             }
             JobsMessage::Ended { tenant, id, again } => {
-                state.running.remove(&id);
+                let ended = state.running.remove(&id);
                 if again {
+                    let was_cancelled = ended.is_some_and(|job| job.cancelled.load(Ordering::Relaxed));
+                    if was_cancelled {
+                        state.cancelled.insert(id);
+                    }
                     myself.send_after(RETRY_AFTER, move || JobsMessage::Run { tenant, id });
                 }
             }
@@ -183,20 +189,19 @@ impl JobsState {
     }
 
     fn cancel(&mut self, id: Ulid) -> bool {
-        let waiting = self.waiting.len();
         self.waiting.retain(|(_, waiting)| *waiting != id);
-        if let Some(running) = self.running.get(&id) {
+        let running = self.running.get(&id);
+        if let Some(running) = running {
             running.cancelled.store(true, Ordering::Relaxed);
-            return true;
         }
-        self.waiting.len() < waiting
+        running.is_some()
     }
 
     fn start_waiting(&mut self, myself: &ActorRef<JobsMessage>) {
         while self.running.len() < RUNNING_MAX
             && let Some((tenant, id)) = self.waiting.pop_front()
         {
-            let cancelled = Arc::new(AtomicBool::new(false));
+            let cancelled = Arc::new(AtomicBool::new(self.cancelled.remove(&id)));
             let run = JobRun { arguments: self.arguments.clone(), tenant, cancelled: cancelled.clone() };
             let myself = myself.clone();
             let task = tokio::spawn(async move {
@@ -214,36 +219,57 @@ impl JobsState {
     }
 }
 
-/// What a job's upload is kept as.
+/// What is still to be stored of a job's upload.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Payload {
     documents: Vec<UploadDocument>,
 }
 
-/// Makes a job durable. Its documents have been checked, and all of them have ids.
+async fn encode(documents: Vec<UploadDocument>) -> Result<Vec<u8>, ServiceError> {
+    let encode = move || codec::encode(&Payload { documents });
+    let payload = tokio::task::spawn_blocking(encode).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+    payload.map_err(|fault| ServiceError::internal(fault.to_string()))
+}
+
+/// Makes a job durable and returns its id. Its documents have been checked, and all of them have ids. The same upload under the same
+/// idempotency key is the same job, however often it is sent.
 pub async fn submit(
     shards: &Shards,
     collection: &Collection,
-    id: Ulid,
     documents: Vec<UploadDocument>,
-) -> Result<JobRow, ServiceError> {
+    idempotency: Option<&Idempotency>,
+) -> Result<Ulid, ServiceError> {
     let now = now_ms();
+    let idempotency = idempotency.map(Idempotency::for_job);
     let job = JobRow {
-        id,
+        id: idempotency.as_ref().map_or_else(Ulid::new, |key| id_in_shard_of(shards, &key.key)),
         collection: collection.name.clone(),
         stage: JobStage::Received,
+        attempt: 0,
         documents: documents.len() as u64,
         done: 0,
         failed: Vec::new(),
         created_at_ms: now,
         updated_at_ms: now,
     };
-    let encode = move || codec::encode(&Payload { documents });
-    let payload = tokio::task::spawn_blocking(encode).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
-    let payload = payload.map_err(|fault| ServiceError::internal(fault.to_string()))?;
-    let command = ShardCommand::PutJob { tenant: collection.tenant, job: job.clone(), payload: Some(payload) };
-    shards.write(shards.shard_of(&id.to_bytes()), collection.tenant, command, None).await?;
-    Ok(job)
+    let payload = Some(encode(documents).await?);
+    let shard = shards.shard_of(&job.id.to_bytes());
+    let command = ShardCommand::PutJob { tenant: collection.tenant, job, payload, idempotency };
+    match shards.write(shard, collection.tenant, command, None).await? {
+        (_, ShardReply::Job(id)) => Ok(id),
+        (_, other) => Err(refusal(&collection.name, &other)),
+    }
+}
+
+/// A new id that is kept in the same shard as the idempotency key, which remembers it: an id says by itself in which shard its job is.
+fn id_in_shard_of(shards: &Shards, key: &[u8]) -> Ulid {
+    let shard = shards.shard_of(key);
+    loop {
+        let id = Ulid::new();
+        if shards.shard_of(&id.to_bytes()) == shard {
+            return id;
+        }
+    }
 }
 
 /// Reads a job.
@@ -275,7 +301,7 @@ pub async fn list(shards: &Shards, tenant: TenantId, before: Option<Ulid>, limit
 /// Writes a job's row.
 pub async fn put(shards: &Shards, tenant: TenantId, mut job: JobRow) -> Result<JobRow, ServiceError> {
     job.updated_at_ms = now_ms();
-    let command = ShardCommand::PutJob { tenant, job: job.clone(), payload: None };
+    let command = ShardCommand::PutJob { tenant, job: job.clone(), payload: None, idempotency: None };
     shards.write(shards.shard_of(&job.id.to_bytes()), tenant, command, None).await?;
     Ok(job)
 }
@@ -295,6 +321,13 @@ struct JobRun {
     cancelled: Arc<AtomicBool>,
 }
 
+/// How far a job has come.
+struct Progress {
+    job: JobRow,
+    /// Ids of the documents that are stored by now.
+    stored: HashSet<String>,
+}
+
 impl JobRun {
     /// Runs the job to its end. An error says that the node was at fault: the job is as durable as before.
     async fn run(&self, id: Ulid) -> Result<(), ServiceError> {
@@ -305,80 +338,105 @@ impl JobRun {
             Err(fault) if fault.kind == ErrorKind::NotFound => return Ok(()),
             Err(fault) => return Err(fault),
         };
-        let Some(collection) = self.arguments.meta.find_collection(self.tenant, &job.collection).await? else {
-            let gone = ServiceError::not_found("collection_not_found", format!("there is no collection {}", job.collection));
-            return self.fail_all(job, &gone).await;
+        if self.is_cancelled() {
+            return self.reach(job, JobStage::Cancelled).await.map(|_| ());
+        }
+        let mut progress = Progress { job, stored: HashSet::new() };
+        let Some(collection) = self.arguments.meta.find_collection(self.tenant, &progress.job.collection).await? else {
+            let gone =
+                ServiceError::not_found("collection_not_found", format!("there is no collection {}", progress.job.collection));
+            return self.give_up(progress, &gone).await;
         };
-        let documents = match self.payload(id).await? {
-            Some(documents) => documents,
-            None => return self.fail_all(job, &ServiceError::internal("what was uploaded is not there any more")).await,
+        let Some(documents) = self.payload(id).await? else {
+            return self.give_up(progress, &ServiceError::internal("what was uploaded is not there any more")).await;
         };
-        match self.ingest(job.clone(), &collection, documents).await {
+        match self.ingest(&mut progress, &collection, documents).await {
+            Ok(stage) => self.end(progress, stage).await,
             // The collection was deleted or the documents cannot be stored: trying again would not help.
             Err(fault)
                 if matches!(fault.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::TooLarge) =>
             {
-                self.fail_all(job, &fault).await
+                self.give_up(progress, &fault).await
             }
-            other => other,
+            Err(fault) => Err(fault),
         }
     }
 
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Stores what is not stored yet, and returns the stage that the job ends in.
     async fn ingest(
         &self,
-        mut job: JobRow,
+        progress: &mut Progress,
         collection: &Arc<Collection>,
         documents: Vec<UploadDocument>,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<JobStage, ServiceError> {
         let pipeline = &self.arguments.pipeline;
-        (job.done, job.failed) = (0, Vec::new());
-        job = self.reach(job, JobStage::Parsed).await?;
+        let stored_before = progress.job.documents.saturating_sub(documents.len() as u64);
+        (progress.job.done, progress.job.failed) = (stored_before, Vec::new());
+        progress.job = self.reach(progress.job.clone(), JobStage::Parsed).await?;
         let ids: Vec<String> = documents.iter().map(|document| document.id.clone().unwrap_or_default()).collect();
         let mut chunked = Vec::with_capacity(documents.len());
         for (result, id) in pipeline.chunk(collection, documents).await?.into_iter().zip(ids) {
             match result {
                 Ok(document) => chunked.push(document),
-                Err(fault) => note_failure(&mut job, &id, &fault),
+                Err(fault) => note_failure(&mut progress.job, &id, &fault),
             }
         }
-        job = self.reach(job, JobStage::Chunked).await?;
+        progress.job = self.reach(progress.job.clone(), JobStage::Chunked).await?;
         let mut chunked = chunked.into_iter();
-        for slice in 0.. {
+        loop {
             let documents: Vec<_> = chunked.by_ref().take(SLICE_DOCUMENTS).collect();
             if documents.is_empty() {
                 break;
             }
-            if self.cancelled.load(Ordering::Relaxed) {
-                self.reach(job, JobStage::Cancelled).await?;
-                return Ok(());
+            if self.is_cancelled() {
+                return Ok(JobStage::Cancelled);
             }
+            let key = slice_key(&progress.job, &documents);
             let prepared = pipeline.embed(collection, documents).await?;
-            // The key makes a slice that was stored just before a crash count once.
-            let key = format!("job {} {} {slice}", job.id, job.created_at_ms);
             let stored =
                 pipeline.store(collection, prepared, Some(Idempotency::new("jobs", collection, &key, key.as_bytes()))).await?;
-            job.done += stored.documents.len() as u64;
-            job = self.reach(job, JobStage::Embedded).await?;
+            progress.job.done += stored.documents.len() as u64;
+            progress.stored.extend(stored.documents.into_iter().map(|document| document.id));
+            progress.job = self.reach(progress.job.clone(), JobStage::Embedded).await?;
         }
-        let last = if job.done == 0 { JobStage::Failed } else { JobStage::Replicated };
-        self.end(job, last).await
+        Ok(if progress.job.done == 0 { JobStage::Failed } else { JobStage::Replicated })
     }
 
-    async fn fail_all(&self, mut job: JobRow, fault: &ServiceError) -> Result<(), ServiceError> {
-        job.failed = vec![("*".into(), fault.code.into(), fault.detail.clone())];
-        self.end(job, JobStage::Failed).await
+    /// Ends a job that cannot go on. What it has stored stays.
+    async fn give_up(&self, mut progress: Progress, fault: &ServiceError) -> Result<(), ServiceError> {
+        note_failure(&mut progress.job, "*", fault);
+        let stage = if progress.job.done == 0 { JobStage::Failed } else { JobStage::Replicated };
+        self.end(progress, stage).await
     }
 
-    /// The payload of a job with failures is kept until the job is forgotten, for a retry.
-    async fn end(&self, job: JobRow, stage: JobStage) -> Result<(), ServiceError> {
-        let (id, has_failures) = (job.id, !job.failed.is_empty());
+    /// Ends a job. What it has not stored is kept until the job is forgotten, for a retry.
+    async fn end(&self, progress: Progress, stage: JobStage) -> Result<(), ServiceError> {
+        let Progress { job, stored } = progress;
+        let (id, is_complete) = (job.id, job.failed.is_empty() && stage != JobStage::Cancelled);
+        if !is_complete && !stored.is_empty() {
+            self.keep_only_unstored(&job, &stored).await?;
+        }
         self.reach(job, stage).await?;
-        if !has_failures {
+        if is_complete {
             let shards = &self.arguments.shards;
             let command = ShardCommand::DeleteJobs { tenant: self.tenant, ids: vec![id], keep_rows: true };
             shards.write(shards.shard_of(&id.to_bytes()), self.tenant, command, None).await?;
         }
         Ok(())
+    }
+
+    /// A retry must not store again what is stored: it may have been changed or deleted since.
+    async fn keep_only_unstored(&self, job: &JobRow, stored: &HashSet<String>) -> Result<(), ServiceError> {
+        let Some(mut documents) = self.payload(job.id).await? else { return Ok(()) };
+        documents.retain(|document| document.id.as_ref().is_none_or(|id| !stored.contains(id)));
+        let shards = &self.arguments.shards;
+        let payload = Some(encode(documents).await?);
+        let command = ShardCommand::PutJob { tenant: self.tenant, job: job.clone(), payload, idempotency: None };
+        shards.write(shards.shard_of(&job.id.to_bytes()), self.tenant, command, None).await.map(|_| ())
     }
 
     async fn reach(&self, mut job: JobRow, stage: JobStage) -> Result<JobRow, ServiceError> {
@@ -403,6 +461,12 @@ impl JobRun {
         let payload = tokio::task::spawn_blocking(decode).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
         Ok(Some(payload.map_err(|fault| ServiceError::internal(format!("an upload cannot be read: {fault}")))?.documents))
     }
+}
+
+/// Makes a slice that was stored just before a crash count once. A slice of other documents, or of another attempt, is another one.
+fn slice_key(job: &JobRow, documents: &[ChunkedDocument]) -> String {
+    let ids: Vec<&str> = documents.iter().map(ChunkedDocument::id).collect();
+    format!("job {} {} {}", job.id, job.attempt, ids.join("\0"))
 }
 
 fn note_failure(job: &mut JobRow, id: &str, fault: &ServiceError) {

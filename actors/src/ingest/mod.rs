@@ -2,6 +2,7 @@
 
 pub mod chunk;
 pub mod document;
+pub mod html;
 pub mod import;
 pub mod jobs;
 pub mod parse;

@@ -64,6 +64,8 @@ pub struct ChunkedDocument {
     head: DocumentHead,
     text: String,
     chunks: Vec<ChunkText>,
+    /// What each chunk is embedded with.
+    embedded_title: String,
     /// The client's vector; the document then is one chunk.
     vector: Option<Vec<f32>>,
 }
@@ -111,9 +113,7 @@ impl Pipeline {
         let texts: Vec<String> = documents
             .iter()
             .filter(|document| document.vector.is_none())
-            .flat_map(|document| {
-                document.chunks.iter().map(|chunk| embedded_text(document.head.title.as_deref().unwrap_or_default(), chunk))
-            })
+            .flat_map(|document| document.chunks.iter().map(|chunk| embedded_text(&document.embedded_title, chunk)))
             .collect();
         if !texts.is_empty() {
             self.check_model(collection)?;
@@ -159,12 +159,14 @@ impl Pipeline {
             by_shard.entry(collection.shard_of(&document.head.id)).or_default().push(document);
         }
         let idempotency = idempotency.as_ref();
+        if let Some(idempotency) = idempotency {
+            self.reserve(collection, idempotency).await?;
+        }
         let writes = by_shard.into_iter().map(|(shard, documents)| self.store_in(shard, collection, documents, idempotency));
         let mut uploaded = Uploaded::default();
         // An id that occurs twice has two results: the first of them first.
         let mut results: BTreeMap<String, std::collections::VecDeque<Upserted>> = BTreeMap::new();
-        for written in futures::future::join_all(writes).await {
-            let (token, documents) = written?;
+        for (token, documents) in all_or_unknown(futures::future::join_all(writes).await)? {
             uploaded.token.merge(&token);
             documents.into_iter().for_each(|document| results.entry(document.id.clone()).or_default().push_back(document));
         }
@@ -172,6 +174,27 @@ impl Pipeline {
         self.metrics.documents.inc_by(uploaded.documents.len() as u64);
         self.metrics.chunks.inc_by(chunks as u64);
         Ok(uploaded)
+    }
+
+    /// Binds an idempotency key to its request, in one shard, before any shard is written: another request under the same key is refused
+    /// before a part of it is stored.
+    async fn reserve(&self, collection: &Arc<Collection>, idempotency: &Idempotency) -> Result<(), ServiceError> {
+        let key = idempotency.reservation();
+        let Some(shard) = collection.shards.get(usize::from(key.key[0]) % collection.shards.len().max(1)) else { return Ok(()) };
+        if collection.shards.len() == 1 {
+            return Ok(()); // the first write does it
+        }
+        let command = ShardCommand::Upsert {
+            tenant: collection.tenant,
+            collection: collection.id,
+            documents: Vec::new(),
+            idempotency: Some(key),
+            at_ms: now_ms(),
+        };
+        match self.shards.write(*shard, collection.tenant, command, Some(collection.clone())).await? {
+            (_, ShardReply::Upserted(_)) => Ok(()),
+            (_, other) => Err(refusal(&collection.name, &other)),
+        }
     }
 
     async fn store_in(
@@ -190,15 +213,31 @@ impl Pipeline {
                 idempotency: idempotency.map(|idempotency| idempotency.for_part(shard, part)),
                 at_ms: now_ms(),
             };
-            let (index, reply) = self.shards.write(shard, collection.tenant, command, Some(collection.clone())).await?;
-            match reply {
-                ShardReply::Upserted(documents) => stored.extend(documents),
-                other => return Err(refusal(&collection.name, &other)),
-            }
+            let written = match self.shards.write(shard, collection.tenant, command, Some(collection.clone())).await {
+                Ok((index, ShardReply::Upserted(documents))) => Ok((index, documents)),
+                Ok((_, other)) => Err(refusal(&collection.name, &other)),
+                Err(fault) => Err(fault),
+            };
+            let (index, documents) = written.map_err(|fault| if part == 0 { fault } else { partly_stored(&fault) })?;
+            stored.extend(documents);
             token.add(shard, index);
         }
         Ok((token, stored))
     }
+}
+
+/// What all shards wrote. When some did and some did not, the outcome of the whole is neither success nor failure.
+fn all_or_unknown<T>(written: Vec<Result<T, ServiceError>>) -> Result<Vec<T>, ServiceError> {
+    let is_any_stored = written.iter().any(Result::is_ok);
+    let all: Result<Vec<T>, ServiceError> = written.into_iter().collect();
+    all.map_err(|fault| if is_any_stored { partly_stored(&fault) } else { fault })
+}
+
+fn partly_stored(fault: &ServiceError) -> ServiceError {
+    let detail = format!(
+        "some of the documents are stored and some are not ({fault}): send the upload again, with the same idempotency key if it had one"
+    );
+    ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail)
 }
 
 /// A client's idempotency key, bound to who used it, and for what.
@@ -217,17 +256,26 @@ impl Idempotency {
 
     /// The id of a document that was uploaded without one: the same in every retry.
     pub fn document_id(&self, position: usize) -> String {
-        let hash = xxhash_rust::xxh3::xxh3_128(format!("{}\0document\0{position}", self.scope).as_bytes());
+        let request = u128::from_le_bytes(self.request);
+        let hash = xxhash_rust::xxh3::xxh3_128(format!("{}\0{request}\0document\0{position}", self.scope).as_bytes());
         Ulid::from(hash).to_string()
     }
 
-    /// The id of the job that the request becomes.
-    pub fn job_id(&self) -> Ulid {
-        Ulid::from(xxhash_rust::xxh3::xxh3_128(format!("{}\0job", self.scope).as_bytes()))
+    /// The key of the job that the request becomes.
+    pub fn for_job(&self) -> IdempotencyKey {
+        self.key("job")
+    }
+
+    fn reservation(&self) -> IdempotencyKey {
+        self.key("upload")
     }
 
     fn for_part(&self, shard: ShardId, part: usize) -> IdempotencyKey {
-        let key = format!("{}\0{}\0{part}", self.scope, shard.0);
+        self.key(&format!("{}\0{part}", shard.0))
+    }
+
+    fn key(&self, purpose: &str) -> IdempotencyKey {
+        let key = format!("{}\0{purpose}", self.scope);
         IdempotencyKey { key: xxhash_rust::xxh3::xxh3_128(key.as_bytes()).to_le_bytes(), request: self.request }
     }
 }
@@ -240,12 +288,13 @@ pub fn now_ms() -> u64 {
 /// A parser or splitter that panics on a text costs that document, not its neighbours.
 fn guarded<T>(work: impl FnOnce() -> Result<T, ServiceError>) -> Result<T, ServiceError> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(ServiceError::internal("the document could not be read: its parser failed")))
+        .unwrap_or_else(|_| Err(ServiceError::invalid("not_readable", "the document cannot be read: its parser failed")))
 }
 
 fn chunk_one(chunker: &Chunker<'_>, document: UploadDocument) -> Result<ChunkedDocument, ServiceError> {
     let text = parse(document.text, document.format)?;
     let title = document.title.as_deref().unwrap_or_default();
+    let embedded_title = chunker.embedded_title(title).to_owned();
     let chunks = match &document.vector {
         Some(_) => vec![whole(&text)],
         None => chunker.chunks(title, &text, document.format)?,
@@ -268,14 +317,14 @@ fn chunk_one(chunker: &Chunker<'_>, document: UploadDocument) -> Result<ChunkedD
         subjects: Vec::new(),
         expires_at_ms: None,
     };
-    Ok(ChunkedDocument { head, text, chunks, vector: document.vector })
+    Ok(ChunkedDocument { head, text, chunks, embedded_title, vector: document.vector })
 }
 
 fn with_vectors(
     document: ChunkedDocument,
     embedded: &mut impl Iterator<Item = Vec<f32>>,
 ) -> Result<PreparedDocument, ServiceError> {
-    let ChunkedDocument { head, text, chunks, vector } = document;
+    let ChunkedDocument { head, text, chunks, vector, .. } = document;
     let mut own = vector.map(|mut vector| {
         normalize(&mut vector);
         vector

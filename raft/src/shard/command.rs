@@ -44,9 +44,11 @@ pub enum ShardCommand {
         tenant: TenantId,
         /// Its state.
         job: JobRow,
-        /// What was uploaded, as the ingest actor encoded it; given once.
+        /// What is still to be stored of the upload, as the ingest actor encoded it; none leaves it as it is.
         #[serde(with = "crate::bytes::option")]
         payload: Option<Vec<u8>>,
+        /// A second command with the same key changes nothing and is given the first one's reply.
+        idempotency: Option<IdempotencyKey>,
     },
     /// Forgets jobs (with their payloads), or only their payloads when `keep_rows`.
     DeleteJobs {
@@ -104,6 +106,8 @@ pub enum ShardReply {
     PartitionFull,
     /// The collection has been deleted meanwhile.
     CollectionDropped,
+    /// The job that was put, or that was put under the same idempotency key before.
+    Job(ulid::Ulid),
 }
 
 /// A document that was stored.

@@ -92,8 +92,16 @@ impl ShardApplication {
                 let change = PartitionChange { removed: Vec::new(), next_row: RowId(0), changed_at: index, dropped: true };
                 Ok((ShardReply::Done, Some((tenant, collection, change))))
             }
-            ShardCommand::PutJob { tenant, job, payload } => {
-                self.put_job(tenant, &job, payload.as_ref(), batch).map(|()| (ShardReply::Done, None))
+            ShardCommand::PutJob { tenant, job, payload, idempotency } => {
+                if let Some(reply) = self.earlier_reply(tenant, idempotency.as_ref(), job.updated_at_ms)? {
+                    return Ok((reply, None));
+                }
+                self.put_job(tenant, &job, payload.as_ref(), batch)?;
+                let reply = ShardReply::Job(job.id);
+                if let Some(key) = idempotency {
+                    self.remember_reply(tenant, key, &reply, job.updated_at_ms, batch)?;
+                }
+                Ok((reply, None))
             }
             ShardCommand::DeleteJobs { tenant, ids, keep_rows } => {
                 ids.iter().for_each(|id| self.delete_job(tenant, *id, keep_rows, batch));

@@ -93,6 +93,8 @@ pub struct JobRow {
     pub collection: String,
     /// How far it has come.
     pub stage: JobStage,
+    /// How often it was begun anew at the client's wish.
+    pub attempt: u32,
     /// Documents of the upload.
     pub documents: u64,
     /// Documents stored.

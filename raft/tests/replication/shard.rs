@@ -3,7 +3,7 @@
 use crate::fixture::*;
 use ragged_raft::codec;
 use ragged_raft::ids::{CollectionId, RowId, TenantId};
-use ragged_raft::shard::command::{ShardCommand, ShardReply};
+use ragged_raft::shard::command::{IdempotencyKey, ShardCommand, ShardReply};
 use ragged_raft::shard::rows::{JobRow, JobStage};
 use ulid::Ulid;
 
@@ -200,6 +200,7 @@ async fn jobs_are_kept_listed_and_forgotten() {
         id: Ulid(number),
         collection: "c".into(),
         stage,
+        attempt: 0,
         documents: 1,
         done: 0,
         failed: Vec::new(),
@@ -210,17 +211,27 @@ async fn jobs_are_kept_listed_and_forgotten() {
     for number in [1, 2, 3, u128::MAX] {
         propose(
             &group,
-            ShardCommand::PutJob { tenant: TENANT, job: job(number, JobStage::Received), payload: Some(vec![number as u8; 300]) },
+            ShardCommand::PutJob {
+                tenant: TENANT,
+                job: job(number, JobStage::Received),
+                payload: Some(vec![number as u8; 300]),
+                idempotency: None,
+            },
         )
         .await;
     }
-    propose(&group, ShardCommand::PutJob { tenant: TenantId(2), job: job(1, JobStage::Parsed), payload: None }).await;
+    propose(
+        &group,
+        ShardCommand::PutJob { tenant: TenantId(2), job: job(1, JobStage::Parsed), payload: None, idempotency: None },
+    )
+    .await;
     assert_eq!(ids(reader.jobs(TENANT, None, 10).unwrap()), [u128::MAX, 3, 2, 1]);
     assert_eq!(ids(reader.jobs(TENANT, Some(Ulid(3)), 1).unwrap()), [2]);
     assert_eq!(reader.job_payload(TENANT, Ulid(2)).unwrap(), Some(vec![2; 300]));
     assert_eq!(reader.unfinished_jobs().unwrap().len(), 5);
 
-    propose(&group, ShardCommand::PutJob { tenant: TENANT, job: job(2, JobStage::Replicated), payload: None }).await;
+    propose(&group, ShardCommand::PutJob { tenant: TENANT, job: job(2, JobStage::Replicated), payload: None, idempotency: None })
+        .await;
     assert_eq!(reader.job(TENANT, Ulid(2)).unwrap().unwrap().stage, JobStage::Replicated);
     assert_eq!(reader.job_payload(TENANT, Ulid(2)).unwrap(), Some(vec![2; 300]), "a new state keeps the payload");
     propose(&group, ShardCommand::DeleteJobs { tenant: TENANT, ids: vec![Ulid(2)], keep_rows: true }).await;
@@ -230,6 +241,17 @@ async fn jobs_are_kept_listed_and_forgotten() {
     assert_eq!(ids(reader.jobs(TENANT, None, 10).unwrap()), [u128::MAX, 3, 2]);
     let unfinished = reader.unfinished_jobs().unwrap();
     assert_eq!(unfinished, [(TENANT, Ulid(3)), (TENANT, Ulid(u128::MAX)), (TenantId(2), Ulid(1))]);
+
+    let put = |number, request| ShardCommand::PutJob {
+        tenant: TENANT,
+        job: job(number, JobStage::Received),
+        payload: Some(vec![1]),
+        idempotency: Some(IdempotencyKey { key: [7; 16], request: [request; 16] }),
+    };
+    assert_eq!(propose(&group, put(20, 1)).await, ShardReply::Job(Ulid(20)));
+    assert_eq!(propose(&group, put(21, 1)).await, ShardReply::Job(Ulid(20)), "the same request is the same job");
+    assert_eq!(propose(&group, put(22, 2)).await, ShardReply::IdempotencyConflict, "another request is refused");
+    assert!(reader.job(TENANT, Ulid(21)).unwrap().is_none() && reader.job(TENANT, Ulid(22)).unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,6 +284,7 @@ async fn a_command_that_is_too_large_is_refused_before_it_is_written() {
         id: Ulid(1),
         collection: "c".into(),
         stage: JobStage::Received,
+        attempt: 0,
         documents: 1,
         done: 0,
         failed: Vec::new(),
@@ -269,7 +292,7 @@ async fn a_command_that_is_too_large_is_refused_before_it_is_written() {
         updated_at_ms: 1,
     };
     let before = group.group().applied_index();
-    let command = ShardCommand::PutJob { tenant: TENANT, job, payload: Some(vec![0; 100 << 20]) };
+    let command = ShardCommand::PutJob { tenant: TENANT, job, payload: Some(vec![0; 100 << 20]), idempotency: None };
     let refused = group.propose(command).await.unwrap_err();
     assert!(matches!(refused, ragged_raft::ProposeError::TooLarge { .. }), "{refused}");
     assert_eq!(group.group().applied_index(), before);
