@@ -31,8 +31,8 @@ use ragged_raft::meta::{Founding, MetaGroup};
 use ragged_raft::{Store, StoreOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use tokio::sync::Mutex;
+use std::sync::{Arc, Weak};
+use tokio::sync::{Mutex, Notify};
 
 /// Name of the file with the first admin key, in the data folder.
 pub const ADMIN_KEY_FILE: &str = "admin.key";
@@ -61,6 +61,9 @@ pub struct EngineOptions {
     /// Limits of what clients may ask.
     pub limits: Limits,
 }
+
+/// How long clearing a deleted collection waits after a failure.
+const CLEAR_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Limits of what clients may ask.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +142,16 @@ pub(crate) struct Parts {
     pub(crate) jobs: Arc<Address<JobsMessage>>,
     pub(crate) jobs_metrics: JobsMetrics,
     pub(crate) supervisors: Supervisors,
+    /// Told when a collection has been deleted, whose rows are to be cleared.
+    pub(crate) dropped: Arc<Notify>,
     store: Arc<Store>,
+}
+
+impl Drop for Parts {
+    /// Ends the clearing of deleted collections.
+    fn drop(&mut self) {
+        self.dropped.notify_one();
+    }
 }
 
 #[cfg(test)]
@@ -208,10 +220,12 @@ impl Engine {
             Supervisor::start(Supervision { name: "node".into(), policy: RestartPolicy::default(), children, restarts }, None)
                 .await?;
         let supervisors = Supervisors { root };
-        let parts = Parts { meta, shards, embedding, pipeline, searcher, sessions, jobs, jobs_metrics, supervisors, store };
-        let engine = Engine { parts: Arc::new(parts) };
-        engine.finish_dropped_collections();
-        Ok(engine)
+        let dropped = Arc::new(Notify::new());
+        let parts =
+            Parts { meta, shards, embedding, pipeline, searcher, sessions, jobs, jobs_metrics, supervisors, dropped, store };
+        let parts = Arc::new(parts);
+        tokio::spawn(clear_dropped(parts.dropped.clone(), Arc::downgrade(&parts)));
+        Ok(Engine { parts })
     }
 
     /// What cannot serve right now; empty when everything can. Cheap: no actor is asked.
@@ -252,15 +266,20 @@ impl Engine {
             tracing::warn!("the store did not close cleanly; what was acknowledged is durable all the same");
         }
     }
+}
 
-    /// Goes on with deletions of collections that a crash interrupted.
-    fn finish_dropped_collections(&self) {
-        let parts = self.parts.clone();
-        tokio::spawn(async move {
-            if let Err(fault) = parts.drop_leftovers().await {
-                tracing::warn!(%fault, "collections that were deleted could not be cleared yet; the next start tries again");
+/// Clears collections out of the shards once they are deleted, those first whose clearing a crash interrupted.
+async fn clear_dropped(dropped: Arc<Notify>, parts: Weak<Parts>) {
+    while let Some(node) = parts.upgrade() {
+        let cleared = node.drop_leftovers().await;
+        drop(node);
+        match cleared {
+            Ok(()) => dropped.notified().await,
+            Err(fault) => {
+                tracing::warn!(%fault, "collections that were deleted could not be cleared yet, trying again");
+                tokio::time::sleep(CLEAR_AGAIN_AFTER).await;
             }
-        });
+        }
     }
 }
 

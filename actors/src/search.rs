@@ -27,6 +27,9 @@ const FUSED_MIN: usize = 100;
 /// The constant of reciprocal rank fusion: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet", SIGIR 2009.
 const FUSION_K: f32 = 60.0;
 
+/// How often a search is run at most, when documents that it found are replaced before they are read.
+const ATTEMPTS: u32 = 3;
+
 /// How hits are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -170,12 +173,20 @@ impl Searcher {
         };
         let timer = self.seconds.with_label_values(&[label]).start_timer();
         let query = Arc::new(self.partition_query(&search, mode, &collection).await?);
-        let mut plan = Vec::new();
-        let (dense, text) = self.ask_shards(&collection, &query, &search, &mut plan).await?;
-        let page = fuse(dense, text, mode, &search).into_iter().skip(search.offset).take(search.limit).collect();
-        let hits = self.fetch(&collection, page, &search.freshness).await?;
-        timer.observe_duration();
-        Ok(SearchOutcome { hits, plan })
+        let mut attempt = 1;
+        loop {
+            let mut plan = Vec::new();
+            let (dense, text) = self.ask_shards(&collection, &query, &search, &mut plan).await?;
+            let page: Vec<Fused> = fuse(dense, text, mode, &search).into_iter().skip(search.offset).take(search.limit).collect();
+            let found = page.len();
+            let hits = self.fetch(&collection, page, &search.freshness).await?;
+            // A document that was replaced between the two is to be shown as it is now.
+            if hits.len() == found || attempt == ATTEMPTS {
+                timer.observe_duration();
+                return Ok(SearchOutcome { hits, plan });
+            }
+            attempt += 1;
+        }
     }
 
     async fn partition_query(
@@ -247,7 +258,7 @@ impl Searcher {
         Ok((dense, text))
     }
 
-    /// Fetches what hits show, in one request a shard. A hit that was deleted meanwhile is left out.
+    /// Fetches what hits show, in one request a shard. A hit that was deleted or replaced meanwhile is left out.
     async fn fetch(
         &self,
         collection: &Arc<Collection>,

@@ -155,60 +155,6 @@ async fn files_are_uploaded_as_forms() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_is_not_waited_for_is_a_job() -> Result<()> {
-    let node = Node::start().await?;
-    node.post("/collections", &json!({"name": "handbook"})).await?.expect(201)?;
-    let body = json!({"documents": (0..150).map(|n| json!({"id": format!("n{n}"), "text": format!("Note number {n} about rivers.")})).collect::<Vec<_>>()});
-    let job = node.post("/collections/handbook/documents?wait=false", &body).await?.expect(202)?["job"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    let state = loop {
-        let state = node.get(&format!("/jobs/{job}")).await?.expect(200)?;
-        if ["replicated", "failed", "cancelled"].contains(&state["stage"].as_str().unwrap_or_default()) {
-            break state;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    };
-    ensure!(state["stage"] == "replicated" && state["done"] == 150 && state["failed"] == json!([]), "{state}");
-    ensure!(found(&node, json!({"query": "rivers", "mode": "text", "limit": 1000})).await?.len() == 150);
-    let listed = node.get("/jobs").await?.expect(200)?;
-    ensure!(listed["jobs"][0]["id"] == json!(job), "{listed}");
-    for action in ["retry", "cancel"] {
-        let refused = node.post(&format!("/jobs/{job}/{action}"), &json!({})).await?;
-        ensure!(refused.status == 409, "{action} of a finished job: {refused:?}");
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_job_survives_a_kill() -> Result<()> {
-    let mut node = Node::start().await?;
-    node.post("/collections", &json!({"name": "handbook"})).await?.expect(201)?;
-    let text = "A sentence that takes a while to embed, with many words in it. ".repeat(12);
-    let body =
-        json!({"documents": (0..400).map(|n| json!({"id": format!("n{n}"), "text": format!("{n} {text}")})).collect::<Vec<_>>()});
-    let job = node.post("/collections/handbook/documents?wait=false", &body).await?.expect(202)?["job"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    node.kill_and_restart().await?;
-    let state = loop {
-        let state = node.get(&format!("/jobs/{job}")).await?.expect(200)?;
-        if ["replicated", "failed", "cancelled"].contains(&state["stage"].as_str().unwrap_or_default()) {
-            break state;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    };
-    ensure!(state["stage"] == "replicated" && state["done"] == 400, "{state}");
-    let counts = node.get("/collections/handbook").await?.expect(200)?;
-    ensure!(counts["documents"] == 400, "{counts}");
-    let first = node.get("/collections/handbook/documents/n0").await?.expect(200)?;
-    ensure!(first["version"] == 1, "a slice that was stored before the kill is not stored again: {first}");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_retry_with_the_same_idempotency_key_changes_nothing() -> Result<()> {
     let node = Node::start().await?;
     node.post("/collections", &json!({"name": "handbook"})).await?.expect(201)?;

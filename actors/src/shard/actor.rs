@@ -25,6 +25,10 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{Mutex, OnceCell, Semaphore};
 
+/// Bytes of texts and metadata that the hits of one shard may hold; more are refused.
+pub const HITS_BYTES_MAX: usize = 64 << 20;
+/// Bytes of texts after which a page of documents ends.
+const PAGE_TEXT_BYTES: usize = 16 << 20;
 /// How long a session read waits for its write to arrive.
 const FRESHNESS_WAIT: Duration = Duration::from_secs(5);
 /// How often idle partitions and waiting rows are looked at.
@@ -506,6 +510,7 @@ fn read_chunks(
     let owners = reader.owners(tenant, collection, rows)?;
     let texts = reader.chunks(tenant, collection, rows)?;
     let mut heads = HashMap::new();
+    let mut bytes = 0;
     let mut contents = Vec::with_capacity(rows.len());
     for (owner, text) in owners.into_iter().zip(texts) {
         let (Some(owner), Some(text)) = (owner, text) else {
@@ -517,6 +522,11 @@ fn read_chunks(
             heads.insert(owner.document_id.clone(), head);
         }
         let head = heads.get(&owner.document_id).and_then(Option::as_ref);
+        bytes += text.text.len() + head.map_or(0, |head| head.metadata.len());
+        if bytes > HITS_BYTES_MAX {
+            let detail = format!("limit: the hits hold more than {} MiB, ask for fewer at once", HITS_BYTES_MAX >> 20);
+            return Err(ServiceError::invalid("answer_too_large", detail));
+        }
         contents.push(head.map(|head| ChunkContent { owner, text, title: head.title.clone(), metadata: head.metadata.clone() }));
     }
     Ok(contents)
@@ -532,8 +542,15 @@ fn read_documents(
 ) -> Result<Vec<StoredDocument>, ServiceError> {
     let heads = reader.heads(tenant, collection, after, limit)?;
     let mut documents = Vec::with_capacity(heads.len());
+    let mut bytes = 0;
     for head in heads {
-        let text = if with_text { reader.text(tenant, collection, &head.id)? } else { None };
+        let text = if with_text && bytes < PAGE_TEXT_BYTES {
+            // Deleted meanwhile: it is shown as it was, but for its text.
+            Some(reader.text(tenant, collection, &head.id)?.unwrap_or_default())
+        } else {
+            None
+        };
+        bytes += text.as_ref().map_or(0, String::len);
         documents.push(StoredDocument { head, text });
     }
     Ok(documents)

@@ -71,7 +71,7 @@ pub enum ShardRequest {
         after: Option<String>,
         /// At most so many.
         limit: usize,
-        /// Whether their texts are wanted.
+        /// Whether their texts are wanted: as many, from the first on, as there is room for in an answer.
         with_text: bool,
     },
     /// Reads a partition's counters. Answered by `Counts`.

@@ -14,6 +14,10 @@ use std::time::Instant;
 
 const LIMIT_DEFAULT: u32 = 10;
 const BATCH_MAX: usize = 256;
+/// Hits that the searches of a batch may ask for together.
+const BATCH_HITS_MAX: u64 = 10_000;
+/// Bytes of text that the hits of a batch may hold together.
+const BATCH_BYTES_MAX: usize = 64 << 20;
 
 /// Searches of a batch that run at once: enough to keep the encoder's batches full, without one client taking every search thread.
 const BATCH_CONCURRENCY: usize = 16;
@@ -43,13 +47,28 @@ pub async fn batch(mut call: Call, session: Session) -> Answer {
         let detail = format!("searches has {} entries, but must have 1 to {BATCH_MAX}", searches.len());
         return Err(Problem::invalid("invalid_batch", detail));
     }
+    let hits: u64 = searches.iter().map(|search| u64::from(search.limit.unwrap_or(LIMIT_DEFAULT))).sum();
+    if hits > BATCH_HITS_MAX {
+        let detail = format!("searches: ask for {hits} hits in all, but a batch may ask for {BATCH_HITS_MAX}");
+        return Err(Problem::invalid("invalid_batch", detail));
+    }
     let collection = call.parameter(0)?;
     let session = &session;
     let began = Instant::now();
     let running = searches.into_iter().enumerate().map(|(index, request)| async move {
         run(session, collection, request).await.map_err(|problem| problem.at(&format!("searches[{index}]")))
     });
-    let results = futures::stream::iter(running).buffered(BATCH_CONCURRENCY).try_collect().await?;
+    let mut running = futures::stream::iter(running).buffered(BATCH_CONCURRENCY);
+    let (mut results, mut bytes) = (Vec::new(), 0);
+    while let Some(answer) = running.try_next().await? {
+        bytes += answer.hits.iter().map(|hit| hit.text.len()).sum::<usize>();
+        if bytes > BATCH_BYTES_MAX {
+            let detail =
+                format!("searches: their hits hold more than {} MiB of text, ask for fewer at once", BATCH_BYTES_MAX >> 20);
+            return Err(Problem::invalid("answer_too_large", detail));
+        }
+        results.push(answer);
+    }
     json::ok(&SearchBatchResponse { results, took_ms: took_ms(began) })
 }
 

@@ -43,10 +43,18 @@ pub async fn read(body: Body, media_type: &mime::Mime, limit_bytes: usize) -> Re
     read.into_documents()
 }
 
+/// Bytes of the fields id and title, which the engine limits further.
+const NAME_BYTES_MAX: usize = 1024;
+/// Bytes of the field metadata.
+const METADATA_BYTES_MAX: usize = 64 << 10;
+/// Bytes of metadata that a form may make: every file gets the whole of it.
+const METADATA_BYTES_IN_ALL_MAX: usize = 32 << 20;
+
 #[derive(Default)]
 struct Form {
     files: Vec<NewDocument>,
     metadata: Option<Map<String, Value>>,
+    metadata_bytes: usize,
     id: Option<String>,
     title: Option<String>,
 }
@@ -70,12 +78,13 @@ impl Form {
         let place = format!("field {name:?}");
         match name.as_str() {
             "metadata" => {
-                let text = text(field, &place).await?;
+                let text = short_text(field, &place, METADATA_BYTES_MAX).await?;
+                self.metadata_bytes = text.len();
                 let parsed = json::parse(text.into_bytes()).await.map_err(|problem| problem.at("metadata"))?;
                 set(&mut self.metadata, parsed, &name)
             }
-            "id" => set(&mut self.id, text(field, &place).await?, &name),
-            "title" => set(&mut self.title, text(field, &place).await?, &name),
+            "id" => set(&mut self.id, short_text(field, &place, NAME_BYTES_MAX).await?, &name),
+            "title" => set(&mut self.title, short_text(field, &place, NAME_BYTES_MAX).await?, &name),
             _ => {
                 let detail = format!(
                     "{place} is not known; known are metadata, id and title, and every other field must be a file with its name"
@@ -88,6 +97,15 @@ impl Form {
     fn into_documents(mut self) -> Result<Vec<NewDocument>, Problem> {
         if self.files.is_empty() {
             return Err(Problem::invalid("no_files", "the form has no file: send at least one field with a file name"));
+        }
+        if self.metadata_bytes.saturating_mul(self.files.len()) > METADATA_BYTES_IN_ALL_MAX {
+            let detail = format!(
+                "metadata of {} bytes for each of {} files is more than {} MiB in all",
+                self.metadata_bytes,
+                self.files.len(),
+                METADATA_BYTES_IN_ALL_MAX >> 20
+            );
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "metadata_too_long", detail));
         }
         let names_one = self.id.is_some() || self.title.is_some();
         if names_one && self.files.len() != 1 {
@@ -125,10 +143,27 @@ fn format_of(file_name: &str) -> Result<Format, Problem> {
 
 async fn text(field: Field<'_>, place: &str) -> Result<String, Problem> {
     let bytes = field.bytes().await.map_err(form_problem)?;
-    String::from_utf8(bytes.into()).map_err(|error| {
+    utf8(bytes.into(), place)
+}
+
+fn utf8(bytes: Vec<u8>, place: &str) -> Result<String, Problem> {
+    String::from_utf8(bytes).map_err(|error| {
         let detail = format!("{place} is not valid UTF-8 at byte {}", error.utf8_error().valid_up_to());
         Problem::invalid("invalid_utf8", detail)
     })
+}
+
+/// A field that is not a file; refused as soon as it is too long.
+async fn short_text(mut field: Field<'_>, place: &str, limit_bytes: usize) -> Result<String, Problem> {
+    let mut bytes = Vec::new();
+    while let Some(part) = field.chunk().await.map_err(form_problem)? {
+        if bytes.len() + part.len() > limit_bytes {
+            let detail = format!("{place} has more than {limit_bytes} bytes");
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "field_too_long", detail));
+        }
+        bytes.extend_from_slice(&part);
+    }
+    utf8(bytes, place)
 }
 
 fn form_problem(error: multer::Error) -> Problem {

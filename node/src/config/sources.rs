@@ -26,7 +26,7 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// The environment.
     pub variables: Vec<(String, String)>,
-    /// Flags: path of the key (as in [`KEYS`]) and value.
+    /// Flags: path of the key (as in [`KEYS`](super::key::KEYS)) and value.
     pub flags: Vec<(&'static str, String)>,
 }
 
