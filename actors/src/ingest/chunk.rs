@@ -14,7 +14,8 @@ const TITLE_SHARE: usize = 4;
 
 /// Bytes that a token of a chunk stands for at most.
 const TOKEN_BYTES_MAX: usize = 32;
-/// Bytes of a text up to which its chunks are balanced, for each token of a chunk. Longer texts make so many chunks that it does not matter.
+/// Bytes of a text up to which its chunks are balanced, for each token of a chunk. Longer texts make so many chunks that it does not matter. Longer
+/// lines are cut into pieces of that length first.
 const BALANCED_BYTES: usize = 64;
 
 /// How a collection's texts are cut.
@@ -52,7 +53,7 @@ impl Chunker<'_> {
             return Ok(vec![whole(text)]);
         }
         let mut chunks = Vec::new();
-        for (start, section) in sections(text, capacity * TOKEN_BYTES_MAX) {
+        for (start, section) in sections(text, capacity * BALANCED_BYTES) {
             self.split(section, start, capacity, format, &mut chunks)?;
             if chunks.len() > CHUNKS_MAX {
                 return Err(ServiceError::invalid(
@@ -117,27 +118,36 @@ impl Chunker<'_> {
     }
 }
 
-/// The parts that a text is cut in before it is split, with the bytes that they begin at: mostly one. Runs of letters and digits of more than
-/// `longest` bytes, such as encoded data, are cut into pieces of that length. Looking for a good place to cut one takes a time that grows
-/// with the square of its length, and there is none.
+/// The parts that a text is cut in before it is split, with the bytes that they begin at: mostly one. Lines of more than `longest` bytes, such as
+/// books without paragraphs and encoded data, are cut: the splitter looks for a chunk's end in the whole rest of a line, which takes a time
+/// that grows with the square of its length.
 fn sections(text: &str, longest: usize) -> Vec<(usize, &str)> {
-    let (mut sections, mut begin, mut run) = (Vec::new(), 0, 0);
-    let breaks = text.char_indices().filter(|(_, character)| !character.is_alphanumeric());
-    for (end, length) in breaks.map(|(at, character)| (at, character.len_utf8())).chain([(text.len(), 0)]) {
-        if end - run > longest {
-            sections.push((begin, &text[begin..run]));
-            while run < end {
-                let until = text.floor_char_boundary((run + longest).min(end));
-                sections.push((run, &text[run..until]));
-                run = until;
-            }
-            begin = end;
+    let (mut sections, mut begin, mut line) = (Vec::new(), 0, 0);
+    for end in text.match_indices('\n').map(|(at, _)| at + 1).chain([text.len()]) {
+        while end - line > longest {
+            line += cut(&text[line..text.floor_char_boundary(line + longest)]);
+            sections.push((begin, &text[begin..line]));
+            begin = line;
         }
-        run = end + length;
+        line = end;
     }
-    sections.push((begin, &text[begin..]));
-    sections.retain(|(_, section)| !section.is_empty());
+    if begin < text.len() {
+        sections.push((begin, &text[begin..]));
+    }
     sections
+}
+
+/// Where to cut a piece of a line: behind the last sentence in its second half, else behind the last word there, else at its end.
+fn cut(piece: &str) -> usize {
+    let half = piece.floor_char_boundary(piece.len() / 2);
+    let second = &piece[half..];
+    let is_end = |(at, mark): &(usize, &str)| {
+        !mark.is_ascii() || second[at + mark.len()..].chars().next().is_some_and(char::is_whitespace)
+    };
+    let sentence = second.rmatch_indices(['.', '!', '?', '。', '！', '？', '।']).find(is_end).map(|(at, mark)| at + mark.len());
+    let word =
+        || second.char_indices().rfind(|(_, character)| character.is_whitespace()).map(|(at, space)| at + space.len_utf8());
+    half + sentence.or_else(word).unwrap_or(second.len())
 }
 
 /// Capacity with which a text of so many tokens makes chunks of about the same length, as few as with the whole `capacity`. A text that is
