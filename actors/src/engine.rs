@@ -353,7 +353,7 @@ fn storage_children(
     let gate = Arc::new(ReadGate::new(options.search_threads, options.limits.queued_searches));
     let indexer = Indexer::new(IndexerMetrics::register(registry)?);
     let metrics = ShardMetrics::register(registry)?;
-    let residency = Residency { idle: options.partition_idle, bytes: options.partitions_bytes };
+    let residency = Residency { idle: options.partition_idle, bytes: options.partitions_bytes / shards.addresses().len().max(1) };
     let meta_arguments = MetaArguments { store: store.clone(), meta: meta.clone() };
     let mut children = vec![Child::new("meta", move |above| {
         let arguments = meta_arguments.clone();

@@ -388,12 +388,14 @@ impl Session {
                     after: after.clone(),
                     limit: DELETE_STEP,
                 };
-                let ids = match self.ask(*shard, request).await? {
-                    ShardResponse::Ids(ids) => ids,
+                let documents = match self.ask(*shard, request).await? {
+                    ShardResponse::Matching(documents) => documents,
                     other => return Err(other.mismatch()),
                 };
-                let Some(last) = ids.last().cloned() else { break };
-                deleted += self.delete_ids(&collection, ids, &mut token).await?;
+                let Some((last, _)) = documents.last().cloned() else { break };
+                // One that was replaced since may not match any more: only what was seen is deleted.
+                let command = ShardCommand::DeleteSeen { tenant: self.tenant(), collection: collection.id, documents };
+                deleted += self.write_deletion(&collection, *shard, command, &mut token).await?;
                 after = Some(last);
             }
         }
@@ -413,15 +415,25 @@ impl Session {
         let mut deleted = 0;
         for (shard, ids) in by_shard {
             let command = ShardCommand::Delete { tenant: self.tenant(), collection: collection.id, ids, at_ms: now_ms() };
-            match self.parts.shards.write(shard, self.tenant(), command, None).await? {
-                (index, ShardReply::Deleted(some)) => {
-                    deleted += some;
-                    token.add(shard, index);
-                }
-                (_, other) => return Err(refusal(&collection.name, &other)),
-            }
+            deleted += self.write_deletion(collection, shard, command, token).await?;
         }
         Ok(deleted)
+    }
+
+    async fn write_deletion(
+        &self,
+        collection: &Collection,
+        shard: ShardId,
+        command: ShardCommand,
+        token: &mut WriteToken,
+    ) -> Result<u64, ServiceError> {
+        match self.parts.shards.write(shard, self.tenant(), command, None).await? {
+            (index, ShardReply::Deleted(deleted)) => {
+                token.add(shard, index);
+                Ok(deleted)
+            }
+            (_, other) => Err(refusal(&collection.name, &other)),
+        }
     }
 
     /// Searches a collection.

@@ -20,7 +20,7 @@ pub enum Activation {
 pub enum Pooling {
     /// The mean over all tokens, special tokens included.
     Mean,
-    /// The vector of the first token, [CLS].
+    /// The vector of the first token, `[CLS]`.
     Cls,
 }
 

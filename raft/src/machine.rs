@@ -41,6 +41,8 @@ pub struct Machine {
     store: Arc<Store>,
     replica: ReplicaId,
     space: Arc<Space>,
+    /// Names this machine among those that were opened on the replica.
+    opened: u64,
     application: Arc<dyn Application>,
     /// As the rows have it; here so that an entry is applied without reading it.
     membership: Arc<Mutex<Membership>>,
@@ -50,11 +52,12 @@ pub struct Machine {
 impl Machine {
     /// The machine of this replica, as its rows say. What an interrupted installation of a snapshot has left is removed. Blocks.
     pub fn open(store: Arc<Store>, replica: ReplicaId, application: Arc<dyn Application>) -> io::Result<Machine> {
-        store.remove_other_space(replica)?;
         let space = store.space(replica);
+        let opened = space.take_over();
+        store.remove_other_space(replica)?;
         let (applied, membership) = snapshot::applied_state(&store, replica)?;
         let applied = watch::Sender::new(applied.map_or(0, |id| id.index));
-        Ok(Machine { store, replica, space, application, membership: Arc::new(Mutex::new(membership)), applied })
+        Ok(Machine { store, replica, space, opened, application, membership: Arc::new(Mutex::new(membership)), applied })
     }
 
     /// Index of the last applied entry, as it grows; 0 before the first.
@@ -82,6 +85,7 @@ impl Machine {
     fn apply_part(&self, part: Vec<Item>) -> io::Result<()> {
         for (entry, responder) in part {
             let index = entry.log_id.index;
+            let _turn = self.space.enter(self.opened)?;
             let reply = self.apply_entry(entry.log_id, entry.payload)?;
             // In this order: whoever has the reply finds the rows, the noted changes and the applied index that it speaks of.
             self.applied.send_replace(index);
@@ -142,6 +146,7 @@ impl RaftStateMachine<Types> for Machine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotSource) -> Result<(), io::Error> {
         let meta = meta.clone();
         self.blocking(move |this| {
+            let _turn = this.space.enter(this.opened)?;
             snapshot.install(&this.store, this.replica, &meta)?;
             *this.membership.lock() = meta.last_membership;
             this.application.replaced();
@@ -165,5 +170,40 @@ impl RaftSnapshotBuilder<Types> for Machine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<LeaderId, u64, ReplicaNode, SnapshotSource>, io::Error> {
         let meta = snapshot::meta(&self.store, self.replica)?;
         Ok(Snapshot { meta, snapshot: SnapshotSource::live(self.store.clone(), self.replica) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreOptions;
+
+    struct NoCommands;
+
+    impl Application for NoCommands {
+        fn apply(&self, _index: u64, _command: &[u8], _batch: WriteBatch) -> io::Result<Vec<u8>> {
+            Err(io::Error::other("there are no commands here"))
+        }
+
+        fn replaced(&self) {}
+    }
+
+    fn blank(index: u64) -> Vec<Item> {
+        vec![(Entry { log_id: LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index }, payload: EntryPayload::Blank }, None)]
+    }
+
+    #[test]
+    fn a_machine_changes_nothing_once_another_was_opened_on_its_replica() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
+        let replica = store.replica("a").unwrap();
+        let open = || Machine::open(store.clone(), replica, Arc::new(NoCommands)).unwrap();
+        let first = open();
+        first.apply_part(blank(1)).unwrap();
+        let second = open();
+        assert!(first.apply_part(blank(2)).is_err());
+        assert_eq!(snapshot::applied_state(&store, replica).unwrap().0.map(|id| id.index), Some(1));
+        second.apply_part(blank(2)).unwrap();
+        assert_eq!(*second.applied().borrow(), 2);
     }
 }

@@ -151,9 +151,11 @@ impl Peer {
     /// A snapshot, written out as of now: it may hold more than openraft asked for.
     async fn send_snapshot(&self, vote: Vote, source: SnapshotSource) -> Result<Response, io::Error> {
         let folder = self.store.snapshot_folder();
-        let written = tokio::task::spawn_blocking(move || source.write_out(&folder)).await.map_err(io::Error::other)?;
-        let (path, meta) = written?;
-        let file = OutgoingFile(path.clone());
+        // The file is its guard's from the first moment: when the sending is given up meanwhile, the thread goes on, and drops it.
+        let write_out = move || source.write_out(&folder).map(|(path, meta)| (OutgoingFile(path), meta));
+        let written = tokio::task::spawn_blocking(write_out).await.map_err(io::Error::other)?;
+        let (file, meta) = written?;
+        let path = file.0.clone();
         let offer = codec::encode(&SnapshotOffer { vote, meta }).map_err(io::Error::other)?;
         let answer = self.transport.send_file(self.destination, offer, path).await;
         drop(file);

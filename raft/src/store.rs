@@ -5,7 +5,7 @@ use crate::ids::{NodeId, ReplicaId};
 use crate::keys::end_of;
 use crate::syncer::{OnSyncFailure, Sync, Syncer, end_process};
 use crate::watermark::Watermark;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction,
     IteratorMode, Options, ReadOptions, WriteBatch,
@@ -172,12 +172,30 @@ struct Spaces {
 /// crash in the middle leaves the old rows as they are, and what was written of the new ones is removed at the next start. So
 /// nothing half is ever served.
 #[derive(Debug)]
-pub struct Space(AtomicU64);
+pub struct Space {
+    id: AtomicU64,
+    /// How often a machine was opened on the replica. Held by the one that changes rows, while it does.
+    opened: Mutex<u64>,
+}
 
 impl Space {
+    /// Makes the caller the only one that may change the replica's rows, once whoever does so at the moment has ended. openraft does not wait for
+    /// the task that applies entries: after a failed actor's restart, the old one could still be at work.
+    pub(crate) fn take_over(&self) -> u64 {
+        let mut opened = self.opened.lock();
+        *opened += 1;
+        *opened
+    }
+
+    /// Lets the one who took over last change rows, for as long as what is returned lives.
+    pub(crate) fn enter(&self, opened: u64) -> io::Result<MutexGuard<'_, u64>> {
+        let guard = self.opened.lock();
+        if *guard == opened { Ok(guard) } else { Err(io::Error::other("the replica has been started again by another")) }
+    }
+
     /// The number that the rows' keys begin with, at this moment.
     pub fn id(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        self.id.load(Ordering::Acquire)
     }
 }
 
@@ -266,7 +284,7 @@ impl Store {
         let mut spaces = self.spaces.lock();
         let space = spaces.entry(replica).or_insert_with(|| {
             let current = self.identity.lock().spaces.get(&replica).map_or(replica.0, |spaces| spaces.current);
-            Arc::new(Space(AtomicU64::new(current)))
+            Arc::new(Space { id: AtomicU64::new(current), opened: Mutex::new(0) })
         });
         space.clone()
     }
@@ -294,7 +312,7 @@ impl Store {
         changed.spaces.insert(replica, Spaces { current: staged, other: Some(current) });
         self.save_identity(&changed, WriteBatch::default())?;
         *identity = changed;
-        space.0.store(staged, Ordering::Release);
+        space.id.store(staged, Ordering::Release);
         Ok(())
     }
 

@@ -318,7 +318,9 @@ impl ShardState {
             .partitions
             .iter()
             .filter_map(|(id, slot)| {
-                slot.cell.get().map(|partition| (now.duration_since(*slot.used.lock()), partition.memory_bytes(), *id))
+                // One that is being searched or indexed stays: opened again meanwhile, there would be two on the same files.
+                let partition = slot.cell.get().filter(|partition| Arc::strong_count(partition) == 1)?;
+                Some((now.duration_since(*slot.used.lock()), partition.memory_bytes(), *id))
             })
             .collect();
         by_use.sort();
@@ -343,6 +345,7 @@ fn tenant_of(command: &ShardCommand) -> TenantId {
     match command {
         ShardCommand::Upsert { tenant, .. }
         | ShardCommand::Delete { tenant, .. }
+        | ShardCommand::DeleteSeen { tenant, .. }
         | ShardCommand::DropCollection { tenant, .. }
         | ShardCommand::PutJob { tenant, .. }
         | ShardCommand::DeleteJobs { tenant, .. } => *tenant,
@@ -381,7 +384,7 @@ impl Request {
                 let partition = self.partition(&collection).await?;
                 self.arguments
                     .gate
-                    .run(move || Ok(ShardResponse::Ids(partition.matching_documents(&filter, after.as_deref(), limit)?)))
+                    .run(move || Ok(ShardResponse::Matching(partition.matching_documents(&filter, after.as_deref(), limit)?)))
                     .await
             }
             ShardRequest::Chunks { collection, rows } => {
@@ -394,11 +397,8 @@ impl Request {
                 self.arguments
                     .gate
                     .run(move || {
-                        let Some(head) = reader.head(tenant, collection.id, &id)? else {
-                            return Ok(ShardResponse::Documents(Vec::new()));
-                        };
-                        let text = reader.text(tenant, collection.id, &id)?;
-                        Ok(ShardResponse::Documents(vec![StoredDocument { head, text }]))
+                        let document = read_document(&reader, tenant, collection.id, &id)?;
+                        Ok(ShardResponse::Documents(document.into_iter().collect()))
                     })
                     .await
             }
@@ -446,7 +446,7 @@ impl Request {
         };
         let applied = self.group.propose(Arc::unwrap_or_clone(command)).await.map_err(propose_error)?;
         if let Some(folder) = dropped {
-            remove_checkpoint(folder).await;
+            remove_checkpoint(folder).await?;
         }
         if let Some(collection) = adds_to {
             self.load_behind(collection);
@@ -491,13 +491,19 @@ impl Request {
     }
 }
 
-async fn remove_checkpoint(folder: PathBuf) {
+/// Removes the index files of a deleted collection. An error has the deletion tried again.
+async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceError> {
     let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&folder) {
         Err(fault) if fault.kind() != std::io::ErrorKind::NotFound => Err((folder, fault)),
         _ => Ok(()),
     });
-    if let Ok(Err((folder, fault))) = removed.await {
-        tracing::warn!(folder = %folder.display(), %fault, "the index files of a deleted collection could not be removed");
+    match removed.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err((folder, fault))) => {
+            let detail = format!("the index files of a deleted collection in {} could not be removed: {fault}", folder.display());
+            Err(ServiceError::unavailable("shard_unavailable", detail))
+        }
+        Err(fault) => Err(ServiceError::internal(fault.to_string())),
     }
 }
 
@@ -512,7 +518,7 @@ fn read_chunks(
     let mut heads = HashMap::new();
     let mut bytes = 0;
     let mut contents = Vec::with_capacity(rows.len());
-    for (owner, text) in owners.into_iter().zip(texts) {
+    for ((owner, text), row) in owners.into_iter().zip(texts).zip(rows) {
         let (Some(owner), Some(text)) = (owner, text) else {
             contents.push(None);
             continue;
@@ -521,7 +527,8 @@ fn read_chunks(
             let head = reader.head(tenant, collection, &owner.document_id)?;
             heads.insert(owner.document_id.clone(), head);
         }
-        let head = heads.get(&owner.document_id).and_then(Option::as_ref);
+        // A row that the head does not name is of a version that was replaced while this was read.
+        let head = heads.get(&owner.document_id).and_then(Option::as_ref).filter(|head| head.has(*row));
         bytes += text.text.len() + head.map_or(0, |head| head.metadata.len());
         if bytes > HITS_BYTES_MAX {
             let detail = format!("limit: the hits hold more than {} MiB, ask for fewer at once", HITS_BYTES_MAX >> 20);
@@ -544,16 +551,32 @@ fn read_documents(
     let mut documents = Vec::with_capacity(heads.len());
     let mut bytes = 0;
     for head in heads {
-        let text = if with_text && bytes < PAGE_TEXT_BYTES {
-            // Deleted meanwhile: it is shown as it was, but for its text.
-            Some(reader.text(tenant, collection, &head.id)?.unwrap_or_default())
-        } else {
-            None
-        };
-        bytes += text.as_ref().map_or(0, String::len);
-        documents.push(StoredDocument { head, text });
+        if !with_text || bytes >= PAGE_TEXT_BYTES {
+            documents.push(StoredDocument { head, text: None });
+        } else if let Some(document) = read_document(reader, tenant, collection, &head.id)? {
+            bytes += document.text.as_ref().map_or(0, String::len);
+            documents.push(document);
+        }
     }
     Ok(documents)
+}
+
+/// A document with its text, both of one version.
+fn read_document(
+    reader: &ShardReader,
+    tenant: TenantId,
+    collection: CollectionId,
+    id: &str,
+) -> Result<Option<StoredDocument>, ServiceError> {
+    let mut head = reader.head(tenant, collection, id)?;
+    while let Some(before) = head {
+        let text = reader.text(tenant, collection, id)?;
+        head = reader.head(tenant, collection, id)?;
+        if head.as_ref().is_some_and(|now| now.first_row == before.first_row) {
+            return Ok(Some(StoredDocument { head: before, text }));
+        }
+    }
+    Ok(None)
 }
 
 /// What a failed proposal means to the one who asked.

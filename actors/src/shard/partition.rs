@@ -248,8 +248,13 @@ impl Partition {
         Search { view: &view, source: &self.source, analyzer: &self.analyzer, query }.run()
     }
 
-    /// Ids of documents that pass, in their order, after `after`; `limit` of them at most.
-    pub fn matching_documents(&self, filter: &Filter, after: Option<&str>, limit: usize) -> Result<Vec<String>, PartitionError> {
+    /// Ids of documents that pass, in their order, after `after`, and their first rows; `limit` of them at most.
+    pub fn matching_documents(
+        &self,
+        filter: &Filter,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, RowId)>, PartitionError> {
         let view = self.current()?;
         let allowed = allowed_rows(&view, Some(filter))?;
         let first_rows = allowed.as_ref() & view.starts.as_ref();
@@ -257,12 +262,13 @@ impl Partition {
             return self.matching_in_order(&first_rows, after, limit);
         }
         let rows: Vec<u32> = first_rows.iter().collect();
-        let mut ids: Vec<String> = self.source.owners(&rows)?.into_iter().flatten().map(|owner| owner.document_id).collect();
-        ids.retain(|id| after.is_none_or(|after| id.as_str() > after));
-        ids.sort_unstable();
-        ids.dedup();
-        ids.truncate(limit);
-        Ok(ids)
+        let owners = self.source.owners(&rows)?.into_iter().zip(rows);
+        let mut documents: Vec<(String, RowId)> =
+            owners.filter_map(|(owner, row)| Some((owner?.document_id, RowId(row)))).collect();
+        documents.retain(|(id, _)| after.is_none_or(|after| id.as_str() > after));
+        documents.sort_unstable();
+        documents.truncate(limit);
+        Ok(documents)
     }
 
     fn matching_in_order(
@@ -270,17 +276,18 @@ impl Partition {
         first_rows: &RoaringBitmap,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Vec<String>, PartitionError> {
-        let mut ids = Vec::new();
+    ) -> Result<Vec<(String, RowId)>, PartitionError> {
+        let mut documents = Vec::new();
         let mut last = after.map(str::to_owned);
-        while ids.len() < limit {
+        while documents.len() < limit {
             let heads = self.source.heads(last.as_deref(), HEADS_READ)?;
             let Some(head) = heads.last() else { break };
             last = Some(head.id.clone());
-            ids.extend(heads.into_iter().filter(|head| first_rows.contains(head.first_row.0)).map(|head| head.id));
+            let passing = heads.into_iter().filter(|head| first_rows.contains(head.first_row.0));
+            documents.extend(passing.map(|head| (head.id, head.first_row)));
         }
-        ids.truncate(limit);
-        Ok(ids)
+        documents.truncate(limit);
+        Ok(documents)
     }
 
     /// Whether [`Partition::index`] has something to do. Reads one row of the database.

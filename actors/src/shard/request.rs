@@ -45,7 +45,7 @@ pub enum ShardRequest {
         /// Rows of the hits.
         rows: Vec<RowId>,
     },
-    /// Ids of documents that match. Answered by `Ids`.
+    /// Ids of documents that match. Answered by `Matching`.
     Matching {
         /// The partition's collection.
         collection: Arc<Collection>,
@@ -114,8 +114,8 @@ pub enum ShardResponse {
     Found(PartitionAnswer),
     /// One entry a row that was asked for; none where the row is gone by now.
     Chunks(Vec<Option<ChunkContent>>),
-    /// Documents' ids, in order.
-    Ids(Vec<String>),
+    /// Documents' ids, in order, and the first row of each, which names its version.
+    Matching(Vec<(String, RowId)>),
     /// Documents.
     Documents(Vec<StoredDocument>),
     /// A partition's counters.

@@ -1,6 +1,6 @@
 //! Commands of the shard groups. Appending variants is compatible; changing one is not: add a new one.
 
-use crate::ids::{CollectionId, TenantId};
+use crate::ids::{CollectionId, RowId, TenantId};
 use crate::shard::rows::{ChunkText, DocumentHead, JobRow};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,15 @@ pub enum ShardCommand {
         ids: Vec<ulid::Ulid>,
         /// Whether the rows stay, as a record.
         keep_rows: bool,
+    },
+    /// Deletes documents as they were seen; those that were replaced or deleted since count as nothing.
+    DeleteSeen {
+        /// Whose they are.
+        tenant: TenantId,
+        /// Where they are.
+        collection: CollectionId,
+        /// Their ids, and their first rows, which are others in every version.
+        documents: Vec<(String, RowId)>,
     },
 }
 

@@ -84,7 +84,13 @@ impl ShardApplication {
                 }
                 Ok((reply, change))
             }
-            ShardCommand::Delete { tenant, collection, ids, .. } => self.delete(index, tenant, collection, &ids, batch),
+            ShardCommand::Delete { tenant, collection, ids, .. } => {
+                self.delete(index, tenant, collection, ids.iter().map(|id| (id.as_str(), None)), batch)
+            }
+            ShardCommand::DeleteSeen { tenant, collection, documents } => {
+                let seen = documents.iter().map(|(id, first_row)| (id.as_str(), Some(*first_row)));
+                self.delete(index, tenant, collection, seen, batch)
+            }
             ShardCommand::DropCollection { tenant, collection } => {
                 let prefix = Scope::partition(self.space.id(), tenant, collection).prefix();
                 batch.delete_range_cf(self.store.rows(), prefix.clone(), end_of(&prefix));
@@ -140,18 +146,20 @@ impl ShardApplication {
         Ok((ShardReply::Upserted(upserted), Some((tenant, collection, change))))
     }
 
-    fn delete(
+    /// Deletes documents by their ids; where a first row is given, only the version that begins there.
+    fn delete<'a>(
         &self,
         index: u64,
         tenant: TenantId,
         collection: CollectionId,
-        ids: &[String],
+        documents: impl Iterator<Item = (&'a str, Option<RowId>)>,
         batch: &mut WriteBatch,
     ) -> io::Result<(ShardReply, Change)> {
         let mut partition = self.open_partition(tenant, collection)?;
         let mut deleted = 0;
-        for id in ids {
-            if let Some(head) = partition.head(id)? {
+        for (id, first_row) in documents {
+            let head = partition.head(id)?;
+            if let Some(head) = head.filter(|head| first_row.is_none_or(|first_row| head.first_row == first_row)) {
                 partition.remove(&head, batch);
                 partition.row.documents = partition.row.documents.saturating_sub(1);
                 deleted += 1;

@@ -107,6 +107,13 @@ pub struct JobRow {
     pub updated_at_ms: u64,
 }
 
+impl DocumentHead {
+    /// Whether a row is one of this version's.
+    pub fn has(&self, row: RowId) -> bool {
+        row >= self.first_row && row.0 - self.first_row.0 < self.chunks
+    }
+}
+
 /// Stages of a job, in their order; the last three are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobStage {

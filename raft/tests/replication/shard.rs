@@ -255,6 +255,22 @@ async fn jobs_are_kept_listed_and_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_replaced_since_it_was_seen_is_not_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let group = shard(&open(folder.path()), 0).await;
+    let reader = group.reader();
+    propose(&group, upsert(vec![document("a", &["old"]), document("b", &["old"])], 1)).await;
+    let seen: Vec<_> =
+        reader.heads(TENANT, COLLECTION, None, 9).unwrap().into_iter().map(|head| (head.id, head.first_row)).collect();
+    propose(&group, upsert(vec![document("a", &["new"])], 2)).await;
+    let command = ShardCommand::DeleteSeen { tenant: TENANT, collection: COLLECTION, documents: seen };
+    assert_eq!(propose(&group, command.clone()).await, ShardReply::Deleted(1));
+    assert_eq!(propose(&group, command).await, ShardReply::Deleted(0));
+    let left = check_partition(&reader, TENANT, COLLECTION);
+    assert_eq!(left.iter().map(|head| (head.id.as_str(), head.version)).collect::<Vec<_>>(), [("a", 2)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_apply_the_same_have_the_same_state() {
     // Two clusters of one stand for two replicas: each is given the same commands in the same order.
     let mut hashes = Vec::new();

@@ -65,6 +65,7 @@ impl Checkpoint {
         let mut rebuilt = 0;
         let (manifest, segments) = match open_segments(folder, dimension, live, counters) {
             Ok(opened) => opened,
+            Err(fault) if !fault.is_damage() => return Err(fault),
             Err(fault) => {
                 tracing::warn!(folder = %folder.display(), %fault, "the vector index is built again from the rows");
                 rebuilt += 1;
@@ -75,6 +76,7 @@ impl Checkpoint {
         let text_folder = folder.join(TEXT);
         let (text, snapshot) = match open_text(&text_folder, language, analyzer, live, counters) {
             Ok(opened) => opened,
+            Err(fault) if !fault.is_damage() => return Err(fault),
             Err(fault) => {
                 tracing::warn!(folder = %folder.display(), %fault, "the text index is built again from the rows");
                 rebuilt += 1;
@@ -144,11 +146,12 @@ impl Checkpoint {
         if until == self.text_until && dead.is_empty() && !(step.is_idle && self.text.could_settle()?) {
             return Ok(());
         }
-        self.text.advance(source, self.text_until..until, &dead, step.counters.changed_at, step.is_idle)?;
+        let advanced = self.text.advance(source, self.text_until..until, &dead, step.counters.changed_at, step.is_idle);
+        // Also after a failure: what was committed before it must not be added again.
         let (snapshot, _) = self.text.snapshot()?;
         self.text_until = snapshot.until;
         self.text_rows = snapshot.rows;
-        Ok(())
+        advanced
     }
 
     fn advance_segments(&mut self, source: &RowSource, step: &Step<'_>) -> Result<Advanced, PartitionError> {

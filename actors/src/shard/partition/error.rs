@@ -1,6 +1,8 @@
 //! What can go wrong in a partition.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use tantivy::TantivyError;
 
 /// Why a partition could not do what it was asked. A damaged index is not among these: it is built again from the rows.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,20 @@ pub enum PartitionError {
 }
 
 impl PartitionError {
+    /// Whether files are not what was written, so that they must be built again, and not only out of reach at the moment: for want of
+    /// descriptors, memory or rights.
+    pub(super) fn is_damage(&self) -> bool {
+        let is_damage = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData);
+        match self {
+            PartitionError::File { fault, .. } => is_damage(fault.kind()),
+            PartitionError::Text(TantivyError::IoError(fault)) => is_damage(fault.kind()),
+            PartitionError::Text(TantivyError::LockFailure(..)) | PartitionError::Rows(_) | PartitionError::Dimension { .. } => {
+                false
+            }
+            PartitionError::Text(_) | PartitionError::Damaged { .. } | PartitionError::Vectors(_) => true,
+        }
+    }
+
     /// For `map_err` on file operations.
     pub(super) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> PartitionError + '_ {
         move |fault| PartitionError::File { path: path.to_owned(), fault }

@@ -94,7 +94,7 @@ impl RowSource {
                 document = self.open_document(&owner.document_id)?;
             }
             let Some(document) = &document else { continue };
-            if !document.has(row) {
+            if !document.head.has(row) {
                 continue; // it was replaced since the scan began: this row is gone
             }
             text.clear();
@@ -132,11 +132,4 @@ impl RowSource {
 struct OpenDocument {
     head: DocumentHead,
     facts: Vec<Vec<u8>>,
-}
-
-impl OpenDocument {
-    fn has(&self, row: RowId) -> bool {
-        let first = self.head.first_row.0;
-        row.0 >= first && row.0 - first < self.head.chunks
-    }
 }

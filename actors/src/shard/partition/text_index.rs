@@ -185,8 +185,10 @@ impl TextIndex {
         commit.commit()?;
         if is_idle {
             let joined = self.joined_when_idle()?;
-            if !joined.is_empty() {
-                writer.merge(&joined).wait()?;
+            if !joined.is_empty()
+                && let Err(fault) = writer.merge(&joined).wait()
+            {
+                tracing::warn!(%fault, "small parts of a text index could not be joined");
             }
         }
         writer.wait_merging_threads()?;
