@@ -174,11 +174,12 @@ impl RaftSnapshotBuilder<Types> for Machine {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::store::StoreOptions;
 
-    struct NoCommands;
+    /// An application whose log has no commands.
+    pub(crate) struct NoCommands;
 
     impl Application for NoCommands {
         fn apply(&self, _index: u64, _command: &[u8], _batch: WriteBatch) -> io::Result<Vec<u8>> {

@@ -245,18 +245,9 @@ pub fn state_hash(store: &Store, replica: ReplicaId) -> Result<(u64, u64), ReadE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Application, Machine};
+    use crate::machine::Machine;
+    use crate::machine::tests::NoCommands;
     use crate::store::StoreOptions;
-
-    struct NoCommands;
-
-    impl Application for NoCommands {
-        fn apply(&self, _index: u64, _command: &[u8], _batch: WriteBatch) -> io::Result<Vec<u8>> {
-            Err(io::Error::other("there are no commands here"))
-        }
-
-        fn replaced(&self) {}
-    }
 
     fn put(store: &Store, space: u64, value: &str) {
         let mut batch = WriteBatch::default();

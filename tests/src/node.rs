@@ -64,13 +64,18 @@ pub fn ragged() -> &'static Path {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let built = Command::new(cargo)
             .args(["build", "--release", "--quiet", "-p", "ragged"])
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .current_dir(package_dir().join(".."))
             .status();
         assert!(built.as_ref().is_ok_and(ExitStatus::success), "the binary does not build: {built:?}");
         let test = std::env::current_exe().expect("a running test has a path");
         let target = test.ancestors().nth(2).expect("test programs are in target/release/deps");
         target.join("ragged")
     })
+}
+
+/// Folder of this package, as cargo says when it runs the test: clones share a target folder, so what was compiled in may be another clone's.
+pub(crate) fn package_dir() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 /// Folder of the embedding model.

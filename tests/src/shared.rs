@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Folder of the shared data, or none, saying that the test is skipped.
 pub fn shared(test: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("RAGGED_SHARED").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"));
+    let folder = folder.unwrap_or_else(|| crate::node::package_dir().join("../../shared"));
     let found = folder.join("data").is_dir().then(|| folder.clone());
     if found.is_none() {
         eprintln!("{test} SKIPPED: there is no shared data in {}", folder.display());

@@ -493,10 +493,7 @@ impl Request {
 
 /// Removes the index files of a deleted collection. An error has the deletion tried again.
 async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceError> {
-    let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&folder) {
-        Err(fault) if fault.kind() != std::io::ErrorKind::NotFound => Err((folder, fault)),
-        _ => Ok(()),
-    });
+    let removed = tokio::task::spawn_blocking(move || Partition::remove(&folder).map_err(|fault| (folder, fault)));
     match removed.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err((folder, fault))) => {
@@ -547,15 +544,20 @@ fn read_documents(
     limit: usize,
     with_text: bool,
 ) -> Result<Vec<StoredDocument>, ServiceError> {
-    let heads = reader.heads(tenant, collection, after, limit)?;
-    let mut documents = Vec::with_capacity(heads.len());
-    let mut bytes = 0;
-    for head in heads {
-        if !with_text || bytes >= PAGE_TEXT_BYTES {
-            documents.push(StoredDocument { head, text: None });
-        } else if let Some(document) = read_document(reader, tenant, collection, &head.id)? {
-            bytes += document.text.as_ref().map_or(0, String::len);
-            documents.push(document);
+    let (mut documents, mut bytes) = (Vec::new(), 0);
+    let mut after = after.map(str::to_owned);
+    // More than once when documents are deleted meanwhile: a page that is not full says that nothing follows.
+    while documents.len() < limit {
+        let heads = reader.heads(tenant, collection, after.as_deref(), limit - documents.len())?;
+        let Some(last) = heads.last() else { break };
+        after = Some(last.id.clone());
+        for head in heads {
+            if !with_text || bytes >= PAGE_TEXT_BYTES {
+                documents.push(StoredDocument { head, text: None });
+            } else if let Some(document) = read_document(reader, tenant, collection, &head.id)? {
+                bytes += document.text.as_ref().map_or(0, String::len);
+                documents.push(document);
+            }
         }
     }
     Ok(documents)
