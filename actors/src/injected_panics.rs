@@ -2,11 +2,12 @@
 
 use crate::embedding::{EmbedderMessage, Urgency};
 use crate::engine::{Engine, EngineOptions, Limits};
+use crate::fusion::Mode;
 use crate::ingest::UploadDocument;
 use crate::ingest::jobs::JobsMessage;
 use crate::installed_model::model_dir;
 use crate::meta::MetaMessage;
-use crate::search::{Freshness, Mode, Search};
+use crate::search::{Freshness, Search};
 use crate::service::{CreateCollection, EmbeddingChoice, Session};
 use crate::shard::ShardMessage;
 use ragged_raft::ids::DEFAULT_TENANT;

@@ -3,9 +3,10 @@
 use crate::embedding::{Embedding, Urgency};
 use crate::error::ServiceError;
 use crate::filter::Filter;
+use crate::fusion::{Hit, Mode, Page, Ranked};
 use crate::ingest::document::check_vector;
 use crate::ingest::pipeline::{Pipeline, normalize};
-use crate::shard::partition::{Candidate, PartitionAnswer, PartitionQuery};
+use crate::shard::partition::{PartitionAnswer, PartitionQuery};
 use crate::shard::request::{ChunkContent, ShardFreshness, ShardRequest, ShardResponse};
 use crate::shards::Shards;
 use crate::token::WriteToken;
@@ -24,22 +25,9 @@ pub const LIMIT_MAX: usize = 1_000;
 pub const DEPTH_MAX: usize = 10_000;
 /// Candidates of each ranking that are fused at least: a hit may be far down in one and first in the other.
 const FUSED_MIN: usize = 100;
-/// The constant of reciprocal rank fusion: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet", SIGIR 2009.
-const FUSION_K: f32 = 60.0;
 
 /// How often a search is run at most, when documents that it found are replaced before they are read.
 const ATTEMPTS: u32 = 3;
-
-/// How hits are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// By meaning.
-    Dense,
-    /// By words.
-    Text,
-    /// Both, fused.
-    Hybrid,
-}
 
 /// How fresh an answer must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,19 +119,14 @@ pub struct Searcher {
     seconds: HistogramVec,
 }
 
-/// A candidate of the whole collection.
-#[derive(Debug, Clone)]
-struct Ranked {
-    shard: ShardId,
-    candidate: Candidate,
-}
-
-/// A hit before its content has been fetched.
-struct Fused {
-    best: Ranked,
-    score: f32,
-    dense: Option<(f32, u32)>,
-    text: Option<(f32, u32)>,
+/// What the shards of a collection answered, together.
+#[derive(Default)]
+struct ShardAnswers {
+    dense: Vec<Ranked>,
+    text: Vec<Ranked>,
+    /// What the page's hits show, when one shard could know them.
+    shown: Option<Vec<Option<ChunkContent>>>,
+    plan: Vec<ShardPlan>,
 }
 
 impl Searcher {
@@ -166,27 +149,44 @@ impl Searcher {
     /// Runs a search.
     pub async fn search(&self, collection: Arc<Collection>, search: Search) -> Result<SearchOutcome, ServiceError> {
         let mode = check(&search, &collection)?;
-        let label = match mode {
-            Mode::Dense => "dense",
-            Mode::Text => "text",
-            Mode::Hybrid => "hybrid",
-        };
-        let timer = self.seconds.with_label_values(&[label]).start_timer();
+        let timer = self.seconds.with_label_values(&[mode.name()]).start_timer();
         let query = Arc::new(self.partition_query(&search, mode, &collection).await?);
+        let page = Arc::new(Page {
+            mode,
+            weights: search.weights,
+            group_by_document: search.group_by_document,
+            offset: search.offset,
+            limit: search.limit,
+        });
         let mut attempt = 1;
         loop {
-            let mut plan = Vec::new();
-            let (dense, text) = self.ask_shards(&collection, &query, &search, &mut plan).await?;
-            let page: Vec<Fused> = fuse(dense, text, mode, &search).into_iter().skip(search.offset).take(search.limit).collect();
-            let found = page.len();
-            let hits = self.fetch(&collection, page, &search.freshness).await?;
-            // A document that was replaced between the two is to be shown as it is now.
+            let (found, hits, plan) = self.attempt(&collection, &query, &page, &search).await?;
+            // A document that was replaced between finding and reading is to be shown as it is now.
             if hits.len() == found || attempt == ATTEMPTS {
                 timer.observe_duration();
                 return Ok(SearchOutcome { hits, plan });
             }
             attempt += 1;
         }
+    }
+
+    /// Searches once: how many hits were found, those that could be read, and how it was done.
+    async fn attempt(
+        &self,
+        collection: &Arc<Collection>,
+        query: &Arc<PartitionQuery>,
+        page: &Arc<Page>,
+        search: &Search,
+    ) -> Result<(usize, Vec<Found>, Vec<ShardPlan>), ServiceError> {
+        let ShardAnswers { dense, text, shown, plan } = self.ask_shards(collection, query, page, search).await?;
+        let hits = page.of(dense, text);
+        let found = hits.len();
+        let contents = match shown {
+            Some(contents) => contents,
+            None => self.fetch(collection, &hits, &search.freshness).await?,
+        };
+        let shown = hits.into_iter().zip(contents).filter_map(|(hit, content)| Some(show(hit, content?)));
+        Ok((found, shown.collect(), plan))
     }
 
     async fn partition_query(
@@ -223,28 +223,33 @@ impl Searcher {
         &self,
         collection: &Arc<Collection>,
         query: &Arc<PartitionQuery>,
+        page: &Arc<Page>,
         search: &Search,
-        plan: &mut Vec<ShardPlan>,
-    ) -> Result<(Vec<Ranked>, Vec<Ranked>), ServiceError> {
+    ) -> Result<ShardAnswers, ServiceError> {
+        // One shard alone knows the page, and answers with what it shows: another round saved.
+        let page = (collection.shards.len() == 1).then_some(page);
         let asks = collection.shards.iter().map(|shard| async move {
             let begun = Instant::now();
-            let request = ShardRequest::Search { collection: collection.clone(), query: query.clone() };
+            let request = ShardRequest::Search { collection: collection.clone(), query: query.clone(), page: page.cloned() };
             let answer = self.shards.ask(*shard, collection.tenant, freshness_of(&search.freshness, *shard), request).await?;
             match answer {
-                ShardResponse::Found(answer) => Ok((*shard, answer, begun.elapsed())),
+                ShardResponse::Found { answer, shown } => Ok((*shard, answer, shown, begun.elapsed())),
                 other => Err(other.mismatch()),
             }
         });
-        let (mut dense, mut text) = (Vec::new(), Vec::new());
+        let mut answers = ShardAnswers::default();
         for answer in futures::future::join_all(asks).await {
-            let (shard, PartitionAnswer { dense: by_meaning, text: by_words, steps }, took) = answer?;
-            dense.extend(by_meaning.into_iter().map(|candidate| Ranked { shard, candidate }));
-            text.extend(by_words.into_iter().map(|candidate| Ranked { shard, candidate }));
+            let (shard, PartitionAnswer { dense, text, steps }, shown, took) = answer?;
+            answers.dense.extend(dense.into_iter().map(|candidate| Ranked { shard, candidate }));
+            answers.text.extend(text.into_iter().map(|candidate| Ranked { shard, candidate }));
             if search.explain {
-                plan.push(ShardPlan { shard: shard.0, steps, took_ms: took.as_secs_f64() * 1000.0 });
+                answers.plan.push(ShardPlan { shard: shard.0, steps, took_ms: took.as_secs_f64() * 1000.0 });
+            }
+            if page.is_some() {
+                answers.shown = shown;
             }
         }
-        for ranking in [&mut dense, &mut text] {
+        for ranking in [&mut answers.dense, &mut answers.text] {
             ranking.sort_by(|one, other| {
                 other
                     .candidate
@@ -255,19 +260,19 @@ impl Searcher {
             });
             ranking.truncate(query.depth);
         }
-        Ok((dense, text))
+        Ok(answers)
     }
 
-    /// Fetches what hits show, in one request a shard. A hit that was deleted or replaced meanwhile is left out.
+    /// Fetches what hits show, in one request a shard; none for a hit that was deleted or replaced meanwhile.
     async fn fetch(
         &self,
         collection: &Arc<Collection>,
-        page: Vec<Fused>,
+        hits: &[Hit],
         freshness: &Freshness,
-    ) -> Result<Vec<Found>, ServiceError> {
+    ) -> Result<Vec<Option<ChunkContent>>, ServiceError> {
         let mut rows: HashMap<ShardId, Vec<RowId>> = HashMap::new();
-        for fused in &page {
-            rows.entry(fused.best.shard).or_default().push(fused.best.candidate.row);
+        for hit in hits {
+            rows.entry(hit.best.shard).or_default().push(hit.best.candidate.row);
         }
         let asks = rows.into_iter().map(|(shard, rows)| async move {
             let request = ShardRequest::Chunks { collection: collection.clone(), rows };
@@ -281,10 +286,7 @@ impl Searcher {
             let (shard, chunks) = answer?;
             contents.insert(shard, chunks);
         }
-        Ok(page
-            .into_iter()
-            .filter_map(|fused| contents.get_mut(&fused.best.shard)?.next()?.map(|content| found(fused, content)))
-            .collect())
+        Ok(hits.iter().map(|hit| contents.get_mut(&hit.best.shard)?.next()?).collect())
     }
 }
 
@@ -348,77 +350,17 @@ fn check_mode(search: &Search, collection: &Collection) -> Result<Mode, ServiceE
     Ok(mode)
 }
 
-fn fuse(dense: Vec<Ranked>, text: Vec<Ranked>, mode: Mode, search: &Search) -> Vec<Fused> {
-    match mode {
-        Mode::Dense => single(dense, |score, rank| (Some((score, rank)), None)),
-        Mode::Text => single(text, |score, rank| (None, Some((score, rank)))),
-        Mode::Hybrid => reciprocal_ranks(dense, text, search),
-    }
-}
-
-type Parts = (Option<(f32, u32)>, Option<(f32, u32)>);
-
-fn single(ranking: Vec<Ranked>, parts: impl Fn(f32, u32) -> Parts) -> Vec<Fused> {
-    let fused = ranking.into_iter().zip(1..).map(|(best, rank)| {
-        let score = best.candidate.score;
-        let (dense, text) = parts(score, rank);
-        Fused { best, score, dense, text }
-    });
-    fused.collect()
-}
-
-/// Fuses two rankings: score = sum of weight / (60 + rank). A hit of both shows the chunk that ranks higher.
-fn reciprocal_ranks(dense: Vec<Ranked>, text: Vec<Ranked>, search: &Search) -> Vec<Fused> {
-    let (dense_weight, text_weight) = search.weights;
-    let mut fused: HashMap<(ShardId, String, u32), Fused> = HashMap::new();
-    let identity = |ranked: &Ranked| {
-        let document = ranked.candidate.document_id.to_string();
-        (ranked.shard, document, if search.group_by_document { 0 } else { ranked.candidate.chunk })
-    };
-    for (ranked, rank) in dense.into_iter().zip(1u32..) {
-        let score = ranked.candidate.score;
-        let hit = Fused { score: dense_weight / (FUSION_K + rank as f32), dense: Some((score, rank)), text: None, best: ranked };
-        fused.insert(identity(&hit.best), hit);
-    }
-    for (ranked, rank) in text.into_iter().zip(1u32..) {
-        let part = text_weight / (FUSION_K + rank as f32);
-        let matched = Some((ranked.candidate.score, rank));
-        match fused.entry(identity(&ranked)) {
-            std::collections::hash_map::Entry::Occupied(mut entry) => {
-                let hit = entry.get_mut();
-                hit.score += part;
-                hit.text = matched;
-                if hit.dense.is_some_and(|(_, dense_rank)| rank < dense_rank) {
-                    hit.best = ranked;
-                }
-            }
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(Fused { best: ranked, score: part, dense: None, text: matched });
-            }
-        }
-    }
-    let mut fused: Vec<Fused> = fused.into_values().collect();
-    fused.sort_by(|one, other| {
-        other
-            .score
-            .total_cmp(&one.score)
-            .then_with(|| one.best.shard.cmp(&other.best.shard))
-            .then_with(|| one.best.candidate.row.cmp(&other.best.candidate.row))
-    });
-    fused
-}
-
-fn found(fused: Fused, content: ChunkContent) -> Found {
+fn show(hit: Hit, content: ChunkContent) -> Found {
     Found {
         document_id: content.owner.document_id,
         chunk: content.owner.chunk,
-        score: fused.score,
+        score: hit.score,
         title: content.title,
         text: content.text.text,
         start: content.text.start,
         end: content.text.end,
         metadata: content.metadata,
-        dense: fused.dense,
-        text_match: fused.text,
+        dense: hit.dense,
+        text_match: hit.text,
     }
 }

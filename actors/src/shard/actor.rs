@@ -5,8 +5,9 @@
 
 use crate::address::{Address, Reply};
 use crate::error::{ErrorKind, ServiceError};
+use crate::fusion::{Page, Ranked};
 use crate::shard::indexer::Indexer;
-use crate::shard::partition::{Partition, PartitionContext};
+use crate::shard::partition::{Candidate, Partition, PartitionAnswer, PartitionContext};
 use crate::shard::request::{ChunkContent, ShardFreshness, ShardRequest, ShardResponse, StoredDocument};
 use crate::supervision::StorageFault;
 use prometheus::{IntGauge, Registry};
@@ -376,9 +377,15 @@ impl Request {
         let tenant = self.tenant;
         match request {
             ShardRequest::Propose { command, adds_to } => self.propose(command, adds_to).await,
-            ShardRequest::Search { collection, query } => {
-                let partition = self.partition(&collection).await?;
-                self.arguments.gate.run(move || Ok(ShardResponse::Found(partition.search(&query)?))).await
+            ShardRequest::Search { collection, query, page } => {
+                let (partition, shard) = (self.partition(&collection).await?, self.arguments.shard);
+                let search = move || {
+                    let answer = partition.search(&query)?;
+                    let rows = page.map(|page| rows_shown(&page, shard, &answer));
+                    let shown = rows.map(|rows| read_chunks(&reader, tenant, collection.id, &rows)).transpose()?;
+                    Ok(ShardResponse::Found { answer, shown })
+                };
+                self.arguments.gate.run(search).await
             }
             ShardRequest::Matching { collection, filter, after, limit } => {
                 let partition = self.partition(&collection).await?;
@@ -502,6 +509,12 @@ async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceError> {
         }
         Err(fault) => Err(ServiceError::internal(fault.to_string())),
     }
+}
+
+/// Rows of the page's hits.
+fn rows_shown(page: &Page, shard: ShardId, answer: &PartitionAnswer) -> Vec<RowId> {
+    let ranked = |ranking: &[Candidate]| ranking.iter().map(|found| Ranked { shard, candidate: found.clone() }).collect();
+    page.of(ranked(&answer.dense), ranked(&answer.text)).into_iter().map(|hit| hit.best.candidate.row).collect()
 }
 
 fn read_chunks(

@@ -2,6 +2,7 @@
 
 use crate::error::ServiceError;
 use crate::filter::Filter;
+use crate::fusion::Page;
 use crate::shard::partition::{PartitionAnswer, PartitionQuery};
 use ragged_raft::ids::{RowId, TenantId};
 use ragged_raft::meta::collection::Collection;
@@ -37,6 +38,8 @@ pub enum ShardRequest {
         collection: Arc<Collection>,
         /// What to look for.
         query: Arc<PartitionQuery>,
+        /// The page of hits that is wanted, when no other shard is asked: what it shows is then answered at once.
+        page: Option<Arc<Page>>,
     },
     /// Reads what a hit shows. Answered by `Chunks`.
     Chunks {
@@ -111,7 +114,12 @@ pub enum ShardResponse {
         reply: ShardReply,
     },
     /// What a search found.
-    Found(PartitionAnswer),
+    Found {
+        /// The rankings.
+        answer: PartitionAnswer,
+        /// When a page was asked for, one entry a hit; none where the row is gone by now.
+        shown: Option<Vec<Option<ChunkContent>>>,
+    },
     /// One entry a row that was asked for; none where the row is gone by now.
     Chunks(Vec<Option<ChunkContent>>),
     /// Documents' ids, in order, and the first row of each, which names its version.

@@ -145,9 +145,9 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "search.threads",
         kind: Kind::Integer,
-        default: "number of cores",
+        default: "one and a half times the number of cores",
         unit: "threads",
-        meaning: "Threads that search indexes.",
+        meaning: "Threads that search: more than cores, so that none idles while an answer is handed over.",
     },
     Key {
         path: "memory.block_cache_bytes",

@@ -2,8 +2,9 @@
 
 /// Part of a segment's rows that may be dead before it is written again.
 const DEAD_PART_MAX: f64 = 0.3;
-/// When nothing else is to do, small segments join the largest once they are together this part of it.
-const JOINED_PART_MIN: f64 = 0.1;
+/// When nothing else is to do, small segments join the largest once they are together this part of it. A segment that is too small for
+/// an index is searched exactly, and a row that is scored exactly costs as much as thirty that the index passes over.
+const JOINED_PART_MIN: f64 = 1.0 / 32.0;
 
 /// A segment, as the plan sees it.
 #[derive(Debug, Clone, Copy)]
