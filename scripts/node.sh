@@ -20,6 +20,8 @@ free_address() {
 start_node() {
     local listen=$1 log=$3 begun=$SECONDS
     export RAGGED_DATA_DIR=$2 RAGGED_MODEL_DIR=$model_dir RAGGED_HTTP_LISTEN=$listen RAGGED_URL=http://$listen
+    # Beside the port of the API: nodes of several runs do not meet.
+    export RAGGED_CLUSTER_LISTEN=${RAGGED_CLUSTER_LISTEN:-${listen%:*}:$((${listen##*:} + 1))}
     export PATH=$CARGO_TARGET_DIR/release:$PATH
     unset RAGGED_KEY RAGGED_KEY_FILE # they would name another node
     mkdir -p "$(dirname "$log")"

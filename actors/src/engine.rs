@@ -5,10 +5,19 @@
 //!       │             └─ shard-0 … shard-n
 //!       ├─ embedding ─── embedder-cpu
 //!       ├─ ingest ────── jobs
+//!       ├─ reconciler
 //!       └─ sessions ──── one a key, started by its first request
 //! ```
 
 use crate::address::Address;
+use crate::cluster::identity::{IdentityError, NodeIdentity};
+use crate::cluster::links::Links;
+use crate::cluster::reconciler::{Reconciler, ReconcilerArguments, ReconcilerMetrics, ReconcilerSettings};
+use crate::cluster::replicas::Replicas;
+use crate::cluster::services::Services;
+use crate::cluster::tls::TlsError;
+use crate::cluster::transport::{LinkTransport, Receptions};
+use crate::cluster::{authority, join, listener};
 use crate::embedding::{Embedder, EmbedderArguments, EmbedderMessage, Embedding, EmbeddingMetrics};
 use crate::ingest::jobs::{JobsActor, JobsArguments, JobsMessage, JobsMetrics};
 use crate::ingest::pipeline::{Pipeline, PipelineMetrics, now_ms};
@@ -17,22 +26,23 @@ use crate::search::Searcher;
 use crate::session::{ApiKey, KeyError, Sessions};
 use crate::shard::actor::{ReadGate, Residency, ShardMetrics};
 use crate::shard::indexer::{Indexer, IndexerMetrics};
-use crate::shard::{ShardActor, ShardArguments, ShardMessage};
+use crate::shard::{ShardActor, ShardArguments};
 use crate::shards::Shards;
 use crate::supervision::{Child, RestartPolicy, Supervision, Supervisor, SupervisorMessage};
 use prometheus::{IntCounterVec, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorRef, ActorStatus, SpawnErr};
 use ragged_kernels::{CpuDevice, Model};
-use ragged_raft::group::Ground;
-use ragged_raft::ids::{DEFAULT_TENANT, ShardId};
-use ragged_raft::meta::command::Role;
+use ragged_raft::group::{Beginning, Ground};
+use ragged_raft::ids::DEFAULT_TENANT;
+use ragged_raft::meta::command::{MetaCommand, Role};
+use ragged_raft::meta::node::{NodeRow, NodeState};
 use ragged_raft::meta::{Founding, MetaGroup};
 use ragged_raft::{Store, StoreOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 
 /// Name of the file with the first admin key, in the data folder.
 pub const ADMIN_KEY_FILE: &str = "admin.key";
@@ -46,6 +56,8 @@ pub struct EngineOptions {
     pub model_dir: PathBuf,
     /// Number of shards of a cluster that is founded; an existing one keeps its own.
     pub shards: u16,
+    /// The node among others.
+    pub cluster: ClusterOptions,
     /// Threads that embed.
     pub embedding_threads: usize,
     /// Tokens of an embedding batch at most.
@@ -60,6 +72,19 @@ pub struct EngineOptions {
     pub partition_idle: Duration,
     /// Limits of what clients may ask.
     pub limits: Limits,
+}
+
+/// How a node is one of many.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Address of the cluster port.
+    pub listen: std::net::SocketAddr,
+    /// `HOST:PORT` that other nodes reach it at.
+    pub advertise: String,
+    /// How to join, when the data folder is new; without it, the node founds a cluster.
+    pub joining: Option<join::Joining>,
+    /// How replicas are kept.
+    pub settings: ReconcilerSettings,
 }
 
 /// How long clearing a deleted collection waits after a failure.
@@ -111,6 +136,23 @@ pub enum StartError {
     /// Random bits.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Who the node is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Joining.
+    #[error(transparent)]
+    Join(#[from] join::JoinError),
+    /// The cluster port's certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The cluster port.
+    #[error("cannot listen on {address} for other nodes: {fault}; see cluster.listen")]
+    ClusterPort {
+        /// Its address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        fault: std::io::Error,
+    },
     /// The metrics.
     #[error("metrics could not be registered: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -141,10 +183,12 @@ pub(crate) struct Parts {
     pub(crate) sessions: Sessions,
     pub(crate) jobs: Arc<Address<JobsMessage>>,
     pub(crate) jobs_metrics: JobsMetrics,
+    pub(crate) services: Arc<Services>,
     pub(crate) supervisors: Supervisors,
     /// Told when a collection has been deleted, whose rows are to be cleared.
     pub(crate) dropped: Arc<Notify>,
     store: Arc<Store>,
+    _listener: Listening,
 }
 
 impl Drop for Parts {
@@ -167,18 +211,19 @@ pub(crate) struct Supervisors {
 }
 
 impl Engine {
-    /// Starts a node. Founds a cluster when the data folder is new, and then writes the admin key.
+    /// Starts a node. With a new data folder it founds a cluster, and then writes the admin key; or it joins one.
     pub async fn start(options: EngineOptions, registry: Registry) -> Result<Engine, StartError> {
         let (store, model, device) = open(&options).await?;
-        let shard_count = found_if_new(&store, &options).await?;
+        let Begun { identity, found_shards } = begin(&store, &options).await?;
         let restarts =
             IntCounterVec::new(Opts::new("ragged_actor_restarts_total", "Restarts of actors."), &["supervisor", "actor"])?;
         registry.register(Box::new(restarts.clone()))?;
 
-        let meta = Meta::default();
-        let shard_addresses: Vec<_> =
-            (0..shard_count).map(|shard| Arc::new(Address::<ShardMessage>::new(format!("shard {shard}")))).collect();
-        let shards = Shards::new(shard_addresses);
+        let links = Links::new(&identity, options.cluster.advertise.clone())?;
+        let replicas = Replicas::default();
+        let ground = Ground { store: store.clone(), beginning: Beginning::Join, transport: LinkTransport::new(links.clone()) };
+        let meta = Meta::new(links.clone());
+        let shards = Shards::new(identity.shard_count, meta.clone(), links.clone());
         let embedder = Arc::new(Address::<EmbedderMessage>::new("embedder"));
         let embedding = Embedding::new(model.clone(), embedder.clone());
         let pipeline = Pipeline::new(embedding.clone(), shards.clone(), PipelineMetrics::register(&registry)?);
@@ -186,8 +231,20 @@ impl Engine {
         let sessions = Sessions::new(options.limits.in_flight_per_key);
         let jobs = Arc::new(Address::<JobsMessage>::new("jobs"));
         let jobs_metrics = JobsMetrics::register(&registry)?;
+        let services = Arc::new(Services {
+            identity: identity.clone(),
+            links,
+            replicas: replicas.clone(),
+            receptions: Receptions::default(),
+            meta: meta.clone(),
+            shards: shards.clone(),
+            jobs: jobs.clone(),
+        });
+        // Before the groups: a cluster port that is taken ends the start with one clear line.
+        let listener = Listening(listen(options.cluster.listen, &identity, services.clone()).await?);
 
-        let storage = storage_children(&options, &store, &meta, &shards, &registry)?;
+        let storage = StorageGround { ground, replicas, found_shards };
+        let storage = storage_children(&options, &storage, &meta, &shards, &registry)?;
         let embedder_child = embedder_child(EmbedderArguments {
             address: embedder,
             device,
@@ -203,6 +260,11 @@ impl Engine {
             meta: meta.clone(),
             metrics: jobs_metrics.clone(),
         });
+        let reconciler_child = reconciler_child(ReconcilerArguments {
+            services: services.clone(),
+            settings: options.cluster.settings,
+            metrics: ReconcilerMetrics::register(&registry)?,
+        });
         let sessions_child = {
             let sessions = sessions.clone();
             Child::new("sessions", move |above| {
@@ -214,6 +276,7 @@ impl Engine {
             supervisor("shards", storage, &restarts),
             supervisor("embedding", vec![embedder_child], &restarts),
             supervisor("ingest", vec![jobs_child], &restarts),
+            reconciler_child,
             sessions_child,
         ];
         let root =
@@ -221,8 +284,21 @@ impl Engine {
                 .await?;
         let supervisors = Supervisors { root };
         let dropped = Arc::new(Notify::new());
-        let parts =
-            Parts { meta, shards, embedding, pipeline, searcher, sessions, jobs, jobs_metrics, supervisors, dropped, store };
+        let parts = Parts {
+            meta,
+            shards,
+            embedding,
+            pipeline,
+            searcher,
+            sessions,
+            jobs,
+            jobs_metrics,
+            services,
+            supervisors,
+            dropped,
+            store,
+            _listener: listener,
+        };
         let parts = Arc::new(parts);
         tokio::spawn(clear_dropped(parts.dropped.clone(), Arc::downgrade(&parts)));
         Ok(Engine { parts })
@@ -237,8 +313,9 @@ impl Engine {
             }
         };
         check(self.parts.meta.address().current().is_some(), "meta".into());
-        for (number, address) in self.parts.shards.addresses().iter().enumerate() {
-            check(address.current().is_some(), format!("shard {number}"));
+        for shard in self.parts.shards.ids() {
+            let up = self.parts.shards.address(shard).is_ok_and(|address| address.current().is_some());
+            check(up, shard.to_string());
         }
         check(self.parts.embedding.is_running(), "embedding".into());
         waiting
@@ -296,24 +373,89 @@ async fn open(options: &EngineOptions) -> Result<(Arc<Store>, Arc<Model>, Arc<Cp
     tokio::task::spawn_blocking(open).await.map_err(|fault| StartError::Group(fault.to_string()))?
 }
 
-/// Founds the cluster when there is none. Returns the number of shards.
-async fn found_if_new(store: &Arc<Store>, options: &EngineOptions) -> Result<u16, StartError> {
-    let group = MetaGroup::start(Ground::alone(store.clone())).await.map_err(|fault| StartError::Group(fault.to_string()))?;
-    let shard_count = match group.cluster()? {
-        Some(cluster) => cluster.shard_count,
-        None => {
-            // The key is written first: a crash in between leaves a key that the next start replaces, never a cluster without one.
-            let key = ApiKey::generate()?;
-            write_admin_key(&options.data_dir, &key)?;
-            let admin_key = key.record(DEFAULT_TENANT, Role::Admin, now_ms());
-            let founding = Founding { shard_count: options.shards, admin_key, at_ms: now_ms() };
-            group.found(founding).await.map_err(|fault| StartError::Group(fault.to_string()))?;
-            tracing::info!(shards = options.shards, key_file = %options.data_dir.join(ADMIN_KEY_FILE).display(), "founded a new cluster");
-            options.shards
-        }
+/// How a node began.
+struct Begun {
+    identity: NodeIdentity,
+    /// Whether it founds the shards' groups: it founded the cluster, and nobody has noted yet where they are.
+    found_shards: bool,
+}
+
+/// Finds out who this node is: a member since before, the founder of a new cluster, or one that joins.
+async fn begin(store: &Arc<Store>, options: &EngineOptions) -> Result<Begun, StartError> {
+    let node = store.node();
+    let known = NodeIdentity::load(&options.data_dir, node)?;
+    if known.is_none()
+        && let Some(joining) = &options.cluster.joining
+    {
+        let opened = store.clone();
+        let meta_replica = tokio::task::spawn_blocking(move || opened.replica("meta")).await;
+        let meta_replica = meta_replica.map_err(|fault| StartError::Group(fault.to_string()))??;
+        let identity = join::join(joining, node, &options.cluster.advertise, meta_replica).await?;
+        identity.save(&options.data_dir)?;
+        tracing::info!(%node, cluster = %identity.cluster, seed = joining.seed, "joined the cluster");
+        return Ok(Begun { identity, found_shards: false });
+    }
+    let beginning = if known.is_none() { Beginning::Found } else { Beginning::Join };
+    let ground = Ground { beginning, ..Ground::alone(store.clone()) };
+    let group = MetaGroup::start(ground).await.map_err(|fault| StartError::Group(fault.to_string()))?;
+    let identity = match known {
+        Some(identity) => identity,
+        None => found(&group, options).await?,
     };
+    // Nobody else can have moved them before they were noted.
+    let founded = group.cluster()?.is_some_and(|cluster| cluster.founded_by == node);
+    let found_shards = founded && group.all_places()?.is_empty();
     group.group().shutdown().await; // the meta actor starts its own
-    Ok(shard_count)
+    Ok(Begun { identity, found_shards })
+}
+
+/// Founds the cluster, as far as that has not been done, and certifies this node.
+async fn found(group: &MetaGroup, options: &EngineOptions) -> Result<NodeIdentity, StartError> {
+    let refused = |fault: ragged_raft::ProposeError| StartError::Group(fault.to_string());
+    let node = group.group().store().node();
+    if group.cluster()?.is_none() {
+        // The key is written first: a crash in between leaves a key that the next start replaces, never a cluster without one.
+        let key = ApiKey::generate()?;
+        write_admin_key(&options.data_dir, &key)?;
+        let admin_key = key.record(DEFAULT_TENANT, Role::Admin, now_ms());
+        let founding = Founding { shard_count: options.shards, admin_key, at_ms: now_ms() };
+        group.found(founding).await.map_err(refused)?;
+        tracing::info!(shards = options.shards, key_file = %options.data_dir.join(ADMIN_KEY_FILE).display(), "founded a new cluster");
+    }
+    let cluster = group.cluster()?.ok_or_else(|| StartError::Group("the cluster was not founded".into()))?;
+    if group.authority()?.is_none() {
+        let authority = authority::found(cluster.cluster).map_err(IdentityError::from)?;
+        let founder = NodeRow {
+            node,
+            address: options.cluster.advertise.clone(),
+            meta_replica: group.group().replica(),
+            state: NodeState::Active,
+            joined_at_ms: now_ms(),
+        };
+        group.propose(&MetaCommand::Establish { authority, founder }).await.map_err(refused)?;
+    }
+    let authority = group.authority()?.ok_or_else(|| StartError::Group("the cluster has no authority".into()))?;
+    let identity = NodeIdentity::issue(&authority, cluster.cluster, node, cluster.shard_count)?;
+    identity.save(&options.data_dir)?;
+    Ok(identity)
+}
+
+/// The cluster port, closed when dropped.
+pub(crate) struct Listening(tokio::task::JoinHandle<()>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn listen(
+    address: std::net::SocketAddr,
+    identity: &NodeIdentity,
+    services: Arc<Services>,
+) -> Result<tokio::task::JoinHandle<()>, StartError> {
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(|fault| StartError::ClusterPort { address, fault })?;
+    Ok(listener::serve(listener, identity, services)?)
 }
 
 /// Writes the key so that only its owner can read it, whole or not at all.
@@ -343,9 +485,16 @@ fn supervisor(name: &'static str, children: Vec<Child>, restarts: &IntCounterVec
     })
 }
 
+/// What the groups are started with.
+struct StorageGround {
+    ground: Ground,
+    replicas: Replicas,
+    found_shards: bool,
+}
+
 fn storage_children(
     options: &EngineOptions,
-    store: &Arc<Store>,
+    storage: &StorageGround,
     meta: &Meta,
     shards: &Shards,
     registry: &Registry,
@@ -353,25 +502,29 @@ fn storage_children(
     let gate = Arc::new(ReadGate::new(options.search_threads, options.limits.queued_searches));
     let indexer = Indexer::new(IndexerMetrics::register(registry)?);
     let metrics = ShardMetrics::register(registry)?;
-    let residency = Residency { idle: options.partition_idle, bytes: options.partitions_bytes / shards.addresses().len().max(1) };
-    let meta_arguments = MetaArguments { store: store.clone(), meta: meta.clone() };
+    let residency =
+        Residency { idle: options.partition_idle, bytes: options.partitions_bytes / usize::from(shards.count()).max(1) };
+    let meta_arguments = MetaArguments { ground: storage.ground.clone(), replicas: storage.replicas.clone(), meta: meta.clone() };
+    let beginning = if storage.found_shards { Beginning::Found } else { Beginning::Join };
     let mut children = vec![Child::new("meta", move |above| {
         let arguments = meta_arguments.clone();
         async move { Ok(Actor::spawn_linked(None, MetaActor, arguments, above).await?.0.get_cell()) }
     })];
-    for (number, address) in shards.addresses().iter().enumerate() {
+    for shard in shards.ids() {
+        let lost = |fault: crate::error::ServiceError| StartError::Group(fault.to_string());
         let arguments = ShardArguments {
-            address: address.clone(),
-            shard: ShardId(number as u16),
-            store: store.clone(),
-            group: Arc::new(Mutex::new(None)),
+            address: shards.address(shard).map_err(lost)?.clone(),
+            shard,
+            ground: Ground { beginning, ..storage.ground.clone() },
+            group: shards.group_slot(shard).map_err(lost)?,
+            replicas: storage.replicas.clone(),
             folder: options.data_dir.join("partitions"),
             gate: gate.clone(),
             indexer: indexer.clone(),
             residency,
             metrics: metrics.clone(),
         };
-        children.push(Child::new(format!("shard-{number}"), move |above| {
+        children.push(Child::new(shard.group_name(), move |above| {
             let arguments = arguments.clone();
             async move { Ok(Actor::spawn_linked(None, ShardActor, arguments, above).await?.0.get_cell()) }
         }));
@@ -390,5 +543,12 @@ fn jobs_child(arguments: JobsArguments) -> Child {
     Child::new("jobs", move |above| {
         let arguments = arguments.clone();
         async move { Ok(Actor::spawn_linked(None, JobsActor, arguments, above).await?.0.get_cell()) }
+    })
+}
+
+fn reconciler_child(arguments: ReconcilerArguments) -> Child {
+    Child::new("reconciler", move |above| {
+        let arguments = arguments.clone();
+        async move { Ok(Actor::spawn_linked(None, Reconciler, arguments, above).await?.0.get_cell()) }
     })
 }

@@ -1,9 +1,13 @@
 //! The error that a request can end with.
 
+use parking_lot::Mutex;
+use ragged_raft::ids::NodeId;
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// What kind of trouble it is; the façade turns it into an HTTP status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorKind {
     /// The request itself is wrong (400).
     Invalid,
@@ -25,10 +29,12 @@ pub enum ErrorKind {
     Unavailable,
     /// It is not known whether the write took effect (504): read back, or retry with the same idempotency key.
     UnknownOutcome,
+    /// Another replica leads; nothing was done (503). Nodes ask that one instead, clients do not see this.
+    NotLeader,
 }
 
 /// The error that a request ends with: a kind, a stable code for programs, and a sentence for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ServiceError {
     /// What kind of trouble it is.
     pub kind: ErrorKind,
@@ -38,16 +44,18 @@ pub struct ServiceError {
     pub detail: String,
     /// When it makes sense to try again.
     pub retry_after_ms: Option<u64>,
+    /// With `NotLeader`: the node where the leader is, if that is known.
+    pub leader: Option<NodeId>,
 }
 
 impl ServiceError {
     /// An error of a kind, with its code and detail.
     pub fn new(kind: ErrorKind, code: &'static str, detail: impl Into<String>) -> Self {
         let retry_after_ms = match kind {
-            ErrorKind::TooManyRequests | ErrorKind::Unavailable => Some(1_000),
+            ErrorKind::TooManyRequests | ErrorKind::Unavailable | ErrorKind::NotLeader => Some(1_000),
             _ => None,
         };
-        ServiceError { kind, code, detail: detail.into(), retry_after_ms }
+        ServiceError { kind, code, detail: detail.into(), retry_after_ms, leader: None }
     }
 
     /// The request itself is wrong.
@@ -69,6 +77,41 @@ impl ServiceError {
     pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unavailable, code, detail)
     }
+}
+
+/// Codes of other nodes that are remembered; of one cluster's versions there are far fewer.
+const CODES_MAX: usize = 1_000;
+
+/// An error as another node sent it.
+#[derive(Deserialize)]
+struct ReceivedError {
+    kind: ErrorKind,
+    code: String,
+    detail: String,
+    retry_after_ms: Option<u64>,
+    leader: Option<NodeId>,
+}
+
+impl<'de> Deserialize<'de> for ServiceError {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ReceivedError { kind, code, detail, retry_after_ms, leader } = ReceivedError::deserialize(deserializer)?;
+        Ok(ServiceError { kind, code: kept(code), detail, retry_after_ms, leader })
+    }
+}
+
+/// A code of another node. Each is kept once, for good.
+fn kept(code: String) -> &'static str {
+    static CODES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut codes = CODES.lock();
+    if let Some(known) = codes.get(code.as_str()) {
+        return known;
+    }
+    if codes.len() >= CODES_MAX {
+        return "internal";
+    }
+    let kept: &'static str = code.leak();
+    codes.insert(kept);
+    kept
 }
 
 impl fmt::Display for ServiceError {

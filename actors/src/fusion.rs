@@ -2,6 +2,7 @@
 
 use crate::shard::partition::Candidate;
 use ragged_raft::ids::ShardId;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -9,7 +10,7 @@ use std::collections::hash_map::Entry;
 const FUSION_K: f32 = 60.0;
 
 /// How hits are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     /// By meaning.
     Dense,
@@ -31,7 +32,7 @@ impl Mode {
 }
 
 /// Which hits are wanted, and how they are ranked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Page {
     /// Which rankings count.
     pub mode: Mode,

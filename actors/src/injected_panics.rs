@@ -1,7 +1,8 @@
 //! A panic in every kind of actor: it is started again, and nothing that was acknowledged is lost.
 
+use crate::cluster::reconciler::ReconcilerSettings;
 use crate::embedding::{EmbedderMessage, Urgency};
-use crate::engine::{Engine, EngineOptions, Limits};
+use crate::engine::{ClusterOptions, Engine, EngineOptions, Limits};
 use crate::fusion::Mode;
 use crate::ingest::UploadDocument;
 use crate::ingest::jobs::JobsMessage;
@@ -27,6 +28,12 @@ async fn start(data: &Path, model_dir: PathBuf) -> Engine {
         partitions_bytes: 64 << 20,
         partition_idle: Duration::from_secs(60),
         limits: Limits::default(),
+        cluster: ClusterOptions {
+            listen: ([127, 0, 0, 1], 0).into(),
+            advertise: "127.0.0.1:0".into(),
+            joining: None,
+            settings: ReconcilerSettings { replication: 3, replace_after: Duration::from_secs(300) },
+        },
     };
     Engine::start(options, prometheus::Registry::new()).await.unwrap()
 }
@@ -102,7 +109,7 @@ async fn a_panic_in_every_kind_of_actor_loses_no_acknowledged_write() {
         stored += 1;
         engine.parts.embedding_address().cast(EmbedderMessage::Panic);
         assert_eq!(engine.parts.embedding.embed(DEFAULT_TENANT, Urgency::Query, vec!["again".into()]).await.unwrap().len(), 1);
-        for shard in engine.parts.shards.addresses() {
+        for shard in engine.parts.shards.ids().map(|shard| engine.parts.shards.address(shard).unwrap().clone()) {
             shard.cast(ShardMessage::Panic);
         }
         upload(&own, stored).await;

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps fails, and says where
 
 pub mod address;
+pub mod cluster;
 pub mod embedding;
 pub mod engine;
 pub mod error;
@@ -27,13 +28,17 @@ mod injected_panics;
 #[cfg(test)]
 mod installed_model;
 
-pub use engine::{Engine, EngineOptions, Limits, NotReady, StartError};
+pub use cluster::join::Joining;
+pub use cluster::operator::{Finding, NodeReport, ReplicaReport, ReplicaRole, ShardReport};
+pub use cluster::reconciler::ReconcilerSettings;
+pub use engine::{ClusterOptions, Engine, EngineOptions, Limits, NotReady, StartError};
 pub use error::{ErrorKind, ServiceError};
 pub use filter::{Condition, Filter, Scalar, Test};
 pub use fusion::Mode;
 pub use ingest::{Import, ImportOutcome, ImportRefusal, UploadDocument};
-pub use ragged_raft::ids::RowId;
+pub use ragged_raft::ids::{NodeId, RowId};
 pub use ragged_raft::meta::collection::{Collection, ModelRevision, VectorSettings};
+pub use ragged_raft::meta::node::NodeState;
 pub use ragged_raft::shard::command::Upserted;
 pub use ragged_raft::shard::rows::{DocumentHead, JobRow, JobStage, TextFormat};
 pub use search::{Found, Freshness, Search, SearchOutcome, ShardPlan};

@@ -1,22 +1,32 @@
 //! The actor of the meta group, and what the node asks of it.
 
 use crate::address::{Address, Repeat, Reply};
-use crate::error::ServiceError;
+use crate::cluster::links::{Lane, LinkError, Links};
+use crate::cluster::replicas::Replicas;
+use crate::cluster::wire::{Answer, Call};
+use crate::error::{ErrorKind, ServiceError};
 use crate::shard::actor::propose_error;
 use crate::supervision::StorageFault;
 use parking_lot::RwLock;
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use ragged_raft::Store;
 use ragged_raft::group::Ground;
-use ragged_raft::ids::TenantId;
+use ragged_raft::ids::{NodeId, TenantId};
 use ragged_raft::meta::MetaGroup;
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::meta::command::{KeyRecord, MetaCommand, MetaReply};
+use ragged_raft::meta::node::NodeState;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// How long a change may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(35);
+/// How long a leader is looked for.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the nodes are left alone between two rounds of asking who leads.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// How long this node's replica may take to see what another node has said.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Messages of the meta actor.
 pub enum MetaMessage {
@@ -25,7 +35,7 @@ pub enum MetaMessage {
         /// The change.
         command: Arc<MetaCommand>,
         /// Where the answer goes.
-        reply: Reply<MetaReply>,
+        reply: Reply<(u64, MetaReply)>,
     },
     /// The Raft group has failed.
     GroupFailed(String),
@@ -39,15 +49,17 @@ pub enum MetaMessage {
 pub struct Meta {
     address: Arc<Address<MetaMessage>>,
     group: Arc<RwLock<Option<MetaGroup>>>,
-}
-
-impl Default for Meta {
-    fn default() -> Self {
-        Meta { address: Arc::new(Address::new("meta")), group: Arc::default() }
-    }
+    links: Links,
+    /// When this node's replica last had everything that was acknowledged before. Held by the one that finds out.
+    caught_up: Arc<tokio::sync::Mutex<Option<Instant>>>,
 }
 
 impl Meta {
+    /// The meta group of a node with these links.
+    pub fn new(links: Links) -> Self {
+        Meta { address: Arc::new(Address::new("meta")), group: Arc::default(), links, caught_up: Arc::default() }
+    }
+
     /// Where the actor is reached.
     pub fn address(&self) -> &Arc<Address<MetaMessage>> {
         &self.address
@@ -58,28 +70,140 @@ impl Meta {
         self.group.read().clone().ok_or_else(|| ServiceError::unavailable("restarting", "the meta group is being restarted"))
     }
 
-    /// Replicates a change.
+    /// Replicates a change, wherever the leader is. When it is made, this node's replica has it.
     pub async fn change(&self, command: MetaCommand) -> Result<MetaReply, ServiceError> {
         let command = Arc::new(command);
+        let asked =
+            self.ask_leader(|| Call::ChangeMeta(command.as_ref().clone()), || self.change_answer(command.clone()), false).await?;
+        let Answer::Changed { index, reply } = asked else { return Err(mismatch()) };
+        self.wait_applied(index).await?;
+        Ok(reply)
+    }
+
+    /// Replicates a change; this node must lead.
+    pub async fn change_here(&self, command: Arc<MetaCommand>) -> Result<(u64, MetaReply), ServiceError> {
         self.address.call(CHANGE_TIMEOUT, Repeat::Unsafe, |reply| MetaMessage::Change { command: command.clone(), reply }).await
     }
 
-    /// A collection, by its name.
+    async fn change_answer(&self, command: Arc<MetaCommand>) -> Result<Answer, ServiceError> {
+        self.change_here(command).await.map(|(index, reply)| Answer::Changed { index, reply })
+    }
+
+    /// The index up to which everything that was acknowledged is in the log; this node must lead.
+    pub async fn index_here(&self) -> Result<u64, ServiceError> {
+        self.group()?.group().linearizable().await.map_err(propose_error)
+    }
+
+    async fn index_answer(&self) -> Result<Answer, ServiceError> {
+        self.index_here().await.map(Answer::Index)
+    }
+
+    /// A collection, by its name. That there is none is said only when no node has acknowledged that there is.
     pub async fn find_collection(&self, tenant: TenantId, name: &str) -> Result<Option<Arc<Collection>>, ServiceError> {
+        if let Some(found) = self.group()?.collection(tenant, name)? {
+            return Ok(Some(Arc::new(found)));
+        }
+        self.catch_up().await?;
         Ok(self.group()?.collection(tenant, name)?.map(Arc::new))
     }
 
-    /// A key, by its public id.
-    pub fn key(&self, id: &str) -> Result<Option<KeyRecord>, ServiceError> {
+    /// A key, by its public id. That there is none is said only when no node has acknowledged that there is.
+    pub async fn find_key(&self, id: &str) -> Result<Option<KeyRecord>, ServiceError> {
+        if let Some(found) = self.group()?.key(id)? {
+            return Ok(Some(found));
+        }
+        self.catch_up().await?;
         Ok(self.group()?.key(id)?)
+    }
+
+    /// Waits until this node's replica has everything that was acknowledged before the call. Those who call meanwhile share one question.
+    pub async fn catch_up(&self) -> Result<(), ServiceError> {
+        let called = Instant::now();
+        let mut caught_up = self.caught_up.lock().await;
+        if caught_up.is_some_and(|since| since >= called) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let asked = self.ask_leader(|| Call::MetaIndex, || self.index_answer(), true).await?;
+        let Answer::Index(index) = asked else { return Err(mismatch()) };
+        self.wait_applied(index).await?;
+        *caught_up = Some(began);
+        Ok(())
+    }
+
+    async fn wait_applied(&self, index: u64) -> Result<(), ServiceError> {
+        let waited = self.group()?.group().wait_applied(index, CATCH_UP_TIMEOUT).await;
+        waited.map_err(|fault| ServiceError::unavailable("meta_behind", format!("this node lags behind the cluster: {fault}")))
+    }
+
+    /// Asks the leader, on whatever node it is; `safe` says whether asking twice does no harm.
+    async fn ask_leader<F, Fut>(&self, call: impl Fn() -> Call, here: F, safe: bool) -> Result<Answer, ServiceError>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<Answer, ServiceError>>,
+    {
+        let deadline = Instant::now() + LEADER_TIMEOUT;
+        let own = self.links.hello().node;
+        let mut hint = None;
+        loop {
+            let mut why = "no node was asked".to_owned();
+            for node in self.candidates(hint.take())? {
+                let asked = if node == own {
+                    here().await.map_err(LinkError::Refused)
+                } else {
+                    self.links.call(node, Lane::Calls, &call(), CHANGE_TIMEOUT).await
+                };
+                match asked {
+                    Ok(answer) => return Ok(answer),
+                    Err(LinkError::Refused(fault)) if fault.kind == ErrorKind::NotLeader => {
+                        hint = fault.leader.filter(|leader| *leader != node);
+                        why = fault.detail;
+                        if hint.is_some() {
+                            break;
+                        }
+                    }
+                    Err(LinkError::Refused(fault)) if fault.kind == ErrorKind::Unavailable => why = fault.detail,
+                    Err(LinkError::Refused(fault)) => return Err(fault),
+                    Err(LinkError::Lost { node, why }) if !safe => {
+                        let detail = format!("{node} may have made the change: {why}");
+                        return Err(ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail));
+                    }
+                    Err(fault) => why = fault.to_string(),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(ServiceError::unavailable(
+                    "meta_unavailable",
+                    format!("the meta group has no leader that answers: {why}"),
+                ));
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Nodes to ask, the likeliest leader first.
+    fn candidates(&self, hint: Option<NodeId>) -> Result<Vec<NodeId>, ServiceError> {
+        let group = self.group()?;
+        let first = hint.or_else(|| group.group().standing().leader_node());
+        let mut nodes: Vec<NodeId> = first.into_iter().collect();
+        let rows = group.nodes()?;
+        let others = rows.iter().filter(|row| row.state != NodeState::Removed).map(|row| row.node);
+        for node in others.chain([self.links.hello().node]) {
+            if !nodes.contains(&node) {
+                nodes.push(node);
+            }
+        }
+        Ok(nodes)
     }
 }
 
 /// What the meta actor is started with.
 #[derive(Clone)]
 pub struct MetaArguments {
-    /// The node's store.
-    pub store: Arc<Store>,
+    /// What its replica is started with.
+    pub ground: Ground,
+    /// Told of the replica.
+    pub replicas: Replicas,
     /// Told where the actor is, and given its group.
     pub meta: Meta,
 }
@@ -109,10 +233,11 @@ impl Actor for MetaActor {
         // The group of the actor before this one must have ended: two of one replica could vote twice.
         let before = arguments.meta.group.write().take();
         if let Some(before) = before {
+            arguments.replicas.remove(before.group().replica());
             before.group().shutdown().await;
         }
-        let group =
-            MetaGroup::start(Ground::alone(arguments.store.clone())).await.map_err(|fault| StorageFault(fault.to_string()))?;
+        let group = MetaGroup::start(arguments.ground.clone()).await.map_err(|fault| StorageFault(fault.to_string()))?;
+        arguments.replicas.add(group.group().clone());
         *arguments.meta.group.write() = Some(group.clone());
         let watcher = tokio::spawn({
             let (group, myself) = (group.clone(), myself.clone());
@@ -148,7 +273,12 @@ impl Actor for MetaActor {
 
     async fn post_stop(&self, _myself: ActorRef<MetaMessage>, state: &mut MetaState) -> Result<(), ActorProcessingErr> {
         *state.arguments.meta.group.write() = None;
+        state.arguments.replicas.remove(state.group.group().replica());
         state.group.group().shutdown().await;
         Ok(())
     }
+}
+
+fn mismatch() -> ServiceError {
+    ServiceError::internal("a node answered another question than it was asked")
 }

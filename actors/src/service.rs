@@ -1,18 +1,17 @@
 //! What one authenticated request may do. The tenant is bound here, from the credential, and nowhere else.
 
-use crate::address::Repeat;
+use crate::cluster::services::Services;
 use crate::engine::{Engine, Parts};
 use crate::error::{ErrorKind, ServiceError};
 use crate::filter::Filter;
 use crate::ingest::document::{DOCUMENTS_MAX, UploadDocument, check_dimension, check_id};
 use crate::ingest::import::Import;
-use crate::ingest::jobs::{self, JobsMessage};
+use crate::ingest::jobs;
 use crate::ingest::pipeline::{Idempotency, now_ms, refusal};
 use crate::search::{Search, SearchOutcome};
 use crate::session::{ApiKey, Permit, Principal};
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse, StoredDocument};
 use crate::token::WriteToken;
-use ractor::concurrency::Duration;
 use ragged_raft::ids::{ShardId, TenantId};
 use ragged_raft::meta::collection::{Collection, ModelRevision, VectorSettings};
 use ragged_raft::meta::command::{MetaCommand, MetaReply};
@@ -28,8 +27,6 @@ const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 const DELETE_STEP: usize = 1_000;
 /// Tokens of a chunk, at least and at most.
 const CHUNK_TOKENS: std::ops::RangeInclusive<u32> = 16..=8192;
-/// How long stopping a job may take.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A collection that is to be made.
 #[derive(Debug, Clone)]
@@ -104,7 +101,7 @@ impl Engine {
             )
         };
         let key = ApiKey::parse(bearer).map_err(|_| wrong())?;
-        let record = self.parts.meta.key(key.id())?.filter(|record| key.matches(record)).ok_or_else(wrong)?;
+        let record = self.parts.meta.find_key(key.id()).await?.filter(|record| key.matches(record)).ok_or_else(wrong)?;
         let principal = Principal { tenant: record.tenant, key_id: record.id, role: record.role };
         let permit = self.parts.sessions.admit(&principal).await?;
         Ok(Session { parts: self.parts.clone(), principal, _permit: permit })
@@ -115,6 +112,11 @@ impl Session {
     /// Whom the request acts for.
     pub fn principal(&self) -> &Principal {
         &self.principal
+    }
+
+    /// What the node does among others.
+    pub(crate) fn services(&self) -> &Services {
+        &self.parts.services
     }
 
     fn tenant(&self) -> TenantId {
@@ -130,7 +132,7 @@ impl Session {
     /// Makes a collection.
     pub async fn create_collection(&self, new: CreateCollection) -> Result<Collection, ServiceError> {
         check_name(&new.name)?;
-        let shard_count = self.parts.shards.addresses().len() as u16;
+        let shard_count = self.parts.shards.count();
         let spread = new.spread.unwrap_or(1);
         if spread == 0 || spread > shard_count {
             return Err(ServiceError::invalid(
@@ -264,7 +266,7 @@ impl Session {
             document.id.get_or_insert_with(|| Ulid::new().to_string());
         }
         let id = jobs::submit(&self.parts.shards, &collection, documents, idempotency.as_ref()).await?;
-        self.parts.jobs.cast(JobsMessage::Run { tenant: self.tenant(), id });
+        jobs::start(&self.parts.shards, &self.parts.jobs, self.tenant(), id).await;
         Ok(id)
     }
 
@@ -477,7 +479,7 @@ impl Session {
         job.failed = Vec::new();
         let (tenant, id) = (self.tenant(), job.id);
         let job = jobs::put(&self.parts.shards, tenant, job).await?;
-        self.parts.jobs.cast(JobsMessage::Run { tenant, id });
+        jobs::start(&self.parts.shards, &self.parts.jobs, tenant, id).await;
         Ok(job)
     }
 
@@ -491,8 +493,7 @@ impl Session {
                 format!("job {id} has ended: it is {}", jobs::stage_name(job.stage)),
             ));
         }
-        let running =
-            self.parts.jobs.call(CANCEL_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id: job.id, reply }).await?;
+        let running = jobs::stop(&self.parts.shards, &self.parts.jobs, job.id).await?;
         if !running {
             job.stage = JobStage::Cancelled;
             return jobs::put(&self.parts.shards, self.tenant(), job).await;

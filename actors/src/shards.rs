@@ -1,46 +1,117 @@
-//! All shards, for whoever needs to ask one.
+//! All shards, for whoever needs to ask one: a replica on this node when there is one, and otherwise on another.
 
 use crate::address::{Address, Repeat};
-use crate::error::ServiceError;
+use crate::cluster::links::{Lane, LinkError, Links};
+use crate::cluster::wire::{Answer, Call};
+use crate::error::{ErrorKind, ServiceError};
+use crate::meta::Meta;
 use crate::shard::actor::ShardMessage;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
+use parking_lot::RwLock;
 use ractor::concurrency::Duration;
-use ragged_raft::ids::{ShardId, TenantId};
+use ragged_raft::ids::{NodeId, ReplicaId, ShardId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::command::{ShardCommand, ShardReply};
+use ragged_raft::shard::group::ShardGroup;
+use rand::seq::SliceRandom;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// How long a shard may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(35);
+/// How long a leader, or a replica that answers, is looked for.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the replicas are left alone between two rounds of asking.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// How long beginning or ending a replica may take.
+const HOST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The shards of the cluster, by their number.
 #[derive(Clone)]
 pub struct Shards {
-    addresses: Arc<Vec<Arc<Address<ShardMessage>>>>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    here: Vec<Here>,
+    meta: Meta,
+    links: Links,
+}
+
+/// A shard on this node.
+struct Here {
+    address: Arc<Address<ShardMessage>>,
+    group: Arc<RwLock<Option<ShardGroup>>>,
 }
 
 impl Shards {
-    /// The shards at these addresses, in the order of their numbers.
-    pub fn new(addresses: Vec<Arc<Address<ShardMessage>>>) -> Self {
-        Shards { addresses: Arc::new(addresses) }
+    /// So many shards, of a node with these links.
+    pub fn new(count: u16, meta: Meta, links: Links) -> Self {
+        let here =
+            (0..count).map(|number| Here { address: Arc::new(Address::new(format!("shard {number}"))), group: Arc::default() });
+        Shards { inner: Arc::new(Inner { here: here.collect(), meta, links }) }
     }
 
     /// All shards.
     pub fn ids(&self) -> impl Iterator<Item = ShardId> + use<> {
-        (0..self.addresses.len() as u16).map(ShardId)
+        (0..self.count()).map(ShardId)
     }
 
-    /// Addresses by shard.
-    pub fn addresses(&self) -> &[Arc<Address<ShardMessage>>] {
-        &self.addresses
+    /// Number of shards.
+    pub fn count(&self) -> u16 {
+        self.inner.here.len() as u16
+    }
+
+    /// Where this node's actor of a shard is reached.
+    pub fn address(&self, shard: ShardId) -> Result<&Arc<Address<ShardMessage>>, ServiceError> {
+        Ok(&self.here(shard)?.address)
+    }
+
+    fn here(&self, shard: ShardId) -> Result<&Here, ServiceError> {
+        self.inner.here.get(usize::from(shard.0)).ok_or_else(|| ServiceError::internal(format!("{shard} does not exist")))
+    }
+
+    /// Where the actor of a shard puts its group while it runs.
+    pub fn group_slot(&self, shard: ShardId) -> Result<Arc<RwLock<Option<ShardGroup>>>, ServiceError> {
+        Ok(self.here(shard)?.group.clone())
+    }
+
+    /// This node's replica of a shard, if it has one that runs.
+    pub fn group_here(&self, shard: ShardId) -> Option<ShardGroup> {
+        self.here(shard).ok()?.group.read().clone()
     }
 
     /// The shard that a tenant's item of this key lives in.
     pub fn shard_of(&self, key: &[u8]) -> ShardId {
-        ShardId((xxhash_rust::xxh3::xxh3_64(key) % self.addresses.len() as u64) as u16)
+        ShardId((xxhash_rust::xxh3::xxh3_64(key) % self.inner.here.len() as u64) as u16)
     }
 
-    /// Asks a shard.
+    /// Whether this node's replica leads its shard, as far as it knows.
+    pub fn leads_here(&self, shard: ShardId) -> bool {
+        self.group_here(shard).is_some_and(|group| group.group().leads())
+    }
+
+    /// The node where a shard is led, as far as is known here.
+    pub fn leader_node(&self, shard: ShardId) -> Option<NodeId> {
+        self.group_here(shard)?.group().leader_node()
+    }
+
+    /// The connections to other nodes.
+    pub fn links(&self) -> &Links {
+        &self.inner.links
+    }
+
+    /// Has this node keep a replica of a shard.
+    pub async fn host(&self, shard: ShardId) -> Result<ReplicaId, ServiceError> {
+        self.here(shard)?.address.call(HOST_TIMEOUT, Repeat::Safe, |reply| ShardMessage::Host { reply }).await
+    }
+
+    /// Has this node give up a replica that has left its group.
+    pub async fn unhost(&self, shard: ShardId, replica: ReplicaId) -> Result<(), ServiceError> {
+        self.here(shard)?.address.call(HOST_TIMEOUT, Repeat::Safe, |reply| ShardMessage::Unhost { replica, reply }).await
+    }
+
+    /// Asks a shard, on whatever node it is.
     pub async fn ask(
         &self,
         shard: ShardId,
@@ -48,15 +119,130 @@ impl Shards {
         freshness: ShardFreshness,
         request: ShardRequest,
     ) -> Result<ShardResponse, ServiceError> {
-        let Some(address) = self.addresses.get(shard.0 as usize) else {
-            return Err(ServiceError::internal(format!("{shard} does not exist")));
-        };
-        let repeat = match &request {
+        match (&request, freshness) {
+            (ShardRequest::Propose { .. } | ShardRequest::ReadIndex, _) => self.ask_leader(shard, tenant, &request).await,
+            // What was acknowledged is in the leader's log; any replica that has applied as much can answer.
+            (_, ShardFreshness::Strong) => match self.ask_leader(shard, tenant, &ShardRequest::ReadIndex).await? {
+                ShardResponse::Index(index) => self.read(shard, tenant, ShardFreshness::AtLeast(index), &request).await,
+                other => Err(other.mismatch()),
+            },
+            _ => self.read(shard, tenant, freshness, &request).await,
+        }
+    }
+
+    /// Asks this node's replica.
+    pub async fn ask_here(
+        &self,
+        shard: ShardId,
+        tenant: TenantId,
+        freshness: ShardFreshness,
+        request: &ShardRequest,
+    ) -> Result<ShardResponse, ServiceError> {
+        let repeat = match request {
             ShardRequest::Propose { .. } => Repeat::Unsafe,
             _ => Repeat::Safe,
         };
         let message = |reply| ShardMessage::Ask { tenant, freshness, request: request.clone(), reply };
-        address.call(ASK_TIMEOUT, repeat, message).await
+        self.here(shard)?.address.call(ASK_TIMEOUT, repeat, message).await
+    }
+
+    async fn ask_node(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        tenant: TenantId,
+        freshness: ShardFreshness,
+        request: &ShardRequest,
+    ) -> Result<ShardResponse, LinkError> {
+        if node == self.own() {
+            return self.ask_here(shard, tenant, freshness, request).await.map_err(LinkError::Refused);
+        }
+        let call = Call::Shard { shard, tenant, freshness, request: request.clone() };
+        match self.inner.links.call(node, Lane::Calls, &call, ASK_TIMEOUT).await? {
+            Answer::Shard(response) => Ok(*response),
+            _ => Err(LinkError::Refused(ServiceError::internal("a node answered another question than it was asked"))),
+        }
+    }
+
+    fn own(&self) -> NodeId {
+        self.inner.links.hello().node
+    }
+
+    /// Nodes with a replica of a shard, this one first when it has one, the others in any order.
+    fn hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
+        let own = self.own();
+        let places = self.inner.meta.group()?.places(shard)?.unwrap_or_default();
+        let mut nodes: Vec<NodeId> = places.replicas.iter().map(|(node, _)| *node).filter(|node| *node != own).collect();
+        nodes.shuffle(&mut rand::rng());
+        if self.group_here(shard).is_some() || nodes.is_empty() {
+            nodes.insert(0, own);
+        }
+        Ok(nodes)
+    }
+
+    /// Asks the replica that leads. What no replica can have seen is tried until one leads; what one may have seen has an unknown outcome.
+    async fn ask_leader(&self, shard: ShardId, tenant: TenantId, request: &ShardRequest) -> Result<ShardResponse, ServiceError> {
+        let deadline = Instant::now() + SEARCH_TIMEOUT;
+        let changes = matches!(request, ShardRequest::Propose { .. });
+        let mut hint = self.group_here(shard).and_then(|group| group.group().leader_node());
+        loop {
+            let mut nodes = self.hosts(shard)?;
+            if let Some(leader) = hint.take() {
+                nodes.retain(|node| *node != leader);
+                nodes.insert(0, leader);
+            }
+            let mut why = String::new();
+            for node in nodes {
+                match self.ask_node(node, shard, tenant, ShardFreshness::Eventual, request).await {
+                    Ok(response) => return Ok(response),
+                    Err(LinkError::Refused(fault)) if fault.kind == ErrorKind::NotLeader => {
+                        hint = fault.leader.filter(|leader| *leader != node);
+                        why = fault.detail;
+                        if hint.is_some() {
+                            break;
+                        }
+                    }
+                    Err(LinkError::Refused(fault)) if fault.code == "restarting" || fault.code == "shard_unavailable" => {
+                        why = fault.detail
+                    }
+                    Err(LinkError::Refused(fault)) => return Err(fault),
+                    Err(LinkError::Lost { node, why }) if changes => return Err(unknown_outcome(shard, node, &why)),
+                    Err(fault) => why = fault.to_string(),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(ServiceError::unavailable("shard_unavailable", format!("{shard} has no leader that answers: {why}")));
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Asks one replica after another until one answers.
+    async fn read(
+        &self,
+        shard: ShardId,
+        tenant: TenantId,
+        freshness: ShardFreshness,
+        request: &ShardRequest,
+    ) -> Result<ShardResponse, ServiceError> {
+        let deadline = Instant::now() + SEARCH_TIMEOUT;
+        loop {
+            let mut why = String::new();
+            for node in self.hosts(shard)? {
+                match self.ask_node(node, shard, tenant, freshness, request).await {
+                    Ok(response) => return Ok(response),
+                    Err(LinkError::Refused(fault)) if !may_answer_elsewhere(&fault) => return Err(fault),
+                    Err(fault) => why = fault.to_string(),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(ServiceError::unavailable(
+                    "shard_unavailable",
+                    format!("{shard} has no replica that answers: {why}"),
+                ));
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
     }
 
     /// Writes to a shard; returns the index and what the state machine said.
@@ -75,4 +261,20 @@ impl Shards {
             other => Err(other.mismatch()),
         }
     }
+}
+
+/// Whether the fault is the replica's, so that another one may do better.
+fn may_answer_elsewhere(fault: &ServiceError) -> bool {
+    fault.kind == ErrorKind::NotLeader
+        || matches!(
+            fault.code,
+            "not_hosted" | "restarting" | "timeout" | "token_not_reached" | "shard_unavailable" | "node_unreachable"
+        )
+}
+
+fn unknown_outcome(shard: ShardId, node: NodeId, why: &str) -> ServiceError {
+    let detail = format!(
+        "{node} may have written to {shard} ({why}): it is not known whether the write took effect; read it back or retry with the same idempotency key"
+    );
+    ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail)
 }

@@ -4,6 +4,7 @@
 //! end-to-end tests read them back: a field exists once.
 
 pub mod client;
+pub mod cluster;
 pub mod collection;
 pub mod document;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod search;
 pub mod status;
 
 pub use client::{Client, ClientBuilder, ImportOptions, Key, ListOptions, RetryPolicy, UploadFile, UploadOptions, UploadReply};
+pub use cluster::*;
 pub use collection::*;
 pub use document::*;
 pub use error::ClientError;

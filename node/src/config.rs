@@ -66,8 +66,18 @@ pub struct Http {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
-    /// Address for other nodes; reserved, a node does not open it yet.
+    /// Address for other nodes.
     pub listen: SocketAddr,
+    /// `HOST:PORT` that other nodes reach this one at; empty for that of `listen`.
+    pub advertise: String,
+    /// `HOST:PORT` of a member's cluster port, to join its cluster; empty to found one.
+    pub join: String,
+    /// The token that lets this node join.
+    pub token: String,
+    /// Replicas of each shard, when there are as many nodes.
+    pub replication: usize,
+    /// A node that has been gone for so long is replaced.
+    pub replace_after_ms: u64,
     /// Number of shards; used when the cluster is founded, fixed from then on.
     pub shards: u16,
 }
@@ -207,6 +217,8 @@ impl Config {
         within("http.max_body_bytes", self.http.max_body_bytes, ByteSize(KIB)..=ByteSize(GIB), "1 KiB to 1 GiB")?;
         within("http.max_connections", self.http.max_connections, 1..=1_000_000, "1 to 1000000")?;
         within("cluster.shards", self.cluster.shards, 16..=256, "16 to 256")?;
+        within("cluster.replication", self.cluster.replication, 1..=7, "1 to 7")?;
+        within("cluster.replace_after_ms", self.cluster.replace_after_ms, 1_000..=604_800_000, "1000 to 604800000 (a week)")?;
         within("embedding.threads", self.embedding.threads, 1..=1024, threads)?;
         within("embedding.batch_tokens", self.embedding.batch_tokens, 512..=1 << 20, "512 to 1048576")?;
         within("search.threads", self.search.threads, 1..=1024, threads)?;
@@ -249,7 +261,15 @@ fn defaults(sources: &Sources) -> Result<Config, ConfigError> {
             max_connections: 4096,
             behind_tls_proxy: false,
         },
-        cluster: Cluster { listen: SocketAddr::from(([127, 0, 0, 1], 7401)), shards: 16 },
+        cluster: Cluster {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            advertise: String::new(),
+            join: String::new(),
+            token: String::new(),
+            replication: 3,
+            replace_after_ms: 300_000,
+            shards: 16,
+        },
         log: Log { format: LogFormat::Text, filter: "info".to_string() },
         embedding: Embedding { threads: cores, batch_tokens: 4096 },
         search: Search { threads: cores + cores.div_ceil(2) },

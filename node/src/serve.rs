@@ -4,7 +4,7 @@ use crate::api::{Api, server};
 use crate::config::Config;
 use crate::telemetry;
 use anyhow::Context;
-use ragged_actors::{Engine, EngineOptions, Limits};
+use ragged_actors::{ClusterOptions, Engine, EngineOptions, Joining, Limits, ReconcilerSettings};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -92,6 +92,7 @@ fn engine_options(config: &Config) -> EngineOptions {
         data_dir: config.data_dir.clone(),
         model_dir: config.model_dir.clone(),
         shards: config.cluster.shards,
+        cluster: cluster_options(&config.cluster),
         embedding_threads: config.embedding.threads,
         embedding_batch_tokens: config.embedding.batch_tokens,
         search_threads: config.search.threads,
@@ -102,6 +103,20 @@ fn engine_options(config: &Config) -> EngineOptions {
             in_flight_per_key: config.limits.in_flight_per_key,
             queued_tokens: config.limits.queued_tokens,
             queued_searches: config.limits.queued_searches,
+        },
+    }
+}
+
+fn cluster_options(config: &crate::config::Cluster) -> ClusterOptions {
+    let advertise = if config.advertise.is_empty() { config.listen.to_string() } else { config.advertise.clone() };
+    let joining = (!config.join.is_empty()).then(|| Joining { seed: config.join.clone(), token: config.token.clone() });
+    ClusterOptions {
+        listen: config.listen,
+        advertise,
+        joining,
+        settings: ReconcilerSettings {
+            replication: config.replication,
+            replace_after: Duration::from_millis(config.replace_after_ms),
         },
     }
 }

@@ -40,66 +40,66 @@ impl<'de> Deserialize<'de> for Owned {
 }
 
 /// For `Vec<u8>`.
-pub(crate) mod plain {
+pub mod plain {
     use super::*;
 
     /// Writes the bytes.
-    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(bytes)
     }
 
     /// Reads the bytes.
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         Ok(Owned::deserialize(deserializer)?.0)
     }
 }
 
 /// For `Vec<Vec<u8>>`.
-pub(crate) mod list {
+pub mod list {
     use super::*;
 
     /// Writes the list.
-    pub(crate) fn serialize<S: Serializer>(list: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(list: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(list.iter().map(|bytes| Borrowed(bytes)))
     }
 
     /// Reads the list.
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u8>>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u8>>, D::Error> {
         let list = Vec::<Owned>::deserialize(deserializer)?;
         Ok(list.into_iter().map(|bytes| bytes.0).collect())
     }
 }
 
 /// For `Option<Vec<u8>>`.
-pub(crate) mod option {
+pub mod option {
     use super::*;
 
     /// Writes the bytes, if any.
-    pub(crate) fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
         bytes.as_deref().map(Borrowed).serialize(serializer)
     }
 
     /// Reads the bytes, if any.
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
         let bytes = Option::<Owned>::deserialize(deserializer)?;
         Ok(bytes.map(|bytes| bytes.0))
     }
 }
 
 /// For a list of keys and values.
-pub(crate) mod pairs {
+pub mod pairs {
     use super::*;
 
     /// A key and its value.
-    pub(crate) type Pair = (Vec<u8>, Vec<u8>);
+    pub type Pair = (Vec<u8>, Vec<u8>);
 
     /// Writes the pairs.
-    pub(crate) fn serialize<S: Serializer>(pairs: &[Pair], serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(pairs: &[Pair], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(pairs.iter().map(|(key, value)| (Borrowed(key), Borrowed(value))))
     }
 
     /// Reads the pairs.
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pair>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pair>, D::Error> {
         let pairs = Vec::<(Owned, Owned)>::deserialize(deserializer)?;
         Ok(pairs.into_iter().map(|(key, value)| (key.0, value.0)).collect())
     }

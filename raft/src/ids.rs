@@ -29,6 +29,13 @@ id!(
     /// One of the fixed number of shards.
     ShardId(u16), "shard"
 );
+impl ShardId {
+    /// Name of its group.
+    pub fn group_name(self) -> String {
+        format!("shard-{}", self.0)
+    }
+}
+
 id!(
     /// A tenant. 0 is no tenant: rows that belong to the replica itself are kept under it.
     TenantId(u64), "tenant"

@@ -53,6 +53,14 @@ pub enum RowKind {
     Collection = 14,
     /// How many collections a tenant has.
     CollectionCount = 15,
+    /// A node of the cluster, by its id.
+    Node = 17,
+    /// Where a shard's replicas are, by its number.
+    ShardPlaces = 18,
+    /// A token that lets a node join, by its public id.
+    JoinToken = 19,
+    /// What nodes' certificates are issued with.
+    Authority = 37,
     /// A partition's counters.
     Partition = 20,
     /// A document but its text, by its id.

@@ -5,7 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that cannot go on has failed
 
-mod bytes;
+pub mod bytes;
 pub mod codec;
 pub mod group;
 pub mod ids;

@@ -8,6 +8,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::Precondition;
 use openraft::{ChangeMembers, RaftMetrics};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A group as one of its replicas sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     /// The replica that sees it so.
     pub replica: ReplicaId,
@@ -38,6 +39,11 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Whether everything the leader has in its log is known to be in this replica's too, but for so many entries.
+    pub fn has_caught_up(&self, replica: ReplicaId, lag: u64) -> bool {
+        replica == self.replica || self.matching.get(&replica).is_some_and(|index| index + lag >= self.last_index)
+    }
+
     fn of(metrics: &RaftMetrics<Types>) -> Standing {
         let members = &metrics.membership_config;
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
@@ -87,6 +93,25 @@ impl Group {
     /// The group as this replica sees it.
     pub fn standing(&self) -> Standing {
         Standing::of(&self.raft().metrics().borrow_watched())
+    }
+
+    /// The node where the leader lives, as far as this replica knows.
+    pub fn leader_node(&self) -> Option<NodeId> {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        metrics.membership_config.get_node(&leader).map(|node| NodeId(node.node))
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.raft().metrics().borrow_watched().current_leader == Some(self.replica().0)
+    }
+
+    /// Whether this replica votes: it has had everything once, and is kept up to date.
+    pub fn votes(&self) -> bool {
+        let own = self.replica().0;
+        self.raft().metrics().borrow_watched().membership_config.voter_ids().any(|voter| voter == own)
     }
 
     /// Resolves when the group looks different from `seen`, or has ended.

@@ -279,6 +279,35 @@ impl Store {
         Ok(replica)
     }
 
+    /// Forgets the replica of a group with all its keys, so that the group's next replica on this node has another id. Its group must have been
+    /// shut down, and removed it. Blocks for a sync.
+    pub fn retire_replica(&self, group: &str) -> Result<(), StoreError> {
+        let Some(replica) = self.identity.lock().replicas.get(group).copied() else { return Ok(()) };
+        let space = self.space(replica);
+        // Whoever still applies entries is refused from here on.
+        space.take_over();
+        self.remove_other_space(replica)?;
+        let mut identity = self.identity.lock();
+        let mut changed = identity.clone();
+        changed.replicas.remove(group);
+        changed.spaces.remove(&replica);
+        let mut batch = WriteBatch::default();
+        let rows = space.id().to_be_bytes();
+        batch.delete_range_cf(self.rows(), rows.to_vec(), end_of(&rows));
+        let log = replica.0.to_be_bytes();
+        batch.delete_range_cf(self.log(), log.to_vec(), end_of(&log));
+        self.save_identity(&changed, batch)?;
+        *identity = changed;
+        drop(identity);
+        self.spaces.lock().remove(&replica);
+        Ok(())
+    }
+
+    /// The replica of a group on this node, if there is one.
+    pub fn replica_of(&self, group: &str) -> Option<ReplicaId> {
+        self.identity.lock().replicas.get(group).copied()
+    }
+
     /// Where a replica's rows are; all callers share it.
     pub fn space(&self, replica: ReplicaId) -> Arc<Space> {
         let mut spaces = self.spaces.lock();

@@ -18,6 +18,12 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 pub struct Node {
     child: Child,
     listen: String,
+    /// Address of the port for other nodes.
+    cluster_listen: String,
+    /// Settings that it is started with every time.
+    settings: Vec<(String, String)>,
+    /// The admin key, when it is not in the node's own folder.
+    lent_key: Option<String>,
     folder: Folder,
     http: reqwest::Client,
 }
@@ -111,15 +117,29 @@ impl Node {
     }
 
     async fn launch(folder: Folder, settings: &[(&str, &str)]) -> Result<Node> {
-        let listen = free_address()?;
+        let (listen, cluster_listen) = (free_address()?, free_address()?);
         let path = match &folder {
             Folder::Own(folder) => folder.path().to_owned(),
             Folder::Lent(folder) => folder.clone(),
         };
-        let child = command(&path, &listen).envs(settings.iter().copied()).spawn().context("the binary does not start")?;
+        let child = command(&path, &listen, &cluster_listen)
+            .envs(settings.iter().copied())
+            .spawn()
+            .context("the binary does not start")?;
         let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build()?;
-        let mut node = Node { child, listen, folder, http };
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut node = Node { child, listen, cluster_listen, settings, lent_key: None, folder, http };
         node.wait_until_ready().await?;
+        Ok(node)
+    }
+
+    /// A new node of this one's cluster.
+    pub async fn start_beside(&self, settings: &[(&str, &str)]) -> Result<Node> {
+        let token = self.post("/cluster/tokens", &serde_json::json!({})).await?.expect(201)?;
+        let token = token["token"].as_str().context("a token is text")?;
+        let joining = [("RAGGED_CLUSTER_JOIN", self.cluster_listen.as_str()), ("RAGGED_CLUSTER_TOKEN", token)];
+        let mut node = Node::start_with(&[&joining, settings].concat()).await?;
+        node.lent_key = Some(self.key()?);
         Ok(node)
     }
 
@@ -140,7 +160,8 @@ impl Node {
     pub async fn restart(&mut self) -> Result<Duration> {
         let begun = Instant::now();
         self.listen = free_address()?;
-        self.child = command(self.data_dir(), &self.listen).spawn()?;
+        let mut command = command(self.data_dir(), &self.listen, &self.cluster_listen);
+        self.child = command.envs(self.settings.iter().map(|(name, value)| (name, value))).spawn()?;
         self.wait_until_ready().await?;
         Ok(begun.elapsed())
     }
@@ -204,8 +225,16 @@ impl Node {
         format!("http://{}{path}", self.listen)
     }
 
-    /// The admin key that the node wrote.
+    /// Address of its port for other nodes.
+    pub fn cluster_listen(&self) -> &str {
+        &self.cluster_listen
+    }
+
+    /// The admin key of its cluster.
     pub fn key(&self) -> Result<String> {
+        if let Some(key) = &self.lent_key {
+            return Ok(key.clone());
+        }
         Ok(std::fs::read_to_string(self.data_dir().join("admin.key"))?.trim().to_owned())
     }
 
@@ -259,13 +288,14 @@ pub fn program() -> Command {
     command
 }
 
-fn command(folder: &Path, listen: &str) -> Command {
+fn command(folder: &Path, listen: &str, cluster_listen: &str) -> Command {
     let mut command = program();
     command
         .arg("serve")
         .env("RAGGED_DATA_DIR", folder)
         .env("RAGGED_MODEL_DIR", model_dir())
         .env("RAGGED_HTTP_LISTEN", listen)
+        .env("RAGGED_CLUSTER_LISTEN", cluster_listen)
         .env("RAGGED_LOG_FILTER", std::env::var("RAGGED_TEST_LOG").unwrap_or_else(|_| "warn".into()))
         .stdin(Stdio::null())
         .stdout(Stdio::null());

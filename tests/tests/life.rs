@@ -37,7 +37,8 @@ async fn a_second_node_over_the_same_folder_is_refused_with_one_line() -> Result
         .arg("serve")
         .env("RAGGED_DATA_DIR", node.data_dir())
         .env("RAGGED_MODEL_DIR", ragged_tests::node::model_dir())
-        .env("RAGGED_HTTP_LISTEN", "127.0.0.1:0");
+        .env("RAGGED_HTTP_LISTEN", "127.0.0.1:0")
+        .env("RAGGED_CLUSTER_LISTEN", "127.0.0.1:0");
     let output = tokio::task::spawn_blocking(move || second.output()).await??;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(1) && text.contains("in use by another node"), "{:?}: {text}", output.status);

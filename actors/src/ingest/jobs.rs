@@ -1,6 +1,8 @@
 //! The actor of jobs: uploads that nobody waits for. A job is durable before it is accepted, and whoever starts after a crash goes on with it.
 
-use crate::address::{Address, Reply};
+use crate::address::{Address, Repeat, Reply};
+use crate::cluster::links::Lane;
+use crate::cluster::wire::{Answer, Call};
 use crate::error::{ErrorKind, ServiceError};
 use crate::ingest::document::UploadDocument;
 use crate::ingest::pipeline::{ChunkedDocument, Idempotency, Pipeline, now_ms, refusal};
@@ -28,6 +30,10 @@ const RUNNING_MAX: usize = 2;
 const WAITING_MAX: usize = 10_000;
 /// How long a job that failed on the node, not on its documents, waits until it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How often the node looks for jobs that it should run.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long another node may take to begin or stop a job.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long finished jobs are remembered.
 const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
 /// How often finished jobs are looked through.
@@ -306,6 +312,34 @@ pub async fn put(shards: &Shards, tenant: TenantId, mut job: JobRow) -> Result<J
     Ok(job)
 }
 
+/// Has a job that was made durable run by the node that leads its shard. One that cannot be told finds it by itself.
+pub async fn start(shards: &Shards, here: &Address<JobsMessage>, tenant: TenantId, id: Ulid) {
+    let links = shards.links();
+    match shards.leader_node(shards.shard_of(&id.to_bytes())) {
+        Some(node) if node != links.hello().node => {
+            if let Err(fault) = links.call(node, Lane::Calls, &Call::RunJob { tenant, id }, FORWARD_TIMEOUT).await {
+                tracing::debug!(%node, %fault, "a node was not told of a job");
+            }
+        }
+        _ => here.cast(JobsMessage::Run { tenant, id }),
+    }
+}
+
+/// Stops a job where it runs; whether it does.
+pub async fn stop(shards: &Shards, here: &Address<JobsMessage>, id: Ulid) -> Result<bool, ServiceError> {
+    let links = shards.links();
+    match shards.leader_node(shards.shard_of(&id.to_bytes())) {
+        Some(node) if node != links.hello().node => {
+            match links.call(node, Lane::Calls, &Call::CancelJob(id), FORWARD_TIMEOUT).await {
+                Ok(Answer::Flag(running)) => Ok(running),
+                Ok(_) => Err(ServiceError::internal("a node answered another question than it was asked")),
+                Err(fault) => Err(fault.into_unavailable()),
+            }
+        }
+        _ => here.call(FORWARD_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id, reply }).await,
+    }
+}
+
 /// Refuses a new job when too many wait already.
 pub fn check_room(metrics: &JobsMetrics) -> Result<(), ServiceError> {
     if metrics.active.get() >= WAITING_MAX as i64 {
@@ -332,6 +366,9 @@ impl JobRun {
     /// Runs the job to its end. An error says that the node was at fault: the job is as durable as before.
     async fn run(&self, id: Ulid) -> Result<(), ServiceError> {
         let shards = &self.arguments.shards;
+        if !shards.leads_here(shards.shard_of(&id.to_bytes())) {
+            return Ok(()); // the node that leads the job's shard finds it
+        }
         let job = match read(shards, self.tenant, id).await {
             Ok(job) if !job.stage.is_final() => job,
             Ok(_) => return Ok(()),
@@ -489,19 +526,19 @@ pub fn stage_name(stage: JobStage) -> &'static str {
 }
 
 async fn find_unfinished(arguments: JobsArguments, actor: ActorRef<JobsMessage>) {
-    for shard in arguments.shards.ids() {
+    actor.send_after(LOOK_AGAIN, || JobsMessage::FindUnfinished);
+    // A job is run by the node that leads its shard: when another one takes over, so does it.
+    for shard in arguments.shards.ids().filter(|shard| arguments.shards.leads_here(*shard)) {
         // Not a tenant's request: the node looks through its own work.
         match arguments.shards.ask(shard, TenantId(0), ShardFreshness::Strong, ShardRequest::UnfinishedJobs).await {
             Ok(ShardResponse::Unfinished(jobs)) => {
                 for (tenant, id) in jobs {
-                    tracing::info!(job = %id, "going on with a job");
+                    tracing::debug!(job = %id, "a job is not finished");
                     let _ = actor.send_message(JobsMessage::Run { tenant, id }); // the actor may have ended
                 }
             }
             Ok(_) | Err(_) => {
-                tracing::warn!(%shard, "unfinished jobs of a shard could not be read, trying again");
-                actor.send_after(RETRY_AFTER, || JobsMessage::FindUnfinished);
-                return;
+                tracing::debug!(%shard, "unfinished jobs of a shard could not be read, trying again");
             }
         }
     }

@@ -4,27 +4,29 @@
 //! whole node. A request names a tenant and a collection; that the collection is the tenant's is checked here, whoever asks.
 
 use crate::address::{Address, Reply};
+use crate::cluster::replicas::Replicas;
 use crate::error::{ErrorKind, ServiceError};
 use crate::fusion::{Page, Ranked};
 use crate::shard::indexer::Indexer;
 use crate::shard::partition::{Candidate, Partition, PartitionAnswer, PartitionContext};
 use crate::shard::request::{ChunkContent, ShardFreshness, ShardRequest, ShardResponse, StoredDocument};
 use crate::supervision::StorageFault;
+use parking_lot::RwLock;
 use prometheus::{IntGauge, Registry};
 use ractor::concurrency::{Duration, JoinHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use ragged_raft::group::Ground;
-use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
+use ragged_raft::ProposeError;
+use ragged_raft::group::{Beginning, Ground};
+use ragged_raft::ids::{CollectionId, NodeId, ReplicaId, RowId, ShardId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
 use ragged_raft::shard::reader::ShardReader;
-use ragged_raft::{ProposeError, Store};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::{Mutex, OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore};
 
 /// Bytes of texts and metadata that the hits of one shard may hold; more are refused.
 pub const HITS_BYTES_MAX: usize = 64 << 20;
@@ -50,8 +52,25 @@ pub enum ShardMessage {
     },
     /// Time to look after the partitions.
     Tick,
+    /// Keep a replica, if there is none yet.
+    Host {
+        /// Told the replica.
+        reply: Reply<ReplicaId>,
+    },
+    /// Give up a replica that has left its group.
+    Unhost {
+        /// Which, so that no later one is meant.
+        replica: ReplicaId,
+        /// Told when it is gone.
+        reply: Reply<()>,
+    },
     /// The Raft group has failed.
-    GroupFailed(String),
+    GroupFailed {
+        /// Whose.
+        replica: ReplicaId,
+        /// Why.
+        fault: String,
+    },
     /// A panic on purpose, to test what stands above.
     #[cfg(test)]
     Panic,
@@ -64,10 +83,12 @@ pub struct ShardArguments {
     pub address: Arc<Address<ShardMessage>>,
     /// The shard.
     pub shard: ShardId,
-    /// The node's store.
-    pub store: Arc<Store>,
-    /// The group of the actor before this one, which must have ended before this one's starts.
-    pub group: Arc<Mutex<Option<ShardGroup>>>,
+    /// What its replica is started with.
+    pub ground: Ground,
+    /// The replica that runs, for those who only look at it; held by the actor before this one until this one has ended it.
+    pub group: Arc<RwLock<Option<ShardGroup>>>,
+    /// Told of the replica.
+    pub replicas: Replicas,
     /// Folder of the partitions' checkpoints.
     pub folder: PathBuf,
     /// Gate of all reads on this node.
@@ -156,15 +177,26 @@ pub struct ShardActor;
 /// What a shard actor knows.
 pub struct ShardState {
     arguments: ShardArguments,
-    group: ShardGroup,
+    /// The replica; none when this node keeps none of the shard.
+    running: Option<Running>,
     partitions: HashMap<PartitionId, Slot>,
-    watcher: tokio::task::JoinHandle<()>,
     clock: JoinHandle<()>,
+}
+
+/// A replica that runs.
+struct Running {
+    group: ShardGroup,
+    watcher: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
 }
 
 impl Drop for ShardState {
     fn drop(&mut self) {
-        self.watcher.abort();
         self.clock.abort();
         self.arguments.metrics.partitions.sub(loaded(&self.partitions).count() as i64);
     }
@@ -180,29 +212,38 @@ impl Actor for ShardActor {
         myself: ActorRef<ShardMessage>,
         arguments: ShardArguments,
     ) -> Result<ShardState, ActorProcessingErr> {
-        let group = start_group(&arguments).await?;
-        let watcher = tokio::spawn({
-            let (group, myself) = (group.clone(), myself.clone());
-            async move {
-                let fault = group.failed().await;
-                let _ = myself.send_message(ShardMessage::GroupFailed(fault.to_string())); // the actor may have ended as well
-            }
-        });
+        end_group(&arguments).await; // of the actor before this one: two of one replica at a time could vote twice
+        let keeps = arguments.ground.beginning == Beginning::Found
+            || arguments.ground.store.replica_of(&arguments.shard.group_name()).is_some();
+        let running = if keeps { Some(start_group(&arguments, &myself).await?) } else { None };
         let clock = myself.send_interval(TICK, || ShardMessage::Tick);
         arguments.address.moved_to(myself);
-        Ok(ShardState { arguments, group, partitions: HashMap::new(), watcher, clock })
+        Ok(ShardState { arguments, running, partitions: HashMap::new(), clock })
     }
 
     async fn handle(
         &self,
-        _myself: ActorRef<ShardMessage>,
+        myself: ActorRef<ShardMessage>,
         message: ShardMessage,
         state: &mut ShardState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
+            ShardMessage::Host { reply } => {
+                let hosted = state.host(&myself).await;
+                let _ = reply.send(hosted); // the caller may have gone
+            }
+            ShardMessage::Unhost { replica, reply } => {
+                let given_up = state.unhost(replica).await;
+                let _ = reply.send(given_up); // the caller may have gone
+            }
             ShardMessage::Ask { tenant, freshness, request, reply } => state.serve(tenant, freshness, request, reply),
             ShardMessage::Tick => state.look_after_partitions(),
-            ShardMessage::GroupFailed(fault) => return Err(StorageFault(format!("{}: {fault}", state.arguments.shard)).into()),
+            ShardMessage::GroupFailed { replica, fault } => {
+                let current = state.running.as_ref().is_some_and(|running| running.group.group().replica() == replica);
+                if current {
+                    return Err(StorageFault(format!("{}: {fault}", state.arguments.shard)).into());
+                }
+            }
             #[cfg(test)]
             ShardMessage::Panic => panic!("injected"),
         }
@@ -215,35 +256,89 @@ impl Actor for ShardActor {
     }
 }
 
-/// Ends the group of the actor before this one and starts this one's: two of one replica at a time could vote twice.
-async fn start_group(arguments: &ShardArguments) -> Result<ShardGroup, ActorProcessingErr> {
-    let mut held = arguments.group.lock().await;
-    if let Some(before) = held.take() {
-        before.shutdown().await;
-    }
-    let group = ShardGroup::start(Ground::alone(arguments.store.clone()), arguments.shard)
-        .await
-        .map_err(|fault| StorageFault(fault.to_string()))?;
-    *held = Some(group.clone());
-    Ok(group)
+async fn start_group(arguments: &ShardArguments, myself: &ActorRef<ShardMessage>) -> Result<Running, StorageFault> {
+    let group =
+        ShardGroup::start(arguments.ground.clone(), arguments.shard).await.map_err(|fault| StorageFault(fault.to_string()))?;
+    *arguments.group.write() = Some(group.clone());
+    arguments.replicas.add(group.group().clone());
+    let watcher = tokio::spawn({
+        let (group, myself) = (group.clone(), myself.clone());
+        async move {
+            let fault = group.failed().await;
+            let replica = group.group().replica();
+            let _ = myself.send_message(ShardMessage::GroupFailed { replica, fault }); // the actor may have ended as well
+        }
+    });
+    Ok(Running { group, watcher })
 }
 
 async fn end_group(arguments: &ShardArguments) {
-    if let Some(group) = arguments.group.lock().await.take() {
+    let ended = arguments.group.write().take();
+    if let Some(group) = ended {
+        arguments.replicas.remove(group.group().replica());
         group.shutdown().await;
     }
 }
 
 impl ShardState {
+    /// Keeps a replica of the shard, which waits for the group's leader to add it.
+    async fn host(&mut self, myself: &ActorRef<ShardMessage>) -> Result<ReplicaId, ServiceError> {
+        if self.running.is_none() {
+            let started = start_group(&self.arguments, myself).await;
+            self.running = Some(started.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?);
+        }
+        match &self.running {
+            Some(running) => Ok(running.group.group().replica()),
+            None => Err(self.not_hosted()),
+        }
+    }
+
+    /// Gives up a replica that has left its group, with everything it kept.
+    async fn unhost(&mut self, replica: ReplicaId) -> Result<(), ServiceError> {
+        if self.running.as_ref().is_none_or(|running| running.group.group().replica() != replica) {
+            return Ok(()); // it has been done before
+        }
+        tracing::info!(shard = %self.arguments.shard, %replica, "gives up a replica that has left its group");
+        self.running = None;
+        for id in self.partitions.keys().copied().collect::<Vec<_>>() {
+            self.unload(&id);
+        }
+        end_group(&self.arguments).await;
+        let (store, name) = (self.arguments.ground.store.clone(), self.arguments.shard.group_name());
+        let folder = shard_folder(&self.arguments);
+        let clear = move || {
+            match std::fs::remove_dir_all(&folder) {
+                Err(fault) if fault.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(folder = %folder.display(), %fault, "index files of a replica that was given up are left behind");
+                }
+                _ => {}
+            }
+            store.retire_replica(&name)
+        };
+        let cleared = tokio::task::spawn_blocking(clear).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+        cleared.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))
+    }
+
+    fn not_hosted(&self) -> ServiceError {
+        ServiceError::new(
+            ErrorKind::NotLeader,
+            "not_hosted",
+            format!("{} has no replica on this node that can answer", self.arguments.shard),
+        )
+    }
+
     fn serve(&mut self, tenant: TenantId, freshness: ShardFreshness, request: ShardRequest, reply: Reply<ShardResponse>) {
-        let slot = match self.admit(tenant, &request) {
-            Ok(slot) => slot,
+        // A replica that has not had everything yet does not answer: it would leave out what was acknowledged long ago.
+        let ready = self.running.as_ref().filter(|running| running.group.group().votes()).map(|running| running.group.clone());
+        let admitted = ready.ok_or_else(|| self.not_hosted()).and_then(|group| Ok((group, self.admit(tenant, &request)?)));
+        let (group, slot) = match admitted {
+            Ok(admitted) => admitted,
             Err(refusal) => {
                 let _ = reply.send(Err(refusal)); // the caller may have gone
                 return;
             }
         };
-        let task = Request { tenant, slot, group: self.group.clone(), arguments: self.arguments.clone() };
+        let task = Request { tenant, slot, group, arguments: self.arguments.clone() };
         let span = tracing::Span::current();
         let serve = async move {
             let result = task.run(freshness, request).await;
@@ -285,6 +380,7 @@ impl ShardState {
             ShardRequest::Job { .. }
             | ShardRequest::Jobs { .. }
             | ShardRequest::JobPayload { .. }
+            | ShardRequest::ReadIndex
             | ShardRequest::UnfinishedJobs => return Ok(None),
         };
         let slot = self
@@ -353,13 +449,14 @@ fn tenant_of(command: &ShardCommand) -> TenantId {
     }
 }
 
+/// Folder of all partitions' checkpoints of the shard.
+fn shard_folder(arguments: &ShardArguments) -> PathBuf {
+    arguments.folder.join(format!("shard-{:03}", arguments.shard.0))
+}
+
 /// Folder of one partition's checkpoint.
 fn partition_folder(arguments: &ShardArguments, tenant: TenantId, collection: CollectionId) -> PathBuf {
-    arguments
-        .folder
-        .join(format!("shard-{:03}", arguments.shard.0))
-        .join(format!("tenant-{}", tenant.0))
-        .join(format!("collection-{}", collection.0))
+    shard_folder(arguments).join(format!("tenant-{}", tenant.0)).join(format!("collection-{}", collection.0))
 }
 
 /// A request on its own task.
@@ -377,6 +474,7 @@ impl Request {
         let tenant = self.tenant;
         match request {
             ShardRequest::Propose { command, adds_to } => self.propose(command, adds_to).await,
+            ShardRequest::ReadIndex => self.group.linearizable().await.map(ShardResponse::Index).map_err(propose_error),
             ShardRequest::Search { collection, query, page } => {
                 let (partition, shard) = (self.partition(&collection).await?, self.arguments.shard);
                 let search = move || {
@@ -601,6 +699,10 @@ pub fn propose_error(fault: ProposeError) -> ServiceError {
         ProposeError::UnknownOutcome { .. } => ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail),
         ProposeError::TooLarge { .. } => ServiceError::new(ErrorKind::TooLarge, "write_too_large", detail),
         ProposeError::Overloaded => ServiceError::unavailable("write_overloaded", detail),
+        ProposeError::NotLeader { leader } => ServiceError {
+            leader: leader.map(|node| NodeId(node.node)),
+            ..ServiceError::new(ErrorKind::NotLeader, "shard_unavailable", detail)
+        },
         _ => ServiceError::unavailable("shard_unavailable", detail),
     }
 }

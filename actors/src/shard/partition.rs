@@ -46,6 +46,7 @@ use ragged_raft::shard::changes::{ChangesHandle, PendingChanges};
 use ragged_raft::shard::reader::ShardReader;
 use roaring::RoaringBitmap;
 use search::{Search, allowed_rows};
+use serde::{Deserialize, Serialize};
 use source::RowSource;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,7 +95,7 @@ pub struct PartitionContext {
 }
 
 /// What is looked for.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PartitionQuery {
     /// By meaning: a vector of the collection's length, normalised to length 1.
     pub vector: Option<Vec<f32>>,
@@ -111,7 +112,7 @@ pub struct PartitionQuery {
 }
 
 /// What was found.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PartitionAnswer {
     /// By meaning, best first; of equal scores the lower row. Scores are inner products.
     pub dense: Vec<Candidate>,
@@ -122,7 +123,7 @@ pub struct PartitionAnswer {
 }
 
 /// A row that was found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// The row.
     pub row: RowId,

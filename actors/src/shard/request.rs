@@ -8,11 +8,12 @@ use ragged_raft::ids::{RowId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::command::{ShardCommand, ShardReply};
 use ragged_raft::shard::rows::{ChunkText, DocumentHead, JobRow, PartitionRow, RowOwner};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use ulid::Ulid;
 
 /// How fresh the replica must be before it answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ShardFreshness {
     /// As it is.
     Eventual,
@@ -23,7 +24,7 @@ pub enum ShardFreshness {
 }
 
 /// A request, cheap to clone; the tenant that it acts for comes beside it, from the credential.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ShardRequest {
     /// Writes. Answered by `Applied`.
     Propose {
@@ -32,6 +33,8 @@ pub enum ShardRequest {
         /// The collection whose partition it adds rows to: it is kept loaded, so that its indexes follow.
         adds_to: Option<Arc<Collection>>,
     },
+    /// The index up to which everything that was acknowledged is in the log; only the leader knows. Answered by `Index`.
+    ReadIndex,
     /// Searches a partition. Answered by `Found`.
     Search {
         /// The partition's collection.
@@ -104,7 +107,7 @@ pub enum ShardRequest {
 }
 
 /// The answer to a request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ShardResponse {
     /// A write has been applied.
     Applied {
@@ -113,6 +116,8 @@ pub enum ShardResponse {
         /// What the state machine said.
         reply: ShardReply,
     },
+    /// An index of the shard's log.
+    Index(u64),
     /// What a search found.
     Found {
         /// The rankings.
@@ -133,7 +138,7 @@ pub enum ShardResponse {
     /// Jobs that are not finished, and whose they are.
     Unfinished(Vec<(TenantId, Ulid)>),
     /// What was uploaded for a job, unless it has been forgotten.
-    Payload(Option<Vec<u8>>),
+    Payload(#[serde(with = "ragged_raft::bytes::option")] Option<Vec<u8>>),
 }
 
 impl ShardResponse {
@@ -144,7 +149,7 @@ impl ShardResponse {
 }
 
 /// What a hit shows.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ChunkContent {
     /// Whose chunk it is.
     pub owner: RowOwner,
@@ -157,7 +162,7 @@ pub struct ChunkContent {
 }
 
 /// A document as it is stored.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StoredDocument {
     /// Everything but the text.
     pub head: DocumentHead,

@@ -9,6 +9,7 @@
 
 mod builder;
 mod call;
+mod cluster;
 mod collections;
 mod documents;
 mod import;

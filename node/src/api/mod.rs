@@ -5,6 +5,7 @@
 //! is; `openapi` describes the same. Whatever goes wrong on the way is a [`problem::Problem`].
 
 pub mod body;
+pub mod cluster;
 pub mod collections;
 pub mod dispatch;
 pub mod documents;

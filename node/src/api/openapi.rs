@@ -4,7 +4,7 @@ use crate::api::problem::{CONTENT_TYPE_PROBLEM, Problem};
 use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::upload_form::UploadForm;
-use crate::api::{Call, collections, documents, health, import, jobs, metrics, search};
+use crate::api::{Call, cluster, collections, documents, health, import, jobs, metrics, search};
 use ragged_actors::Session;
 use std::sync::OnceLock;
 use utoipa::openapi::header::HeaderBuilder;
@@ -32,6 +32,7 @@ const BEARER: &str = "key";
         (name = "documents", description = "Upload, import, read and delete documents"),
         (name = "search", description = "Find documents"),
         (name = "jobs", description = "What becomes of uploads"),
+        (name = "cluster", description = "Nodes and shards, and what an operator orders"),
         (name = "operation", description = "Health, metrics and this description"),
     ),
     paths(
@@ -57,6 +58,12 @@ const BEARER: &str = "key";
         jobs::get,
         jobs::retry,
         jobs::cancel,
+        cluster::nodes,
+        cluster::shards,
+        cluster::doctor,
+        cluster::token,
+        cluster::drain,
+        cluster::remove,
     ),
     components(schemas(ragged_client::Problem, ragged_client::NewDocument, UploadForm)),
     security(("key" = [])),

@@ -107,7 +107,7 @@ impl From<ServiceError> for Problem {
             ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorKind::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Unavailable | ErrorKind::NotLeader => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::UnknownOutcome => StatusCode::GATEWAY_TIMEOUT,
         };
         Problem { retry_after_ms: error.retry_after_ms, ..Problem::new(status, error.code, error.detail) }

@@ -6,7 +6,7 @@
 
 use crate::api::problem::Problem;
 use crate::api::query::decode;
-use crate::api::{Api, Call, collections, documents, health, import, jobs, metrics, openapi, search};
+use crate::api::{Api, Call, cluster, collections, documents, health, import, jobs, metrics, openapi, search};
 use futures::future::BoxFuture;
 use ragged_actors::Session;
 use warp::http::Method;
@@ -76,6 +76,12 @@ pub static ROUTES: &[Route] = &[
     keyed(Method::GET, "/api/v1/jobs/{id}", |call, session| Box::pin(jobs::get(call, session))),
     keyed(Method::POST, "/api/v1/jobs/{id}/retry", |call, session| Box::pin(jobs::retry(call, session))),
     keyed(Method::POST, "/api/v1/jobs/{id}/cancel", |call, session| Box::pin(jobs::cancel(call, session))),
+    keyed(Method::GET, "/api/v1/cluster/nodes", |call, session| Box::pin(cluster::nodes(call, session))),
+    keyed(Method::GET, "/api/v1/cluster/shards", |call, session| Box::pin(cluster::shards(call, session))),
+    keyed(Method::GET, "/api/v1/cluster/doctor", |call, session| Box::pin(cluster::doctor(call, session))),
+    keyed(Method::POST, "/api/v1/cluster/tokens", |call, session| Box::pin(cluster::token(call, session))),
+    keyed(Method::POST, "/api/v1/cluster/nodes/{node}/drain", |call, session| Box::pin(cluster::drain(call, session))),
+    keyed(Method::DELETE, "/api/v1/cluster/nodes/{node}", |call, session| Box::pin(cluster::remove(call, session))),
 ];
 
 /// Finds the row of a request, with the decoded parameters of its path.

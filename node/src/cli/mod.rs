@@ -6,6 +6,7 @@
 
 mod add;
 mod bench;
+mod cluster;
 mod collections;
 mod completion;
 mod config;
@@ -78,6 +79,9 @@ enum Command {
     /// List, show, watch, retry and cancel jobs
     #[command(subcommand)]
     Jobs(jobs::Command),
+    /// See and change the cluster: nodes, shards, what is wrong with them
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Measure the quality of searches against judgements
     Eval(eval::Arguments),
     /// Measure the throughput and latency of searches
@@ -128,6 +132,7 @@ async fn talk(command: Command, globals: &Globals, output: &Output) -> Result<Ex
         Command::Collections(command) => collections::run(command, globals, output).await,
         Command::Documents(command) => documents::run(command, globals, output).await,
         Command::Jobs(command) => jobs::run(command, globals, output).await,
+        Command::Cluster(command) => cluster::run(command, globals, output).await,
         Command::Eval(arguments) => eval::run(arguments, globals, output).await,
         Command::Health => health::run(globals, output).await,
         Command::Serve(_) | Command::Config(_) | Command::Completion(_) | Command::Bench(_) => {

@@ -12,7 +12,8 @@ RAGGED_HTTP_LISTEN set the others. The first start writes the administrator's ke
 
 Examples:
   ragged serve
-  ragged serve --data-dir /srv/ragged --listen 127.0.0.1:7500 --log-format json";
+  ragged serve --data-dir /srv/ragged --listen 127.0.0.1:7500 --log-format json
+  ragged serve --join 10.0.0.1:7401 --token rj_...";
 
 /// Arguments of `ragged serve`; `--config` and `--data-dir` are among those of every command.
 #[derive(Args)]
@@ -27,6 +28,18 @@ pub struct Arguments {
     /// Number of shards of a new cluster (cluster.shards)
     #[arg(long, value_name = "N")]
     shards: Option<String>,
+    /// Address of the port for other nodes (cluster.listen)
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    cluster_listen: Option<String>,
+    /// What other nodes dial, when it is not that (cluster.advertise)
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Join the cluster of the node with this cluster port, when the data folder is new (cluster.join)
+    #[arg(long, value_name = "HOST:PORT")]
+    join: Option<String>,
+    /// The token that lets the node join; better given by RAGGED_CLUSTER_TOKEN, since other users can see arguments (cluster.token)
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
     /// Threads of the encoder (embedding.threads)
     #[arg(long, value_name = "N")]
     embedding_threads: Option<String>,
@@ -57,6 +70,10 @@ impl Arguments {
             ("http.listen", self.listen),
             ("model_dir", self.model_dir),
             ("cluster.shards", self.shards),
+            ("cluster.listen", self.cluster_listen),
+            ("cluster.advertise", self.advertise),
+            ("cluster.join", self.join),
+            ("cluster.token", self.token),
             ("embedding.threads", self.embedding_threads),
             ("search.threads", self.search_threads),
             ("log.format", self.log_format),
@@ -93,13 +110,13 @@ mod tests {
     #[test]
     fn every_option_sets_a_key_that_there_is() {
         let line = "serve --listen 127.0.0.1:1 --model-dir /m --shards 32 --embedding-threads 1 --search-threads 2 --log-format json \
-                    --log-filter debug --set limits.queued_searches=7";
+                    --log-filter debug --cluster-listen 127.0.0.1:2 --advertise a:2 --join b:2 --token rj_x --set limits.queued_searches=7";
         let flags = Only::try_parse_from(line.split_whitespace()).ok().unwrap().arguments.into_flags();
-        assert_eq!(flags.len(), 8);
+        assert_eq!(flags.len(), 12);
         for (key, value) in &flags {
             assert!(crate::config::Key::find(key).is_some_and(|key| key.value(value).is_ok()), "{key}");
         }
-        assert_eq!(flags[7], ("limits.queued_searches", "7".to_owned()));
+        assert_eq!(flags[11], ("limits.queued_searches", "7".to_owned()));
         assert!(Only::try_parse_from(["serve", "--set", "no.such.key=1"]).is_err());
     }
 }

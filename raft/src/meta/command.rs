@@ -1,7 +1,8 @@
 //! Commands of the meta group. Appending variants is compatible; changing one is not: add a new one.
 
-use crate::ids::{NodeId, TenantId};
+use crate::ids::{NodeId, ShardId, TenantId};
 use crate::meta::collection::{Collection, VectorSettings};
+use crate::meta::node::{Authority, JoinToken, NodeRow, NodeState, ShardPlaces};
 use serde::{Deserialize, Serialize};
 
 /// What the meta group's log carries.
@@ -63,6 +64,52 @@ pub enum MetaCommand {
         /// The dropped collection.
         collection: crate::ids::CollectionId,
     },
+    /// Makes the cluster able to let nodes join, once: its authority, and the node that founded it.
+    Establish {
+        /// What certificates are issued with.
+        authority: Authority,
+        /// The node that founded the cluster.
+        founder: NodeRow,
+    },
+    /// Adds a token that lets a node join. Tokens that have expired by `at_ms` are forgotten.
+    PutToken {
+        /// The token.
+        token: JoinToken,
+        /// Milliseconds since 1970-01-01 UTC.
+        at_ms: u64,
+    },
+    /// Lets a node join with a token, which is used up. Sent again for the same node, it changes nothing.
+    Admit {
+        /// The token's id.
+        token_id: String,
+        /// SHA-256 of the secret that the node presented.
+        secret_sha256: [u8; 32],
+        /// The node.
+        node: NodeRow,
+        /// Milliseconds since 1970-01-01 UTC.
+        at_ms: u64,
+    },
+    /// A node is reached elsewhere.
+    MoveNode {
+        /// The node.
+        node: NodeId,
+        /// `HOST:PORT`.
+        address: String,
+    },
+    /// Something else is wanted of a node. One that was removed stays so.
+    SetNodeState {
+        /// The node.
+        node: NodeId,
+        /// What is wanted.
+        state: NodeState,
+    },
+    /// A shard's replicas are these.
+    PlaceShard {
+        /// The shard.
+        shard: ShardId,
+        /// Where they are.
+        places: ShardPlaces,
+    },
 }
 
 /// What a command answers.
@@ -78,6 +125,8 @@ pub enum MetaReply {
     NotFound,
     /// A limit would be exceeded; says which.
     LimitExceeded(String),
+    /// It is refused; says why.
+    Refused(String),
 }
 
 /// A key that opens the API; the secret itself is never stored.

@@ -2,11 +2,12 @@
 
 use crate::codec;
 use crate::group::{Ground, Group, ProposeError, StartError};
-use crate::ids::{CollectionId, NodeId, TenantId};
+use crate::ids::{CollectionId, NodeId, ShardId, TenantId};
 use crate::keys::{RowKind, Scope, end_of};
 use crate::meta::collection::Collection;
 use crate::meta::command::{KeyRecord, MetaCommand, MetaReply};
 use crate::meta::machine::{MetaApplication, collection_key};
+use crate::meta::node::{Authority, NodeRow, PlacedShard, ShardPlaces};
 use crate::store::ReadError;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -67,13 +68,13 @@ impl MetaGroup {
             admin_key: founding.admin_key,
             at_ms: founding.at_ms,
         };
-        self.propose(&command).await
+        Ok(self.propose(&command).await?.1)
     }
 
-    /// Replicates a command.
-    pub async fn propose(&self, command: &MetaCommand) -> Result<MetaReply, ProposeError> {
-        let (_, reply) = self.group.propose(codec::encode(command)?).await?;
-        Ok(codec::decode(&reply)?)
+    /// Replicates a command; returns its index and its reply.
+    pub async fn propose(&self, command: &MetaCommand) -> Result<(u64, MetaReply), ProposeError> {
+        let (index, reply) = self.group.propose(codec::encode(command)?).await?;
+        Ok((index, codec::decode(&reply)?))
     }
 
     /// The cluster, once it is founded.
@@ -114,6 +115,39 @@ impl MetaGroup {
     pub fn dropped_collections(&self, limit: usize) -> Result<Vec<Collection>, ReadError> {
         let prefix = Scope::replica(self.space()).key(RowKind::Dropped, b"");
         self.scan(&prefix, &prefix, limit)
+    }
+
+    /// What nodes' certificates are issued with, once the cluster has it.
+    pub fn authority(&self) -> Result<Option<Authority>, ReadError> {
+        self.row(Scope::replica(self.space()).key(RowKind::Authority, b""))
+    }
+
+    /// A node.
+    pub fn node(&self, node: NodeId) -> Result<Option<NodeRow>, ReadError> {
+        self.row(Scope::replica(self.space()).key(RowKind::Node, &node.0.to_be_bytes()))
+    }
+
+    /// All nodes that ever were, in the order of their ids.
+    pub fn nodes(&self) -> Result<Vec<NodeRow>, ReadError> {
+        let prefix = Scope::replica(self.space()).key(RowKind::Node, b"");
+        let rows = self.group.store().scan(&prefix, end_of(&prefix));
+        rows.map(|row| Ok(codec::decode(&row?.1)?)).collect()
+    }
+
+    /// Where a shard's replicas are; none before it has been noted.
+    pub fn places(&self, shard: ShardId) -> Result<Option<ShardPlaces>, ReadError> {
+        self.row(Scope::replica(self.space()).key(RowKind::ShardPlaces, &shard.0.to_be_bytes()))
+    }
+
+    /// Where all shards' replicas are, in the order of the shards.
+    pub fn all_places(&self) -> Result<Vec<PlacedShard>, ReadError> {
+        let prefix = Scope::replica(self.space()).key(RowKind::ShardPlaces, b"");
+        let rows = self.group.store().scan(&prefix, end_of(&prefix));
+        let placed = |(key, value): (Box<[u8]>, Box<[u8]>)| {
+            let number = key[prefix.len()..].try_into().map_err(|_| ReadError::Malformed("a shard's key has another length"))?;
+            Ok((ShardId(u16::from_be_bytes(number)), codec::decode(&value)?))
+        };
+        rows.map(|row| placed(row?)).collect()
     }
 
     fn space(&self) -> u64 {

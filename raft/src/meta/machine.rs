@@ -1,12 +1,13 @@
 //! What meta commands do to the meta group's rows.
 
 use crate::codec;
-use crate::ids::{CollectionId, DEFAULT_TENANT, ShardId, TenantId};
-use crate::keys::{RowKind, Scope};
+use crate::ids::{CollectionId, DEFAULT_TENANT, NodeId, ShardId, TenantId};
+use crate::keys::{RowKind, Scope, end_of};
 use crate::machine::Application;
 use crate::meta::collection::{Collection, VectorSettings};
 use crate::meta::command::{MetaCommand, MetaReply};
 use crate::meta::group::ClusterRow;
+use crate::meta::node::{JoinToken, NodeRow, NodeState};
 use crate::store::{Space, Store, write_error};
 use rocksdb::WriteBatch;
 use serde::Serialize;
@@ -19,6 +20,10 @@ const COLLECTIONS_MAX: u64 = 10_000;
 const VECTORS_MAX: usize = 16;
 /// Bytes of a name or an id at most: they are parts of keys.
 const NAME_BYTES_MAX: usize = 256;
+/// Tokens that may wait for their nodes.
+const TOKENS_MAX: usize = 1_000;
+/// Nodes that are in the cluster at once.
+const NODES_MAX: usize = 100;
 
 /// Applies meta commands.
 pub(crate) struct MetaApplication {
@@ -84,6 +89,33 @@ impl MetaApplication {
                 batch.delete_cf(self.store.rows(), self.global(RowKind::Dropped, &collection.0.to_be_bytes()));
                 Ok(MetaReply::Done)
             }
+            MetaCommand::Establish { authority, founder } => {
+                let key = self.global(RowKind::Authority, b"");
+                if self.store.row::<crate::meta::node::Authority>(&key)?.is_some() {
+                    return Ok(MetaReply::AlreadyExists);
+                }
+                self.put(batch, key, &authority)?;
+                self.put_node(&founder, batch)
+            }
+            MetaCommand::PutToken { token, at_ms } => self.put_token(&token, at_ms, batch),
+            MetaCommand::Admit { token_id, secret_sha256, node, at_ms } => {
+                self.admit(&token_id, &secret_sha256, node, at_ms, batch)
+            }
+            MetaCommand::MoveNode { node, address } => match self.node(node)? {
+                Some(row) => self.put_node(&NodeRow { address, ..row }, batch),
+                None => Ok(MetaReply::NotFound),
+            },
+            MetaCommand::SetNodeState { node, state } => match self.node(node)? {
+                Some(row) if row.state == NodeState::Removed && state != NodeState::Removed => {
+                    Ok(MetaReply::Refused(format!("{node} has been removed; a removed node's identity is not used again")))
+                }
+                Some(row) => self.put_node(&NodeRow { state, ..row }, batch),
+                None => Ok(MetaReply::NotFound),
+            },
+            MetaCommand::PlaceShard { shard, places } => {
+                self.put(batch, self.global(RowKind::ShardPlaces, &shard.0.to_be_bytes()), &places)?;
+                Ok(MetaReply::Done)
+            }
         }
     }
 
@@ -139,6 +171,79 @@ impl MetaApplication {
         self.put(batch, count_key, &count.saturating_sub(1))?;
         self.put(batch, self.global(RowKind::Dropped, &collection.id.0.to_be_bytes()), &collection)?;
         Ok(MetaReply::Collection(collection))
+    }
+
+    fn node(&self, node: NodeId) -> io::Result<Option<NodeRow>> {
+        Ok(self.store.row(&self.global(RowKind::Node, &node.0.to_be_bytes()))?)
+    }
+
+    fn put_node(&self, row: &NodeRow, batch: &mut WriteBatch) -> io::Result<MetaReply> {
+        if row.address.len() > NAME_BYTES_MAX {
+            return Ok(MetaReply::LimitExceeded(format!("an address has at most {NAME_BYTES_MAX} bytes")));
+        }
+        self.put(batch, self.global(RowKind::Node, &row.node.0.to_be_bytes()), row)?;
+        Ok(MetaReply::Done)
+    }
+
+    fn put_token(&self, token: &JoinToken, at_ms: u64, batch: &mut WriteBatch) -> io::Result<MetaReply> {
+        if token.id.len() > NAME_BYTES_MAX {
+            return Ok(MetaReply::LimitExceeded(format!("a token's id has at most {NAME_BYTES_MAX} bytes")));
+        }
+        let prefix = self.global(RowKind::JoinToken, b"");
+        let mut waiting = 0;
+        for row in self.store.scan(&prefix, end_of(&prefix)) {
+            let (key, value) = row.map_err(io::Error::other)?;
+            if codec::decode::<JoinToken>(&value)?.expires_at_ms <= at_ms {
+                batch.delete_cf(self.store.rows(), key);
+            } else {
+                waiting += 1;
+            }
+        }
+        if waiting >= TOKENS_MAX {
+            return Ok(MetaReply::LimitExceeded(format!("{TOKENS_MAX} join tokens wait to be used already")));
+        }
+        self.put(batch, self.global(RowKind::JoinToken, token.id.as_bytes()), token)?;
+        Ok(MetaReply::Done)
+    }
+
+    fn admit(
+        &self,
+        token_id: &str,
+        secret_sha256: &[u8; 32],
+        node: NodeRow,
+        at_ms: u64,
+        batch: &mut WriteBatch,
+    ) -> io::Result<MetaReply> {
+        let refused = |why: &str| Ok(MetaReply::Refused(why.to_owned()));
+        let key = self.global(RowKind::JoinToken, token_id.as_bytes());
+        let token = self.store.row::<JoinToken>(&key)?;
+        let known = self.node(node.node)?;
+        let Some(token) = token else {
+            return refused(
+                "the join token is not known: it was used before, or is another cluster's; make one with `ragged cluster token`",
+            );
+        };
+        // Hashes of 256 random bits: their comparison tells nothing that helps to guess one.
+        if token.secret_sha256 != *secret_sha256 {
+            return refused("the join token is wrong");
+        }
+        if token.expires_at_ms <= at_ms {
+            return refused("the join token has expired; make one with `ragged cluster token`");
+        }
+        if known.is_some() {
+            return refused("a node of this identity is in the cluster already: let a node join with an empty data folder");
+        }
+        let prefix = self.global(RowKind::Node, b"");
+        let mut present = 0;
+        for row in self.store.scan(&prefix, end_of(&prefix)) {
+            let (_, value) = row.map_err(io::Error::other)?;
+            present += usize::from(codec::decode::<NodeRow>(&value)?.state != NodeState::Removed);
+        }
+        if present >= NODES_MAX {
+            return Ok(MetaReply::LimitExceeded(format!("the cluster has {NODES_MAX} nodes, which is its limit")));
+        }
+        batch.delete_cf(self.store.rows(), key);
+        self.put_node(&node, batch)
     }
 
     fn global(&self, kind: RowKind, suffix: &[u8]) -> Vec<u8> {

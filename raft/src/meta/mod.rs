@@ -4,5 +4,6 @@ pub mod collection;
 pub mod command;
 pub mod group;
 mod machine;
+pub mod node;
 
 pub use group::{ClusterRow, Founding, MetaGroup};

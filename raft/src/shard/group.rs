@@ -33,7 +33,7 @@ impl ShardGroup {
         let store = ground.store.clone();
         let application =
             |replica| Arc::new(ShardApplication::new(store.clone(), store.space(replica), changes.clone())) as Arc<_>;
-        let group = Group::start(ground, &format!("shard-{}", shard.0), application).await?;
+        let group = Group::start(ground, &shard.group_name(), application).await?;
         Ok(ShardGroup { group, changes })
     }
 

@@ -1,0 +1,239 @@
+//! Connections to other nodes, made when they are first needed and again when they were lost.
+//!
+//! HTTP/2 over mutual TLS: requests are streams that do not wait for each other, each with a credit of bytes, and pings that are not answered
+//! end a connection. Snapshots go over a connection of their own.
+
+use crate::cluster::identity::NodeIdentity;
+use crate::cluster::tls::{self, TlsError};
+use crate::cluster::wire::{Answer, CALL_PATH, Call, Hello, MESSAGE_BYTES_MAX, Outcome};
+use crate::error::ServiceError;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::Request;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::{Mutex, RwLock};
+use ragged_raft::codec;
+use ragged_raft::ids::NodeId;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// How long connecting may take, all steps together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a failed connection is not tried again, at first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How often a silent connection is pinged, and how long the answer may take.
+pub(super) const PING: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1_500));
+/// Bytes that may be on their way in one stream, and in all of a connection.
+pub(super) const CREDIT_BYTES: (u32, u32) = (1 << 20, 8 << 20);
+/// How long what was sent may stay unacknowledged before the connection is given up.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(2);
+
+/// Which of a node's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// For everything but snapshots.
+    Calls,
+    /// For snapshots.
+    Bulk,
+}
+
+/// Why a node did not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LinkError {
+    /// It has not been asked.
+    #[error("{node} is not reached: {why}")]
+    Unreachable {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        why: String,
+    },
+    /// It may have acted.
+    #[error("{node} did not answer: {why}")]
+    Lost {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        why: String,
+    },
+    /// It refused, or failed.
+    #[error("{0}")]
+    Refused(ServiceError),
+}
+
+impl LinkError {
+    /// As the error of a read, which may be tried elsewhere.
+    pub fn into_unavailable(self) -> ServiceError {
+        match self {
+            LinkError::Refused(fault) => fault,
+            other => ServiceError::unavailable("node_unreachable", other.to_string()),
+        }
+    }
+}
+
+/// Connections to the other nodes.
+#[derive(Clone)]
+pub struct Links {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    hello: Hello,
+    connector: TlsConnector,
+    addresses: RwLock<HashMap<NodeId, String>>,
+    lanes: Mutex<HashMap<(NodeId, Lane), Arc<tokio::sync::Mutex<LaneState>>>>,
+}
+
+#[derive(Default)]
+struct LaneState {
+    sender: Option<SendRequest<Full<Bytes>>>,
+    /// Not tried before this.
+    not_before: Option<Instant>,
+    backoff: Duration,
+    why: String,
+}
+
+impl Links {
+    /// Links of a node that others reach at `address`.
+    pub fn new(identity: &NodeIdentity, address: String) -> Result<Links, TlsError> {
+        let hello = Hello { cluster: identity.cluster, node: identity.node, address, version: env!("CARGO_PKG_VERSION").into() };
+        let connector = TlsConnector::from(Arc::new(tls::client(identity)?));
+        Ok(Links { inner: Arc::new(Inner { hello, connector, addresses: RwLock::default(), lanes: Mutex::default() }) })
+    }
+
+    /// This node, as it presents itself.
+    pub fn hello(&self) -> &Hello {
+        &self.inner.hello
+    }
+
+    /// Notes where a node is reached.
+    pub fn note_address(&self, node: NodeId, address: &str) {
+        if self.address(node).as_deref() != Some(address) {
+            self.inner.addresses.write().insert(node, address.to_owned());
+        }
+    }
+
+    /// Where a node is reached, as far as is known.
+    pub fn address(&self, node: NodeId) -> Option<String> {
+        self.inner.addresses.read().get(&node).cloned()
+    }
+
+    /// Forgets a node that was removed.
+    pub fn forget(&self, node: NodeId) {
+        self.inner.addresses.write().remove(&node);
+        self.inner.lanes.lock().retain(|(known, _), _| *known != node);
+    }
+
+    /// Asks a node.
+    pub async fn call(&self, node: NodeId, lane: Lane, call: &Call, within: Duration) -> Result<Answer, LinkError> {
+        let frame = codec::encode(call).map_err(|fault| LinkError::Unreachable { node, why: fault.to_string() })?;
+        self.send(node, lane, frame, within).await
+    }
+
+    async fn send(&self, node: NodeId, lane: Lane, frame: Vec<u8>, within: Duration) -> Result<Answer, LinkError> {
+        let deadline = tokio::time::Instant::now() + within;
+        let late = |sent: bool| {
+            let why = format!("no answer within {within:?}");
+            if sent { LinkError::Lost { node, why } } else { LinkError::Unreachable { node, why } }
+        };
+        let mut sender = tokio::time::timeout_at(deadline, self.sender(node, lane)).await.map_err(|_| late(false))??;
+        let exchange = async move {
+            let answer = sender.send_request(post(CALL_PATH, frame)).await?;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+                Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await?.to_bytes(),
+            )
+        };
+        let lost = |fault: String| LinkError::Lost { node, why: fault };
+        let body = tokio::time::timeout_at(deadline, exchange)
+            .await
+            .map_err(|_| late(true))?
+            .map_err(|fault| lost(fault.to_string()))?;
+        let outcome: Outcome = codec::decode(&body).map_err(|fault| lost(fault.to_string()))?;
+        outcome.map_err(LinkError::Refused)
+    }
+
+    /// A connection that is up.
+    async fn sender(&self, node: NodeId, lane: Lane) -> Result<SendRequest<Full<Bytes>>, LinkError> {
+        let state = self.inner.lanes.lock().entry((node, lane)).or_default().clone();
+        let mut state = state.lock().await;
+        if let Some(sender) = state.sender.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        state.sender = None;
+        if state.not_before.is_some_and(|until| Instant::now() < until) {
+            return Err(LinkError::Unreachable { node, why: state.why.clone() });
+        }
+        let connected = match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(node)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}")),
+        };
+        match connected {
+            Ok(sender) => {
+                *state = LaneState { sender: Some(sender.clone()), ..LaneState::default() };
+                Ok(sender)
+            }
+            Err(why) => {
+                state.backoff = (state.backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
+                state.not_before = Some(Instant::now() + state.backoff.mul_f64(0.75 + rand::random::<f64>() / 2.0));
+                state.why.clone_from(&why);
+                Err(LinkError::Unreachable { node, why })
+            }
+        }
+    }
+
+    async fn connect(&self, node: NodeId) -> Result<SendRequest<Full<Bytes>>, String> {
+        let address = self.address(node).ok_or("its address is not known")?;
+        let stream = TcpStream::connect(&address).await.map_err(|fault| format!("{address}: {fault}"))?;
+        keep_alive(&stream).map_err(|fault| fault.to_string())?;
+        let name = tls::server_name(node).map_err(|fault| fault.to_string())?;
+        let stream = self.inner.connector.connect(name, stream).await.map_err(|fault| format!("{address}: {fault}"))?;
+        let (mut sender, connection) = Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING.0)
+            .keep_alive_timeout(PING.1)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(CREDIT_BYTES.0)
+            .initial_connection_window_size(CREDIT_BYTES.1)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|fault| format!("{address}: {fault}"))?;
+        tokio::spawn(async move {
+            if let Err(fault) = connection.await {
+                tracing::debug!(%node, %fault, "a connection has ended");
+            }
+        });
+        let hello = codec::encode(&Call::Hello(self.inner.hello.clone())).map_err(|fault| fault.to_string())?;
+        let answer = sender.send_request(post(CALL_PATH, hello)).await.map_err(|fault| format!("{address}: {fault}"))?;
+        let body =
+            Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await.map_err(|fault| fault.to_string())?.to_bytes();
+        match codec::decode::<Outcome>(&body).map_err(|fault| fault.to_string())? {
+            Ok(_) => Ok(sender),
+            Err(refusal) => Err(refusal.to_string()),
+        }
+    }
+}
+
+/// A request with a frame.
+pub(super) fn post(path: &str, frame: Vec<u8>) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(Bytes::from(frame)));
+    *request.method_mut() = hyper::Method::POST;
+    // HTTP/2 wants an authority; who is meant is said by the certificate.
+    *request.uri_mut() = format!("https://ragged.internal{path}").parse().unwrap_or_default();
+    request
+}
+
+/// Has the system notice a peer that is gone without a word.
+pub(super) fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_keepalive(
+        &socket2::TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(1)),
+    )?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! The cluster port: accepts other nodes, whatever else knocks there.
+//!
+//! Until a peer has shown a certificate of the cluster it costs one of a bounded number of places, for a bounded time, and the few kilobytes of a handshake.
+
+use crate::cluster::identity::NodeIdentity;
+use crate::cluster::links::{CREDIT_BYTES, PING, keep_alive};
+use crate::cluster::services::Services;
+use crate::cluster::tls::{self, TlsError};
+use crate::cluster::wire::{CALL_PATH, Call, JOIN_BYTES_MAX, JOIN_PATH, JoinRequest, MESSAGE_BYTES_MAX, Outcome};
+use crate::error::{ErrorKind, ServiceError};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http2::Builder;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use ragged_raft::codec;
+use ragged_raft::ids::NodeId;
+use rustls_pki_types::CertificateDer;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+
+/// Peers at once that have not shown who they are.
+const STRANGERS_MAX: usize = 64;
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node that joins may take, all together.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Calls of one connection at once.
+const CALLS_MAX: u32 = 1_024;
+/// How long accepting pauses when the system refuses, as when it is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts nodes until the returned task is aborted.
+pub fn serve(
+    listener: TcpListener,
+    identity: &NodeIdentity,
+    services: Arc<Services>,
+) -> Result<tokio::task::JoinHandle<()>, TlsError> {
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server(identity)?));
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    Ok(tokio::spawn(async move {
+        loop {
+            let Ok(place) = strangers.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    let (acceptor, services) = (acceptor.clone(), services.clone());
+                    tokio::spawn(async move {
+                        if let Err(why) = accept(stream, acceptor, services, place).await {
+                            tracing::warn!(%from, why, "a connection to the cluster port was refused");
+                        }
+                    });
+                }
+                Err(fault) => {
+                    tracing::warn!(%fault, "the cluster port cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }))
+}
+
+async fn accept(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    services: Arc<Services>,
+    place: OwnedSemaphorePermit,
+) -> Result<(), String> {
+    keep_alive(&stream).map_err(|fault| fault.to_string())?;
+    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+    let stream = shaken.map_err(|_| format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))?.map_err(|fault| fault.to_string())?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|one| one.clone().into_owned());
+    match certificate {
+        Some(certificate) => {
+            let member = Arc::new(Member { services, certificate, node: Mutex::new(None), place: Mutex::new(Some(place)) });
+            let ended = serve_member(stream, member.clone()).await;
+            let node = *member.node.lock();
+            if let Some(node) = node {
+                tracing::debug!(%node, ?ended, "a node's connection has ended");
+                member.services.peer_lost(node);
+            }
+            Ok(())
+        }
+        // Its place is kept: joining is for few at a time.
+        None => tokio::time::timeout(JOIN_TIMEOUT, serve_stranger(stream, services))
+            .await
+            .unwrap_or_else(|_| Err("it did not ask to join in time".into())),
+    }
+}
+
+type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// A peer with a certificate of the cluster.
+struct Member {
+    services: Arc<Services>,
+    certificate: CertificateDer<'static>,
+    /// Who it has said it is, which its certificate confirms.
+    node: Mutex<Option<NodeId>>,
+    place: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+async fn serve_member(stream: TlsStream, member: Arc<Member>) -> Result<(), hyper::Error> {
+    let service = service_fn(move |request| {
+        let member = member.clone();
+        async move { Ok::<_, Infallible>(respond(member.answer(request).await)) }
+    });
+    Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1)
+        .max_concurrent_streams(CALLS_MAX)
+        .initial_stream_window_size(CREDIT_BYTES.0)
+        .initial_connection_window_size(CREDIT_BYTES.1)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+}
+
+impl Member {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Vec<u8>, StatusCode> {
+        let path_ok = request.uri().path() == CALL_PATH;
+        let body = Limited::new(request.into_body(), MESSAGE_BYTES_MAX).collect().await.map_err(|_| StatusCode::BAD_REQUEST)?;
+        let call = codec::decode::<Call>(&body.to_bytes()).map_err(|fault| {
+            tracing::warn!(%fault, "a node sent what cannot be read");
+            StatusCode::BAD_REQUEST
+        })?;
+        if !path_ok {
+            return Err(StatusCode::NOT_FOUND);
+        }
+        let node = *self.node.lock();
+        let outcome: Outcome = match (call, node) {
+            (Call::Hello(hello), None) => self.greet(hello),
+            (Call::Hello(_), Some(_)) | (_, None) => Err(ServiceError::internal("a node greets once, and first")),
+            (call, Some(node)) => self.services.answer(node, call).await,
+        };
+        codec::encode(&outcome).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn greet(&self, hello: crate::cluster::wire::Hello) -> Outcome {
+        if !tls::is_of(&self.certificate, hello.node) {
+            tracing::warn!(node = %hello.node, "a node presented itself with another's certificate");
+            return Err(ServiceError::new(ErrorKind::Forbidden, "wrong_node", "the certificate is another node's"));
+        }
+        let answer = self.services.greet(&hello)?;
+        *self.node.lock() = Some(hello.node);
+        *self.place.lock() = None; // no stranger any more
+        Ok(answer)
+    }
+}
+
+/// Serves a peer without a certificate: one request to join.
+async fn serve_stranger(stream: TlsStream, services: Arc<Services>) -> Result<(), String> {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let services = services.clone();
+        async move {
+            let answer = async {
+                if request.uri().path() != JOIN_PATH {
+                    return Err(StatusCode::FORBIDDEN);
+                }
+                let body =
+                    Limited::new(request.into_body(), JOIN_BYTES_MAX).collect().await.map_err(|_| StatusCode::BAD_REQUEST)?;
+                let request: JoinRequest = codec::decode(&body.to_bytes()).map_err(|_| StatusCode::BAD_REQUEST)?;
+                codec::encode(&services.admit(request).await).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+            };
+            Ok::<_, Infallible>(respond(answer.await))
+        }
+    });
+    Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(1)
+        .max_header_list_size(4 << 10)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .map_err(|fault| fault.to_string())
+}
+
+fn respond(answer: Result<Vec<u8>, StatusCode>) -> Response<Full<Bytes>> {
+    match answer {
+        Ok(frame) => Response::new(Full::new(Bytes::from(frame))),
+        Err(status) => {
+            let mut response = Response::new(Full::new(Bytes::new()));
+            *response.status_mut() = status;
+            response
+        }
+    }
+}

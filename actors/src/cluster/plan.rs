@@ -1,0 +1,322 @@
+//! What should be done next so that every group has the replicas that are wanted: a function of how the cluster stands, and of nothing else. It is
+//! asked again after every step, so a step that failed, or whose planner ended, is planned anew from what is there.
+
+use crate::cluster::overview::{NodeView, Overview};
+use crate::cluster::wire::{GroupName, MemberChange};
+use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
+use ragged_raft::membership::Standing;
+use ragged_raft::meta::node::{NodeState, ShardPlaces};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Voters of the meta group at most; further nodes learn.
+const META_VOTERS_MAX: usize = 5;
+/// Replicas that are being filled at once in the whole cluster.
+const FILLING_MAX: usize = 4;
+/// Entries that a replica may lack when it is made a voter.
+const VOTER_LAG_MAX: u64 = 256;
+/// Entries that a replica may lack when it is to lead.
+const LEADER_LAG_MAX: u64 = 64;
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Have a node keep a replica of a shard, and add that to the group as a learner.
+    Grow {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+    },
+    /// Change a group's members, by its leader.
+    Change {
+        /// The group.
+        group: GroupName,
+        /// What its members become.
+        change: Members,
+    },
+    /// Have a node give up a replica that has left its group.
+    Unhost {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Note where a shard's replicas are.
+    Place {
+        /// The shard.
+        shard: ShardId,
+        /// Where.
+        places: ShardPlaces,
+    },
+}
+
+/// A change of a group's members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Members {
+    /// Adds a replica that learns.
+    Learner(NodeId, ReplicaId),
+    /// Makes these the voters.
+    Voters(BTreeSet<ReplicaId>),
+    /// Removes one that learns.
+    WithoutLearner(ReplicaId),
+    /// Hands the leadership on.
+    Leader(ReplicaId),
+}
+
+impl From<Members> for MemberChange {
+    fn from(members: Members) -> MemberChange {
+        match members {
+            Members::Learner(node, replica) => MemberChange::AddLearner { node, replica },
+            Members::Voters(voters) => MemberChange::SetVoters(voters.into_iter().collect()),
+            Members::WithoutLearner(replica) => MemberChange::RemoveLearner(replica),
+            Members::Leader(replica) => MemberChange::TransferLeader(replica),
+        }
+    }
+}
+
+/// How the cluster stands, to a planner.
+pub struct Situation<'a> {
+    /// What is agreed, and what the nodes say.
+    pub overview: &'a Overview,
+    /// Nodes that have been gone for too long.
+    pub given_up: &'a BTreeSet<NodeId>,
+    /// Replicas that a shard should have.
+    pub replication: usize,
+}
+
+impl Situation<'_> {
+    /// The next steps, in the order of their urgency.
+    pub fn plan(&self) -> Vec<Step> {
+        let mut steps = self.tend_meta();
+        let mut filling = self.learners();
+        for shard in self.shards() {
+            let grows = |step: &Step| matches!(step, Step::Grow { .. });
+            let tended: Vec<Step> = self.tend_shard(shard, filling < FILLING_MAX);
+            filling += tended.iter().filter(|step| grows(step)).count();
+            steps.extend(tended);
+        }
+        if steps.is_empty() {
+            steps.extend(self.even_out_replicas());
+        }
+        if steps.is_empty() {
+            steps.extend(self.even_out_leaders());
+        }
+        steps
+    }
+
+    fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.overview.places.len() as u16).map(ShardId)
+    }
+
+    /// Whether replicas are to be kept on a node.
+    fn keeps(&self, node: NodeId) -> bool {
+        self.overview.node(node).is_some_and(|view| view.row.state == NodeState::Active) && !self.given_up.contains(&node)
+    }
+
+    fn answers(&self, node: NodeId) -> bool {
+        self.overview.node(node).is_some_and(|view| view.status.is_some())
+    }
+
+    fn keepers(&self) -> impl Iterator<Item = &NodeView> {
+        self.overview.nodes.iter().filter(|view| self.keeps(view.row.node))
+    }
+
+    /// The group as its leader sees it.
+    fn standing(&self, group: GroupName) -> Option<&Standing> {
+        Some(&self.overview.leader(group)?.1.standing)
+    }
+
+    /// Replicas that learn, in all shards.
+    fn learners(&self) -> usize {
+        let of =
+            |shard| self.standing(GroupName::Shard(shard)).map_or(0, |standing| standing.nodes.len() - standing.voters.len());
+        self.shards().map(of).sum()
+    }
+
+    fn tend_meta(&self) -> Vec<Step> {
+        let group = GroupName::Meta;
+        let Some(standing) = self.standing(group) else { return Vec::new() };
+        let change = |change| vec![Step::Change { group, change }];
+        let replica_of: BTreeMap<NodeId, ReplicaId> =
+            self.overview.nodes.iter().map(|view| (view.row.node, view.row.meta_replica)).collect();
+        let newcomer = self.overview.nodes.iter().find(|view| !standing.nodes.contains_key(&view.row.meta_replica));
+        if let Some(view) = newcomer {
+            return change(Members::Learner(view.row.node, view.row.meta_replica));
+        }
+        // Those that vote stay, so far as they are to; others follow in the order of their ids.
+        let votes = |replica: &ReplicaId| standing.voters.contains(replica);
+        let fit = |node: NodeId, replica: &ReplicaId| {
+            self.keeps(node) && (votes(replica) || (self.answers(node) && standing.has_caught_up(*replica, VOTER_LAG_MAX)))
+        };
+        let mut wanted: Vec<ReplicaId> =
+            replica_of.iter().filter(|(node, replica)| fit(**node, replica)).map(|(_, replica)| *replica).collect();
+        wanted.sort_by_key(|replica| !votes(replica));
+        wanted.truncate(META_VOTERS_MAX);
+        let wanted: BTreeSet<ReplicaId> = wanted.into_iter().collect();
+        if !wanted.is_empty() && (wanted != standing.voters || standing.is_changing) {
+            if !wanted.contains(&standing.replica)
+                && let Some(next) = wanted.iter().find(|replica| self.may_lead(standing, **replica))
+            {
+                return change(Members::Leader(*next));
+            }
+            return change(Members::Voters(wanted));
+        }
+        let leaver = standing.nodes.iter().find(|(replica, node)| !votes(replica) && replica_of.get(node) != Some(replica));
+        leaver.map(|(replica, _)| change(Members::WithoutLearner(*replica))).unwrap_or_default()
+    }
+
+    fn may_lead(&self, standing: &Standing, replica: ReplicaId) -> bool {
+        standing.voters.contains(&replica)
+            && standing.nodes.get(&replica).is_some_and(|node| self.answers(*node))
+            && standing.has_caught_up(replica, LEADER_LAG_MAX)
+    }
+
+    fn tend_shard(&self, shard: ShardId, may_grow: bool) -> Vec<Step> {
+        let group = GroupName::Shard(shard);
+        let Some(standing) = self.standing(group) else { return Vec::new() };
+        let change = |change| vec![Step::Change { group, change }];
+        let node_of = |replica: &ReplicaId| standing.nodes.get(replica).copied().unwrap_or_default();
+        let kept: BTreeSet<ReplicaId> = standing.voters.iter().copied().filter(|replica| self.keeps(node_of(replica))).collect();
+        if standing.is_changing {
+            // A change that its proposer did not finish. What is kept is among both the old voters and the new ones.
+            let voters = if kept.is_empty() { standing.voters.clone() } else { kept };
+            return change(Members::Voters(voters));
+        }
+        let wanted = self.replication.min(self.keepers().count()).max(1);
+        if let Some((learner, node)) = standing.nodes.iter().find(|(replica, _)| !standing.voters.contains(replica)) {
+            return self.tend_learner(shard, standing, *learner, *node, kept);
+        }
+        let leaving = kept.len() < standing.voters.len();
+        if kept.len() < wanted {
+            let target = self.keepers().map(|view| view.row.node).filter(|node| self.answers(*node));
+            let target = target.filter(|node| !standing.nodes.values().any(|member| member == node));
+            if let Some(node) = target.min_by_key(|node| (self.replicas_on(*node), *node)).filter(|_| may_grow) {
+                return vec![Step::Grow { shard, node }];
+            }
+        } else if leaving || kept.len() > wanted {
+            return change(self.shrink(standing, kept, wanted));
+        }
+        let mut steps = self.give_up_orphans(shard, standing);
+        let mut places = ShardPlaces { replicas: standing.voters.iter().map(|replica| (node_of(replica), *replica)).collect() };
+        places.replicas.sort_unstable();
+        if self.overview.places.get(usize::from(shard.0)) != Some(&places) {
+            steps.push(Step::Place { shard, places });
+        }
+        steps
+    }
+
+    /// A replica that learns is made a voter once it has everything, and given up when its node is not to keep it.
+    fn tend_learner(
+        &self,
+        shard: ShardId,
+        standing: &Standing,
+        learner: ReplicaId,
+        node: NodeId,
+        kept: BTreeSet<ReplicaId>,
+    ) -> Vec<Step> {
+        let group = GroupName::Shard(shard);
+        let there = self.overview.node(node).and_then(|view| view.replica(group));
+        let lost = self.answers(node) && there.is_none_or(|replica| replica.standing.replica != learner);
+        if !self.keeps(node) || lost {
+            return vec![Step::Change { group, change: Members::WithoutLearner(learner) }];
+        }
+        if self.answers(node) && standing.has_caught_up(learner, VOTER_LAG_MAX) {
+            // Together with those that leave: they go in a step of their own, so that a majority is always of replicas that have everything.
+            let voters = standing.voters.iter().copied().chain([learner]).collect::<BTreeSet<_>>();
+            debug_assert!(kept.is_subset(&voters), "nobody leaves who is kept");
+            return vec![Step::Change { group, change: Members::Voters(voters) }];
+        }
+        Vec::new()
+    }
+
+    /// Takes away those that leave, or the one that is too many; the leader hands on first.
+    fn shrink(&self, standing: &Standing, mut kept: BTreeSet<ReplicaId>, wanted: usize) -> Members {
+        let node_of = |replica: &ReplicaId| standing.nodes.get(replica).copied().unwrap_or_default();
+        while kept.len() > wanted {
+            let crowded =
+                kept.iter().max_by_key(|replica| (self.replicas_on(node_of(replica)), **replica != standing.replica, **replica));
+            let Some(crowded) = crowded.copied() else { break };
+            kept.remove(&crowded);
+        }
+        if !kept.contains(&standing.replica)
+            && let Some(next) = kept.iter().find(|replica| self.may_lead(standing, **replica))
+        {
+            return Members::Leader(*next);
+        }
+        Members::Voters(kept)
+    }
+
+    /// Replicas that a node keeps though they are in no group any more.
+    fn give_up_orphans(&self, shard: ShardId, standing: &Standing) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for view in &self.overview.nodes {
+            if let Some(found) = view.replica(GroupName::Shard(shard))
+                && !standing.nodes.contains_key(&found.standing.replica)
+            {
+                steps.push(Step::Unhost { shard, node: view.row.node, replica: found.standing.replica });
+            }
+        }
+        steps
+    }
+
+    /// Voters of shards on a node, as their leaders see it.
+    fn replicas_on(&self, node: NodeId) -> usize {
+        let is_there = |shard: &ShardId| {
+            self.standing(GroupName::Shard(*shard)).is_some_and(|standing| standing.nodes.values().any(|member| *member == node))
+        };
+        self.shards().filter(is_there).count()
+    }
+
+    /// Moves a replica from the node with the most to the one with the least, when they differ by more than one: first it grows there, then it
+    /// is one too many where it was.
+    fn even_out_replicas(&self) -> Option<Step> {
+        let by_load: Vec<(usize, NodeId)> = self
+            .keepers()
+            .filter(|view| view.status.is_some())
+            .map(|view| (self.replicas_on(view.row.node), view.row.node))
+            .collect();
+        let (most, from) = by_load.iter().max()?;
+        let (least, to) = by_load.iter().min()?;
+        if most - least < 2 {
+            return None;
+        }
+        let movable = |shard: &ShardId| {
+            self.standing(GroupName::Shard(*shard)).is_some_and(|standing| {
+                standing.nodes.values().any(|node| node == from) && !standing.nodes.values().any(|node| node == to)
+            })
+        };
+        // One that is not led there moves without a hand-over.
+        let led_there =
+            |shard: &ShardId| self.overview.leader(GroupName::Shard(*shard)).is_some_and(|(leader, _)| leader == *from);
+        let shard = self.shards().filter(movable).min_by_key(|shard| (led_there(shard), *shard))?;
+        Some(Step::Grow { shard, node: *to })
+    }
+
+    /// Hands the leadership of a shard from the node that leads most to one that leads less by more than one.
+    fn even_out_leaders(&self) -> Option<Step> {
+        let leads = |node: NodeId| {
+            let led = |shard: &ShardId| self.overview.leader(GroupName::Shard(*shard)).is_some_and(|(leader, _)| leader == node);
+            self.shards().filter(led).count()
+        };
+        let mut best: Option<(usize, Step)> = None;
+        for shard in self.shards() {
+            let group = GroupName::Shard(shard);
+            let Some((leader, status)) = self.overview.leader(group) else { continue };
+            let standing = &status.standing;
+            // A node that is not to keep replicas leads none, if it can be helped.
+            let here = if self.keeps(leader) { leads(leader) } else { usize::MAX / 2 };
+            let others = standing.nodes.iter().filter(|(replica, node)| {
+                **replica != standing.replica && self.keeps(**node) && self.may_lead(standing, **replica)
+            });
+            if let Some((replica, node)) = others.min_by_key(|(_, node)| leads(**node)) {
+                let gain = here.saturating_sub(leads(*node));
+                if gain > 1 && best.as_ref().is_none_or(|(other, _)| gain > *other) {
+                    best = Some((gain, Step::Change { group, change: Members::Leader(*replica) }));
+                }
+            }
+        }
+        best.map(|(_, step)| step)
+    }
+}

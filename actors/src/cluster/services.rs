@@ -1,0 +1,210 @@
+//! What this node does for others: answers their calls, and lets new ones in.
+
+use crate::address::{Address, Repeat};
+use crate::cluster::authority;
+use crate::cluster::identity::NodeIdentity;
+use crate::cluster::links::Links;
+use crate::cluster::replicas::Replicas;
+use crate::cluster::token::presented;
+use crate::cluster::transport::{Receptions, no_replica};
+use crate::cluster::wire::{
+    Answer, Call, GroupName, Hello, JoinAnswer, JoinRequest, MemberChange, NodeStatus, Outcome, ReplicaStatus,
+};
+use crate::error::{ErrorKind, ServiceError};
+use crate::ingest::jobs::JobsMessage;
+use crate::ingest::pipeline::now_ms;
+use crate::meta::Meta;
+use crate::shards::Shards;
+use ractor::concurrency::Duration;
+use ragged_raft::group::Group;
+use ragged_raft::ids::NodeId;
+use ragged_raft::membership::{ChangeError, Standing};
+use ragged_raft::meta::command::{MetaCommand, MetaReply};
+use ragged_raft::meta::node::{NodeRow, NodeState};
+use ragged_raft::network::Destination;
+use std::sync::Arc;
+
+/// How long stopping a job may take.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What this node does for others.
+pub struct Services {
+    /// Who it is.
+    pub identity: NodeIdentity,
+    /// How it asks others.
+    pub links: Links,
+    /// Its replicas.
+    pub replicas: Replicas,
+    /// Snapshots that it receives.
+    pub receptions: Receptions,
+    /// Its replica of the meta group.
+    pub meta: Meta,
+    /// Its shards' replicas.
+    pub shards: Shards,
+    /// Its jobs.
+    pub jobs: Arc<Address<JobsMessage>>,
+}
+
+impl Services {
+    /// Answers a member's first call.
+    pub fn greet(&self, hello: &Hello) -> Outcome {
+        let refuse = |code, detail: String| {
+            tracing::warn!(node = %hello.node, detail, "a node was refused");
+            Err(ServiceError::new(ErrorKind::Forbidden, code, detail))
+        };
+        if hello.cluster != self.identity.cluster {
+            return refuse("wrong_cluster", format!("this is cluster {}, not {}", self.identity.cluster, hello.cluster));
+        }
+        if hello.node == self.identity.node {
+            return refuse("same_node", format!("{} is this node: two nodes run on copies of one data folder", hello.node));
+        }
+        let row = self.meta.group().ok().and_then(|group| group.node(hello.node).ok().flatten());
+        if row.is_some_and(|row| row.state == NodeState::Removed) {
+            return refuse(
+                "removed_node",
+                format!("{} has been removed from the cluster: let it join anew with an empty data folder", hello.node),
+            );
+        }
+        self.links.note_address(hello.node, &hello.address);
+        Ok(Answer::Done)
+    }
+
+    /// A connection from this node has ended.
+    pub fn peer_lost(&self, node: NodeId) {
+        self.replicas.peer_lost(node);
+    }
+
+    /// Answers a member.
+    pub async fn answer(&self, from: NodeId, call: Call) -> Outcome {
+        match call {
+            Call::Hello(_) => Err(ServiceError::internal("a node greets once, and first")),
+            Call::Raft { replica, frame } => {
+                let group = self.replicas.find(replica).ok_or_else(|| no_replica(replica))?;
+                group.answer(&frame).await.map(Answer::Raft).map_err(|fault| ServiceError::internal(fault.to_string()))
+            }
+            Call::Snapshot(part) => self.receptions.receive(from, part, &self.replicas).await,
+            Call::Shard { shard, tenant, freshness, request } => {
+                self.shards.ask_here(shard, tenant, freshness, &request).await.map(|answer| Answer::Shard(Box::new(answer)))
+            }
+            Call::ChangeMeta(command) => {
+                self.meta.change_here(Arc::new(command)).await.map(|(index, reply)| Answer::Changed { index, reply })
+            }
+            Call::MetaIndex => self.meta.index_here().await.map(Answer::Index),
+            Call::Status => Ok(Answer::Status(self.status())),
+            Call::Host(shard) => self.shards.host(shard).await.map(Answer::Hosted),
+            Call::Unhost { shard, replica } => self.shards.unhost(shard, replica).await.map(|()| Answer::Done),
+            Call::ChangeMembers { group, seen, change } => {
+                self.change_members(group, &seen, &change).await.map(|()| Answer::Done)
+            }
+            Call::StateHash(shard) => {
+                let absent = || ServiceError::unavailable("not_hosted", format!("{shard} has no replica on this node"));
+                let group = self.shards.group_here(shard).ok_or_else(absent)?;
+                let (index, hash) = group.group().state_hash().await?;
+                Ok(Answer::Hash { index, hash })
+            }
+            Call::RunJob { tenant, id } => {
+                self.jobs.cast(JobsMessage::Run { tenant, id });
+                Ok(Answer::Done)
+            }
+            Call::CancelJob(id) => {
+                let cancel = self.jobs.call(CANCEL_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id, reply });
+                cancel.await.map(Answer::Flag)
+            }
+        }
+    }
+
+    /// How this node stands.
+    pub fn status(&self) -> NodeStatus {
+        let of = |group: GroupName, running: &Group| ReplicaStatus {
+            group,
+            standing: running.standing(),
+            applied_index: running.applied_index(),
+        };
+        let mut replicas: Vec<ReplicaStatus> = self.meta.group().iter().map(|meta| of(GroupName::Meta, meta.group())).collect();
+        for shard in self.shards.ids() {
+            replicas.extend(self.shards.group_here(shard).iter().map(|running| of(GroupName::Shard(shard), running.group())));
+        }
+        NodeStatus { node: self.identity.node, version: env!("CARGO_PKG_VERSION").into(), replicas }
+    }
+
+    /// Changes a group's members; its leader must be here.
+    pub async fn change_members(&self, name: GroupName, seen: &Standing, change: &MemberChange) -> Result<(), ServiceError> {
+        let absent = || ServiceError::unavailable("not_hosted", format!("{name} has no replica on this node"));
+        let group = match name {
+            GroupName::Meta => self.meta.group()?.group().clone(),
+            GroupName::Shard(shard) => self.shards.group_here(shard).ok_or_else(absent)?.group().clone(),
+        };
+        let changed = match change {
+            MemberChange::AddLearner { node, replica } => {
+                group.add_learner(seen, Destination { node: *node, replica: *replica }).await
+            }
+            MemberChange::SetVoters(voters) => group.set_voters(seen, &voters.iter().copied().collect()).await,
+            MemberChange::RemoveLearner(replica) => group.remove_learner(seen, *replica).await,
+            MemberChange::TransferLeader(to) => {
+                return group.transfer_leader(*to).await.map_err(crate::shard::actor::propose_error);
+            }
+        };
+        changed.map_err(|fault| match fault {
+            ChangeError::UnknownOutcome(_) => ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", fault.to_string()),
+            other => ServiceError::unavailable("members_unchanged", other.to_string()),
+        })
+    }
+
+    /// Lets a node join that has a token.
+    pub async fn admit(&self, request: JoinRequest) -> Result<JoinAnswer, ServiceError> {
+        let own = env!("CARGO_PKG_VERSION");
+        if request.version != own {
+            let detail = format!(
+                "the node is version {}, the cluster {own}: install the same version, then upgrade node by node",
+                request.version
+            );
+            return Err(refused(&request, detail));
+        }
+        if request.address.is_empty() || request.address.len() > 255 {
+            return Err(refused(&request, "the address has 1 to 255 bytes".into()));
+        }
+        let authority = self.meta.group()?.authority()?;
+        let authority = authority
+            .ok_or_else(|| ServiceError::unavailable("no_authority", "the cluster cannot let nodes join yet, try again"))?;
+        let node = NodeRow {
+            node: request.node,
+            address: request.address.clone(),
+            meta_replica: request.meta_replica,
+            state: NodeState::Active,
+            joined_at_ms: now_ms(),
+        };
+        let certify = {
+            let (authority, node, request) = (authority.clone(), request.node, request.key_request.clone());
+            move || authority::issue(&authority, node, &request)
+        };
+        // Before the token is used up: a request that cannot be certified costs nobody a token.
+        let certified = tokio::task::spawn_blocking(certify).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+        let certificate_pem = match certified {
+            Ok(certificate) => certificate,
+            Err(fault) => return Err(refused(&request, fault.to_string())),
+        };
+        let admit = MetaCommand::Admit {
+            token_id: request.token_id.clone(),
+            secret_sha256: presented(&request.secret_sha256),
+            node,
+            at_ms: now_ms(),
+        };
+        match self.meta.change(admit).await? {
+            MetaReply::Done => {}
+            MetaReply::Refused(why) | MetaReply::LimitExceeded(why) => return Err(refused(&request, why)),
+            other => return Err(ServiceError::internal(format!("the meta group answered {other:?}"))),
+        }
+        tracing::info!(node = %request.node, address = request.address, "a node has joined the cluster");
+        Ok(JoinAnswer {
+            cluster: self.identity.cluster,
+            shard_count: self.identity.shard_count,
+            authority_pem: authority.certificate_pem,
+            certificate_pem,
+        })
+    }
+}
+
+fn refused(request: &JoinRequest, why: String) -> ServiceError {
+    tracing::warn!(node = %request.node, why, "a node may not join");
+    ServiceError::new(ErrorKind::Forbidden, "join_refused", why)
+}
