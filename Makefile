@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint fmt docs-check bench eval clean
+.PHONY: help setup run cluster test lint fmt docs-check bench eval clean
 
 help: ## show this list
 	@echo "ragged: make COMMAND"
@@ -16,6 +16,9 @@ setup: ## install missing system packages, check the Rust toolchain, fetch the d
 
 run: setup ## build, start a node on 127.0.0.1:7400, index the demo corpus, show three searches, serve until Ctrl-C
 	@scripts/run-demo
+
+cluster: setup ## the same with three nodes as a cluster, on 127.0.0.1:7420, 7430 and 7440
+	@scripts/run-cluster
 
 test: setup ## build and run every test
 	@scripts/run-tests

@@ -184,7 +184,7 @@ impl Shards {
     async fn ask_leader(&self, shard: ShardId, tenant: TenantId, request: &ShardRequest) -> Result<ShardResponse, ServiceError> {
         let deadline = Instant::now() + SEARCH_TIMEOUT;
         let changes = matches!(request, ShardRequest::Propose { .. });
-        let mut hint = self.group_here(shard).and_then(|group| group.group().leader_node());
+        let mut hint = self.leader_node(shard);
         loop {
             let mut nodes = self.hosts(shard)?;
             if let Some(leader) = hint.take() {
@@ -226,6 +226,13 @@ impl Shards {
         request: &ShardRequest,
     ) -> Result<ShardResponse, ServiceError> {
         let deadline = Instant::now() + SEARCH_TIMEOUT;
+        // The usual case, without looking up where the others are.
+        if self.group_here(shard).is_some() {
+            match self.ask_here(shard, tenant, freshness, request).await {
+                Err(fault) if may_answer_elsewhere(&fault) => {}
+                answered => return answered,
+            }
+        }
         loop {
             let mut why = String::new();
             for node in self.hosts(shard)? {

@@ -81,11 +81,14 @@ pub struct Links {
     inner: Arc<Inner>,
 }
 
+/// A connection; held by whoever makes it.
+type SharedLane = Arc<tokio::sync::Mutex<LaneState>>;
+
 struct Inner {
     hello: Hello,
     connector: TlsConnector,
     addresses: RwLock<HashMap<NodeId, String>>,
-    lanes: Mutex<HashMap<(NodeId, Lane), Arc<tokio::sync::Mutex<LaneState>>>>,
+    lanes: Mutex<HashMap<(NodeId, Lane), SharedLane>>,
 }
 
 #[derive(Default)]

@@ -99,10 +99,13 @@ async fn send_file(links: &Links, to: Destination, offer: Vec<u8>, file: PathBuf
     }
 }
 
+/// A snapshot; held while a part of it is written.
+type SharedReception = Arc<tokio::sync::Mutex<Reception>>;
+
 /// Snapshots that are being received.
 #[derive(Default)]
 pub struct Receptions {
-    under_way: Mutex<HashMap<(NodeId, u64), Arc<tokio::sync::Mutex<Reception>>>>,
+    under_way: Mutex<HashMap<(NodeId, u64), SharedReception>>,
 }
 
 struct Reception {
@@ -138,12 +141,7 @@ impl Receptions {
         installed.map(Answer::Raft).map_err(|fault| ServiceError::internal(fault.to_string()))
     }
 
-    fn find(
-        &self,
-        from: NodeId,
-        part: &SnapshotPart,
-        folder: impl FnOnce() -> PathBuf,
-    ) -> Result<Arc<tokio::sync::Mutex<Reception>>, ServiceError> {
+    fn find(&self, from: NodeId, part: &SnapshotPart, folder: impl FnOnce() -> PathBuf) -> Result<SharedReception, ServiceError> {
         let mut under_way = self.under_way.lock();
         under_way.retain(|_, reception| match reception.try_lock() {
             Ok(reception) if reception.touched.elapsed() > RECEPTION_KEPT => {

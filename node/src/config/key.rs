@@ -117,14 +117,14 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "cluster.join",
         kind: Kind::Text,
-        default: "none",
+        default: "no address",
         unit: "host:port",
         meaning: "A member's cluster port: the first start joins its cluster instead of founding one. Without effect from then on.",
     },
     Key {
         path: "cluster.token",
         kind: Kind::Text,
-        default: "none",
+        default: "no token",
         unit: "",
         meaning: "The token that lets the node join, once; `ragged cluster token` makes it.",
     },

@@ -29,7 +29,7 @@ fn create(tenant: TenantId, name: &str, spread: u16) -> MetaCommand {
 }
 
 async fn created(meta: &MetaGroup, tenant: TenantId, name: &str, spread: u16) -> Collection {
-    match meta.propose(&create(tenant, name, spread)).await.unwrap() {
+    match meta.propose(&create(tenant, name, spread)).await.unwrap().1 {
         MetaReply::Collection(collection) => collection,
         other => panic!("{other:?}"),
     }
@@ -41,7 +41,7 @@ async fn a_cluster_is_founded_once_and_keeps_its_collections() {
     let store = open(folder.path());
     let meta = MetaGroup::start(Ground::alone(store.clone())).await.unwrap();
     assert_eq!(meta.cluster().unwrap(), None);
-    assert_eq!(meta.propose(&create(TENANT, "early", 1)).await.unwrap(), MetaReply::NotFound);
+    assert_eq!(meta.propose(&create(TENANT, "early", 1)).await.unwrap().1, MetaReply::NotFound);
     assert_eq!(meta.found(founding()).await.unwrap(), MetaReply::Done);
     let cluster = meta.cluster().unwrap().unwrap();
     assert_eq!(meta.found(founding()).await.unwrap(), MetaReply::AlreadyExists);
@@ -54,19 +54,19 @@ async fn a_cluster_is_founded_once_and_keeps_its_collections() {
     assert_eq!((a.id, b.id, other.id), (CollectionId(1), CollectionId(2), CollectionId(3)));
     assert_eq!(b.shards, [0, 1, 2, 3].map(ShardId));
     assert_eq!(a.shards.len(), 2);
-    assert_eq!(meta.propose(&create(TENANT, "a", 1)).await.unwrap(), MetaReply::AlreadyExists);
+    assert_eq!(meta.propose(&create(TENANT, "a", 1)).await.unwrap().1, MetaReply::AlreadyExists);
     for spread in [0, 5] {
-        assert!(matches!(meta.propose(&create(TENANT, "c", spread)).await.unwrap(), MetaReply::LimitExceeded(_)));
+        assert!(matches!(meta.propose(&create(TENANT, "c", spread)).await.unwrap().1, MetaReply::LimitExceeded(_)));
     }
-    assert!(matches!(meta.propose(&create(TENANT, &"x".repeat(300), 1)).await.unwrap(), MetaReply::LimitExceeded(_)));
+    assert!(matches!(meta.propose(&create(TENANT, &"x".repeat(300), 1)).await.unwrap().1, MetaReply::LimitExceeded(_)));
     assert_eq!(meta.collection(TenantId(2), "a").unwrap(), Some(other.clone()));
     assert_eq!(meta.collection_by_id(other.id).unwrap(), Some(other));
     assert_eq!(meta.collections(TENANT, None, 10).unwrap(), [a.clone(), b.clone()]);
     assert_eq!(meta.collections(TENANT, Some("a"), 10).unwrap(), std::slice::from_ref(&b));
 
     let deletion = MetaCommand::DeleteCollection { tenant: TENANT, name: "a".into() };
-    assert_eq!(meta.propose(&deletion).await.unwrap(), MetaReply::Collection(a.clone()));
-    assert_eq!(meta.propose(&deletion).await.unwrap(), MetaReply::NotFound);
+    assert_eq!(meta.propose(&deletion).await.unwrap().1, MetaReply::Collection(a.clone()));
+    assert_eq!(meta.propose(&deletion).await.unwrap().1, MetaReply::NotFound);
     assert_eq!(meta.collection_by_id(a.id).unwrap(), None);
     assert_eq!(meta.dropped_collections(10).unwrap(), std::slice::from_ref(&a));
     assert_eq!(created(&meta, TENANT, "a", 1).await.id, CollectionId(4), "ids are never given twice");
@@ -94,9 +94,9 @@ async fn a_tenant_has_a_limit_of_collections_and_another_tenant_its_own() {
     for part in names.chunks(500) {
         let commands: Vec<MetaCommand> = part.iter().map(|name| create(TENANT, name, 1)).collect();
         let replies = futures::future::join_all(commands.iter().map(|command| meta.propose(command))).await;
-        assert!(replies.iter().all(|reply| matches!(reply, Ok(MetaReply::Collection(_)))));
+        assert!(replies.iter().all(|reply| matches!(reply, Ok((_, MetaReply::Collection(_))))));
     }
-    assert!(matches!(meta.propose(&create(TENANT, "more", 1)).await.unwrap(), MetaReply::LimitExceeded(_)));
+    assert!(matches!(meta.propose(&create(TENANT, "more", 1)).await.unwrap().1, MetaReply::LimitExceeded(_)));
     created(&meta, TenantId(2), "more", 1).await;
     meta.propose(&MetaCommand::DeleteCollection { tenant: TENANT, name: "c5".into() }).await.unwrap();
     created(&meta, TENANT, "more", 1).await;
