@@ -41,6 +41,7 @@ use ragged_raft::meta::{Founding, MetaGroup};
 use ragged_raft::{Store, StoreOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
 
@@ -318,6 +319,11 @@ impl Engine {
             check(up, shard.to_string());
         }
         check(self.parts.embedding.is_running(), "embedding".into());
+        // A node that has just joined knows no key and no collection yet.
+        let knows_cluster = self.parts.meta.group().is_ok_and(|group| matches!(group.cluster(), Ok(Some(_))));
+        if !knows_cluster {
+            waiting.push(NotReady { part: "meta".into(), reason: "waits for what the cluster has agreed on".into() });
+        }
         waiting
     }
 
@@ -505,7 +511,6 @@ fn storage_children(
     let residency =
         Residency { idle: options.partition_idle, bytes: options.partitions_bytes / usize::from(shards.count()).max(1) };
     let meta_arguments = MetaArguments { ground: storage.ground.clone(), replicas: storage.replicas.clone(), meta: meta.clone() };
-    let beginning = if storage.found_shards { Beginning::Found } else { Beginning::Join };
     let mut children = vec![Child::new("meta", move |above| {
         let arguments = meta_arguments.clone();
         async move { Ok(Actor::spawn_linked(None, MetaActor, arguments, above).await?.0.get_cell()) }
@@ -515,7 +520,8 @@ fn storage_children(
         let arguments = ShardArguments {
             address: shards.address(shard).map_err(lost)?.clone(),
             shard,
-            ground: Ground { beginning, ..storage.ground.clone() },
+            ground: storage.ground.clone(),
+            founds: Arc::new(AtomicBool::new(storage.found_shards)),
             group: shards.group_slot(shard).map_err(lost)?,
             replicas: storage.replicas.clone(),
             folder: options.data_dir.join("partitions"),

@@ -22,6 +22,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long entries may take to be on a peer's disk.
+const ENTRIES_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Whom a message is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Destination {
@@ -133,10 +136,14 @@ pub struct Peer {
 
 impl Peer {
     async fn ask(&self, request: Request, option: &RPCOption) -> Result<Response, RPCError<Types>> {
+        // Entries may be many megabytes, and are on disk when they are answered; openraft gives them the time of a heartbeat, and sends them again and
+        // again on a machine that is slower than that.
+        let carries_entries = matches!(&request, Request::Append(append) if !append.entries.is_empty());
+        let limit = if carries_entries { ENTRIES_TIMEOUT.max(option.hard_ttl()) } else { option.hard_ttl() };
+        let within = if carries_entries { limit } else { option.soft_ttl() };
         let frame = codec::encode(&request).map_err(unreachable)?;
-        let within = option.soft_ttl();
         // The transport keeps the time itself; a transport that does not must not stop replication.
-        let answer = tokio::time::timeout(option.hard_ttl(), self.transport.ask(self.destination, frame, within)).await;
+        let answer = tokio::time::timeout(limit, self.transport.ask(self.destination, frame, within)).await;
         let answer = answer.map_err(unreachable)?.map_err(unreachable)?;
         match codec::decode(&answer).map_err(unreachable)? {
             Response::Failed(why) => Err(unreachable(PeerError { destination: self.destination, why })),

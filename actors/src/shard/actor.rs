@@ -25,6 +25,7 @@ use ragged_raft::shard::reader::ShardReader;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -85,6 +86,8 @@ pub struct ShardArguments {
     pub shard: ShardId,
     /// What its replica is started with.
     pub ground: Ground,
+    /// Whether the actor's next start founds the group; false from then on, so that a replica which was given up is never founded anew.
+    pub founds: Arc<AtomicBool>,
     /// The replica that runs, for those who only look at it; held by the actor before this one until this one has ended it.
     pub group: Arc<RwLock<Option<ShardGroup>>>,
     /// Told of the replica.
@@ -213,9 +216,10 @@ impl Actor for ShardActor {
         arguments: ShardArguments,
     ) -> Result<ShardState, ActorProcessingErr> {
         end_group(&arguments).await; // of the actor before this one: two of one replica at a time could vote twice
-        let keeps = arguments.ground.beginning == Beginning::Found
-            || arguments.ground.store.replica_of(&arguments.shard.group_name()).is_some();
-        let running = if keeps { Some(start_group(&arguments, &myself).await?) } else { None };
+        let founds = arguments.founds.load(Ordering::Acquire);
+        let keeps = founds || arguments.ground.store.replica_of(&arguments.shard.group_name()).is_some();
+        let running = if keeps { Some(start_group(&arguments, founds, &myself).await?) } else { None };
+        arguments.founds.store(false, Ordering::Release);
         let clock = myself.send_interval(TICK, || ShardMessage::Tick);
         arguments.address.moved_to(myself);
         Ok(ShardState { arguments, running, partitions: HashMap::new(), clock })
@@ -256,9 +260,10 @@ impl Actor for ShardActor {
     }
 }
 
-async fn start_group(arguments: &ShardArguments, myself: &ActorRef<ShardMessage>) -> Result<Running, StorageFault> {
-    let group =
-        ShardGroup::start(arguments.ground.clone(), arguments.shard).await.map_err(|fault| StorageFault(fault.to_string()))?;
+async fn start_group(arguments: &ShardArguments, founds: bool, myself: &ActorRef<ShardMessage>) -> Result<Running, StorageFault> {
+    let beginning = if founds { Beginning::Found } else { Beginning::Join };
+    let ground = Ground { beginning, ..arguments.ground.clone() };
+    let group = ShardGroup::start(ground, arguments.shard).await.map_err(|fault| StorageFault(fault.to_string()))?;
     *arguments.group.write() = Some(group.clone());
     arguments.replicas.add(group.group().clone());
     let watcher = tokio::spawn({
@@ -284,7 +289,7 @@ impl ShardState {
     /// Keeps a replica of the shard, which waits for the group's leader to add it.
     async fn host(&mut self, myself: &ActorRef<ShardMessage>) -> Result<ReplicaId, ServiceError> {
         if self.running.is_none() {
-            let started = start_group(&self.arguments, myself).await;
+            let started = start_group(&self.arguments, false, myself).await;
             self.running = Some(started.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?);
         }
         match &self.running {
