@@ -24,7 +24,8 @@ use crate::ingest::pipeline::{Pipeline, PipelineMetrics, now_ms};
 use crate::meta::{Meta, MetaActor, MetaArguments};
 use crate::search::Searcher;
 use crate::session::{ApiKey, KeyError, Sessions};
-use crate::shard::actor::{ReadGate, Residency, ShardMetrics};
+use crate::shard::actor::{Residency, ShardMetrics};
+use crate::shard::read_threads::ReadThreads;
 use crate::shard::indexer::{Indexer, IndexerMetrics};
 use crate::shard::{ShardActor, ShardArguments};
 use crate::shards::Shards;
@@ -43,7 +44,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 /// Name of the file with the first admin key, in the data folder.
 pub const ADMIN_KEY_FILE: &str = "admin.key";
@@ -88,6 +89,8 @@ pub struct ClusterOptions {
     pub settings: ReconcilerSettings,
 }
 
+/// Partitions that are loaded at once.
+const LOADS_AT_ONCE: usize = 2;
 /// How long clearing a deleted collection waits after a failure.
 const CLEAR_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -505,7 +508,9 @@ fn storage_children(
     shards: &Shards,
     registry: &Registry,
 ) -> Result<Vec<Child>, StartError> {
-    let gate = Arc::new(ReadGate::new(options.search_threads, options.limits.queued_searches));
+    let threads = ReadThreads::start(options.search_threads, options.limits.queued_searches)
+        .map_err(|fault| StartError::Group(format!("the threads that search could not be started: {fault}")))?;
+    let (threads, loads) = (Arc::new(threads), Arc::new(Semaphore::new(LOADS_AT_ONCE)));
     let indexer = Indexer::new(IndexerMetrics::register(registry)?);
     let metrics = ShardMetrics::register(registry)?;
     let residency =
@@ -525,7 +530,8 @@ fn storage_children(
             group: shards.group_slot(shard).map_err(lost)?,
             replicas: storage.replicas.clone(),
             folder: options.data_dir.join("partitions"),
-            gate: gate.clone(),
+            threads: threads.clone(),
+            loads: loads.clone(),
             indexer: indexer.clone(),
             residency,
             metrics: metrics.clone(),

@@ -2,6 +2,7 @@
 
 use parking_lot::Mutex;
 use ragged_raft::ids::NodeId;
+use ragged_raft::{ProposeError, ReadError};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -121,3 +122,25 @@ impl fmt::Display for ServiceError {
 }
 
 impl std::error::Error for ServiceError {}
+
+/// What a failed proposal means to the one who asked.
+pub fn propose_error(fault: ProposeError) -> ServiceError {
+    let detail = fault.to_string();
+    match fault {
+        ProposeError::UnknownOutcome { .. } => ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail),
+        ProposeError::TooLarge { .. } => ServiceError::new(ErrorKind::TooLarge, "write_too_large", detail),
+        ProposeError::Overloaded => ServiceError::unavailable("write_overloaded", detail),
+        ProposeError::NotLeader { leader } => ServiceError {
+            leader: leader.map(|node| NodeId(node.node)),
+            ..ServiceError::new(ErrorKind::NotLeader, "shard_unavailable", detail)
+        },
+        _ => ServiceError::unavailable("shard_unavailable", detail),
+    }
+}
+
+impl From<ReadError> for ServiceError {
+    fn from(fault: ReadError) -> Self {
+        tracing::error!(%fault, "stored rows could not be read");
+        ServiceError::internal(format!("stored rows could not be read: {fault}"))
+    }
+}

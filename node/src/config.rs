@@ -272,7 +272,7 @@ fn defaults(sources: &Sources) -> Result<Config, ConfigError> {
         },
         log: Log { format: LogFormat::Text, filter: "info".to_string() },
         embedding: Embedding { threads: cores, batch_tokens: 4096 },
-        search: Search { threads: cores + cores.div_ceil(2) },
+        search: Search { threads: cores },
         memory: Memory { block_cache_bytes: ByteSize(64 * MIB), partitions_bytes: ByteSize(GIB), partition_idle_ms: 600_000 },
         limits: Limits { in_flight_per_key: 256, queued_tokens: 4 << 20, queued_searches: 4096 },
     })

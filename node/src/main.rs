@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps fails, and says where
 
+mod allocator;
 mod api;
 mod cli;
 mod config;

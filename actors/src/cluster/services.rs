@@ -141,7 +141,7 @@ impl Services {
             MemberChange::SetVoters(voters) => group.set_voters(seen, &voters.iter().copied().collect()).await,
             MemberChange::RemoveLearner(replica) => group.remove_learner(seen, *replica).await,
             MemberChange::TransferLeader(to) => {
-                return group.transfer_leader(*to).await.map_err(crate::shard::actor::propose_error);
+                return group.transfer_leader(*to).await.map_err(crate::error::propose_error);
             }
         };
         changed.map_err(|fault| match fault {

@@ -1,27 +1,25 @@
 //! The actor of one shard replica. It owns the replica's Raft group and its loaded partitions.
 //!
-//! Its mailbox only hands out work: proposals wait on their own tasks, reads and searches run on blocking threads behind one gate for the
-//! whole node. A request names a tenant and a collection; that the collection is the tenant's is checked here, whoever asks.
+//! Its mailbox only hands out work: proposals wait on their own tasks, reads and searches run on threads that the whole
+//! node has for them. A request names a tenant and a collection; that the collection is the tenant's is checked here, whoever asks.
 
 use crate::address::{Address, Reply};
 use crate::cluster::replicas::Replicas;
 use crate::error::{ErrorKind, ServiceError};
-use crate::fusion::{Page, Ranked};
 use crate::shard::indexer::Indexer;
-use crate::shard::partition::{Candidate, Partition, PartitionAnswer, PartitionContext};
-use crate::shard::request::{ChunkContent, ShardFreshness, ShardRequest, ShardResponse, StoredDocument};
+use crate::shard::read_threads::ReadThreads;
+use crate::shard::partition::Partition;
+use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
+use crate::shard::serving::Request;
 use crate::supervision::StorageFault;
 use parking_lot::RwLock;
 use prometheus::{IntGauge, Registry};
 use ractor::concurrency::{Duration, JoinHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use ragged_raft::ProposeError;
 use ragged_raft::group::{Beginning, Ground};
-use ragged_raft::ids::{CollectionId, NodeId, ReplicaId, RowId, ShardId, TenantId};
-use ragged_raft::meta::collection::Collection;
+use ragged_raft::ids::{CollectionId, ReplicaId, ShardId, TenantId};
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
-use ragged_raft::shard::reader::ShardReader;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,12 +27,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tokio::sync::{OnceCell, Semaphore};
 
-/// Bytes of texts and metadata that the hits of one shard may hold; more are refused.
-pub const HITS_BYTES_MAX: usize = 64 << 20;
-/// Bytes of texts after which a page of documents ends.
-const PAGE_TEXT_BYTES: usize = 16 << 20;
-/// How long a session read waits for its write to arrive.
-const FRESHNESS_WAIT: Duration = Duration::from_secs(5);
 /// How often idle partitions and waiting rows are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -94,14 +86,28 @@ pub struct ShardArguments {
     pub replicas: Replicas,
     /// Folder of the partitions' checkpoints.
     pub folder: PathBuf,
-    /// Gate of all reads on this node.
-    pub gate: Arc<ReadGate>,
+    /// Threads of all reads on this node.
+    pub threads: Arc<ReadThreads>,
+    /// How many partitions may be loaded at once on this node: loading one may build its index anew, which no search of another waits for.
+    pub loads: Arc<Semaphore>,
     /// Builds indexes, for all shards of this node.
     pub indexer: Arc<Indexer>,
     /// Memory and time limits of loaded partitions.
     pub residency: Residency,
     /// Counters.
     pub metrics: ShardMetrics,
+}
+
+impl ShardArguments {
+    /// Folder of all partitions' checkpoints of the shard.
+    fn shard_folder(&self) -> PathBuf {
+        self.folder.join(format!("shard-{:03}", self.shard.0))
+    }
+
+    /// Folder of one partition's checkpoint.
+    pub(super) fn partition_folder(&self, tenant: TenantId, collection: CollectionId) -> PathBuf {
+        self.shard_folder().join(format!("tenant-{}", tenant.0)).join(format!("collection-{}", collection.0))
+    }
 }
 
 /// When loaded partitions are unloaded.
@@ -132,36 +138,6 @@ impl ShardMetrics {
         registry.register(Box::new(metrics.partitions.clone()))?;
         registry.register(Box::new(metrics.partition_bytes.clone()))?;
         Ok(metrics)
-    }
-}
-
-/// Lets a bounded number of reads run at once, and a bounded number wait.
-pub struct ReadGate {
-    running: Arc<Semaphore>,
-    waiting: Semaphore,
-}
-
-impl ReadGate {
-    /// A gate for so many reads at once, and so many waiting.
-    pub fn new(running: usize, waiting: usize) -> Self {
-        ReadGate { running: Arc::new(Semaphore::new(running.max(1))), waiting: Semaphore::new(waiting.max(1)) }
-    }
-
-    /// Runs blocking work when it is its turn.
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, ServiceError> + Send + 'static,
-    ) -> Result<T, ServiceError> {
-        let overloaded = || ServiceError::new(ErrorKind::Unavailable, "search_overloaded", "too many searches wait on this node");
-        let waiting = self.waiting.try_acquire().map_err(|_| overloaded())?;
-        let turn = self.running.clone().acquire_owned().await.map_err(|_| overloaded())?;
-        drop(waiting);
-        let span = tracing::Span::current();
-        let work = move || {
-            let _turn = turn;
-            span.in_scope(work)
-        };
-        tokio::task::spawn_blocking(work).await.map_err(|fault| ServiceError::internal(format!("a read failed: {fault}")))?
     }
 }
 
@@ -310,7 +286,7 @@ impl ShardState {
         }
         end_group(&self.arguments).await;
         let (store, name) = (self.arguments.ground.store.clone(), self.arguments.shard.group_name());
-        let folder = shard_folder(&self.arguments);
+        let folder = self.arguments.shard_folder();
         let clear = move || {
             match std::fs::remove_dir_all(&folder) {
                 Err(fault) if fault.kind() != std::io::ErrorKind::NotFound => {
@@ -451,277 +427,5 @@ fn tenant_of(command: &ShardCommand) -> TenantId {
         | ShardCommand::DropCollection { tenant, .. }
         | ShardCommand::PutJob { tenant, .. }
         | ShardCommand::DeleteJobs { tenant, .. } => *tenant,
-    }
-}
-
-/// Folder of all partitions' checkpoints of the shard.
-fn shard_folder(arguments: &ShardArguments) -> PathBuf {
-    arguments.folder.join(format!("shard-{:03}", arguments.shard.0))
-}
-
-/// Folder of one partition's checkpoint.
-fn partition_folder(arguments: &ShardArguments, tenant: TenantId, collection: CollectionId) -> PathBuf {
-    shard_folder(arguments).join(format!("tenant-{}", tenant.0)).join(format!("collection-{}", collection.0))
-}
-
-/// A request on its own task.
-struct Request {
-    tenant: TenantId,
-    slot: Option<Slot>,
-    group: ShardGroup,
-    arguments: ShardArguments,
-}
-
-impl Request {
-    async fn run(self, freshness: ShardFreshness, request: ShardRequest) -> Result<ShardResponse, ServiceError> {
-        self.wait_until_fresh(freshness).await?;
-        let reader = self.group.reader();
-        let tenant = self.tenant;
-        match request {
-            ShardRequest::Propose { command, adds_to } => self.propose(command, adds_to).await,
-            ShardRequest::ReadIndex => self.group.linearizable().await.map(ShardResponse::Index).map_err(propose_error),
-            ShardRequest::Search { collection, query, page } => {
-                let (partition, shard) = (self.partition(&collection).await?, self.arguments.shard);
-                let search = move || {
-                    let answer = partition.search(&query)?;
-                    let rows = page.map(|page| rows_shown(&page, shard, &answer));
-                    let shown = rows.map(|rows| read_chunks(&reader, tenant, collection.id, &rows)).transpose()?;
-                    Ok(ShardResponse::Found { answer, shown })
-                };
-                self.arguments.gate.run(search).await
-            }
-            ShardRequest::Matching { collection, filter, after, limit } => {
-                let partition = self.partition(&collection).await?;
-                self.arguments
-                    .gate
-                    .run(move || Ok(ShardResponse::Matching(partition.matching_documents(&filter, after.as_deref(), limit)?)))
-                    .await
-            }
-            ShardRequest::Chunks { collection, rows } => {
-                self.arguments
-                    .gate
-                    .run(move || Ok(ShardResponse::Chunks(read_chunks(&reader, tenant, collection.id, &rows)?)))
-                    .await
-            }
-            ShardRequest::Document { collection, id } => {
-                self.arguments
-                    .gate
-                    .run(move || {
-                        let document = read_document(&reader, tenant, collection.id, &id)?;
-                        Ok(ShardResponse::Documents(document.into_iter().collect()))
-                    })
-                    .await
-            }
-            ShardRequest::Documents { collection, after, limit, with_text } => {
-                let read = move || read_documents(&reader, tenant, collection.id, after.as_deref(), limit, with_text);
-                self.arguments.gate.run(move || Ok(ShardResponse::Documents(read()?))).await
-            }
-            ShardRequest::Counts { collection } => {
-                self.arguments
-                    .gate
-                    .run(move || Ok(ShardResponse::Counts(reader.partition(tenant, collection.id)?.unwrap_or_default())))
-                    .await
-            }
-            ShardRequest::Job { id } => {
-                self.arguments.gate.run(move || Ok(ShardResponse::Jobs(reader.job(tenant, id)?.into_iter().collect()))).await
-            }
-            ShardRequest::Jobs { before, limit } => {
-                self.arguments.gate.run(move || Ok(ShardResponse::Jobs(reader.jobs(tenant, before, limit)?))).await
-            }
-            ShardRequest::UnfinishedJobs => {
-                self.arguments.gate.run(move || Ok(ShardResponse::Unfinished(reader.unfinished_jobs()?))).await
-            }
-            ShardRequest::JobPayload { id } => {
-                self.arguments.gate.run(move || Ok(ShardResponse::Payload(reader.job_payload(tenant, id)?))).await
-            }
-        }
-    }
-
-    async fn wait_until_fresh(&self, freshness: ShardFreshness) -> Result<(), ServiceError> {
-        match freshness {
-            ShardFreshness::Eventual => Ok(()),
-            ShardFreshness::AtLeast(index) => self.group.wait_applied(index, FRESHNESS_WAIT).await.map_err(|fault| {
-                let detail =
-                    format!("{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}", self.arguments.shard);
-                ServiceError::unavailable("token_not_reached", detail)
-            }),
-            ShardFreshness::Strong => self.group.linearizable().await.map(|_| ()).map_err(propose_error),
-        }
-    }
-
-    async fn propose(self, command: Arc<ShardCommand>, adds_to: Option<Arc<Collection>>) -> Result<ShardResponse, ServiceError> {
-        let dropped = match &*command {
-            ShardCommand::DropCollection { collection, .. } => Some(partition_folder(&self.arguments, self.tenant, *collection)),
-            _ => None,
-        };
-        let applied = self.group.propose(Arc::unwrap_or_clone(command)).await.map_err(propose_error)?;
-        if let Some(folder) = dropped {
-            remove_checkpoint(folder).await?;
-        }
-        if let Some(collection) = adds_to {
-            self.load_behind(collection);
-        }
-        Ok(ShardResponse::Applied { index: applied.index, reply: applied.reply })
-    }
-
-    /// The partition, loaded by whoever comes first; the others wait for it.
-    async fn partition(&self, collection: &Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
-        let Some(slot) = &self.slot else { return Err(ServiceError::internal("a request without a partition asked for one")) };
-        let partition = slot.cell.get_or_try_init(|| self.load(collection.clone())).await?;
-        Ok(partition.clone())
-    }
-
-    /// Loads the partition that was written to, without anybody waiting for it: only a loaded partition is indexed.
-    fn load_behind(self, collection: Arc<Collection>) {
-        if self.slot.as_ref().is_some_and(|slot| slot.cell.initialized()) {
-            return;
-        }
-        tokio::spawn(async move {
-            if let Err(fault) = self.partition(&collection).await {
-                tracing::warn!(collection = %collection.name, %fault, "a partition that was written to could not be loaded; the next search tries again");
-            }
-        });
-    }
-
-    async fn load(&self, collection: Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
-        let (tenant, group) = (self.tenant, self.group.clone());
-        let folder = partition_folder(&self.arguments, tenant, collection.id);
-        let open = move || {
-            let begun = Instant::now();
-            // Watched before it is read, so that no change falls in between.
-            let changes = group.changes().watch(tenant, collection.id);
-            let name = collection.name.clone();
-            let partition = Partition::open(PartitionContext { reader: group.reader(), changes, tenant, collection, folder })?;
-            tracing::info!(collection = %name, took_ms = begun.elapsed().as_millis() as u64, "partition loaded");
-            Ok(Arc::new(partition))
-        };
-        let partition = self.arguments.gate.run(open).await?;
-        self.arguments.metrics.partitions.inc();
-        Ok(partition)
-    }
-}
-
-/// Removes the index files of a deleted collection. An error has the deletion tried again.
-async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceError> {
-    let removed = tokio::task::spawn_blocking(move || Partition::remove(&folder).map_err(|fault| (folder, fault)));
-    match removed.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err((folder, fault))) => {
-            let detail = format!("the index files of a deleted collection in {} could not be removed: {fault}", folder.display());
-            Err(ServiceError::unavailable("shard_unavailable", detail))
-        }
-        Err(fault) => Err(ServiceError::internal(fault.to_string())),
-    }
-}
-
-/// Rows of the page's hits.
-fn rows_shown(page: &Page, shard: ShardId, answer: &PartitionAnswer) -> Vec<RowId> {
-    let ranked = |ranking: &[Candidate]| ranking.iter().map(|found| Ranked { shard, candidate: found.clone() }).collect();
-    page.of(ranked(&answer.dense), ranked(&answer.text)).into_iter().map(|hit| hit.best.candidate.row).collect()
-}
-
-fn read_chunks(
-    reader: &ShardReader,
-    tenant: TenantId,
-    collection: CollectionId,
-    rows: &[RowId],
-) -> Result<Vec<Option<ChunkContent>>, ServiceError> {
-    let owners = reader.owners(tenant, collection, rows)?;
-    let texts = reader.chunks(tenant, collection, rows)?;
-    let mut heads = HashMap::new();
-    let mut bytes = 0;
-    let mut contents = Vec::with_capacity(rows.len());
-    for ((owner, text), row) in owners.into_iter().zip(texts).zip(rows) {
-        let (Some(owner), Some(text)) = (owner, text) else {
-            contents.push(None);
-            continue;
-        };
-        if !heads.contains_key(&owner.document_id) {
-            let head = reader.head(tenant, collection, &owner.document_id)?;
-            heads.insert(owner.document_id.clone(), head);
-        }
-        // A row that the head does not name is of a version that was replaced while this was read.
-        let head = heads.get(&owner.document_id).and_then(Option::as_ref).filter(|head| head.has(*row));
-        bytes += text.text.len() + head.map_or(0, |head| head.metadata.len());
-        if bytes > HITS_BYTES_MAX {
-            let detail = format!("limit: the hits hold more than {} MiB, ask for fewer at once", HITS_BYTES_MAX >> 20);
-            return Err(ServiceError::invalid("answer_too_large", detail));
-        }
-        contents.push(head.map(|head| ChunkContent { owner, text, title: head.title.clone(), metadata: head.metadata.clone() }));
-    }
-    Ok(contents)
-}
-
-fn read_documents(
-    reader: &ShardReader,
-    tenant: TenantId,
-    collection: CollectionId,
-    after: Option<&str>,
-    limit: usize,
-    with_text: bool,
-) -> Result<Vec<StoredDocument>, ServiceError> {
-    let (mut documents, mut bytes) = (Vec::new(), 0);
-    let mut after = after.map(str::to_owned);
-    // More than once when documents are deleted meanwhile: a page that is not full says that nothing follows.
-    while documents.len() < limit {
-        let heads = reader.heads(tenant, collection, after.as_deref(), limit - documents.len())?;
-        let Some(last) = heads.last() else { break };
-        after = Some(last.id.clone());
-        for head in heads {
-            if !with_text || bytes >= PAGE_TEXT_BYTES {
-                documents.push(StoredDocument { head, text: None });
-            } else if let Some(document) = read_document(reader, tenant, collection, &head.id)? {
-                bytes += document.text.as_ref().map_or(0, String::len);
-                documents.push(document);
-            }
-        }
-    }
-    Ok(documents)
-}
-
-/// A document with its text, both of one version.
-fn read_document(
-    reader: &ShardReader,
-    tenant: TenantId,
-    collection: CollectionId,
-    id: &str,
-) -> Result<Option<StoredDocument>, ServiceError> {
-    let mut head = reader.head(tenant, collection, id)?;
-    while let Some(before) = head {
-        let text = reader.text(tenant, collection, id)?;
-        head = reader.head(tenant, collection, id)?;
-        if head.as_ref().is_some_and(|now| now.first_row == before.first_row) {
-            return Ok(Some(StoredDocument { head: before, text }));
-        }
-    }
-    Ok(None)
-}
-
-/// What a failed proposal means to the one who asked.
-pub fn propose_error(fault: ProposeError) -> ServiceError {
-    let detail = fault.to_string();
-    match fault {
-        ProposeError::UnknownOutcome { .. } => ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail),
-        ProposeError::TooLarge { .. } => ServiceError::new(ErrorKind::TooLarge, "write_too_large", detail),
-        ProposeError::Overloaded => ServiceError::unavailable("write_overloaded", detail),
-        ProposeError::NotLeader { leader } => ServiceError {
-            leader: leader.map(|node| NodeId(node.node)),
-            ..ServiceError::new(ErrorKind::NotLeader, "shard_unavailable", detail)
-        },
-        _ => ServiceError::unavailable("shard_unavailable", detail),
-    }
-}
-
-impl From<ragged_raft::ReadError> for ServiceError {
-    fn from(fault: ragged_raft::ReadError) -> Self {
-        tracing::error!(%fault, "stored rows could not be read");
-        ServiceError::internal(format!("stored rows could not be read: {fault}"))
-    }
-}
-
-impl From<crate::shard::partition::PartitionError> for ServiceError {
-    fn from(fault: crate::shard::partition::PartitionError) -> Self {
-        tracing::error!(%fault, "a partition failed");
-        ServiceError::internal(format!("the collection's index failed: {fault}"))
     }
 }

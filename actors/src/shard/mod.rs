@@ -3,7 +3,10 @@
 pub mod actor;
 pub mod indexer;
 pub mod partition;
+mod read;
+pub mod read_threads;
 pub mod request;
+mod serving;
 
 pub use actor::{ShardActor, ShardArguments, ShardMessage};
 pub use request::{ShardRequest, ShardResponse};

@@ -180,9 +180,9 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "search.threads",
         kind: Kind::Integer,
-        default: "one and a half times the number of cores",
+        default: "number of cores",
         unit: "threads",
-        meaning: "Threads that search: more than cores, so that none idles while an answer is handed over.",
+        meaning: "Threads that search and read documents. More than cores make answers later, not more.",
     },
     Key {
         path: "memory.block_cache_bytes",

@@ -82,6 +82,17 @@ impl ShardReader {
         self.many(tenant, collection, RowKind::Chunk, rows)
     }
 
+    /// Documents but their texts, in the order asked for; none for those that are gone.
+    pub fn heads_of(
+        &self,
+        tenant: TenantId,
+        collection: CollectionId,
+        ids: &[&str],
+    ) -> Result<Vec<Option<DocumentHead>>, ReadError> {
+        let scope = self.scope(tenant, collection);
+        self.values(ids.iter().map(|id| scope.key(RowKind::Head, id.as_bytes())).collect())
+    }
+
     fn many<T: DeserializeOwned>(
         &self,
         tenant: TenantId,
@@ -90,7 +101,10 @@ impl ShardReader {
         rows: &[RowId],
     ) -> Result<Vec<Option<T>>, ReadError> {
         let scope = self.scope(tenant, collection);
-        let keys: Vec<Vec<u8>> = rows.iter().map(|row| scope.row_key(kind, *row)).collect();
+        self.values(rows.iter().map(|row| scope.row_key(kind, *row)).collect())
+    }
+
+    fn values<T: DeserializeOwned>(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<T>>, ReadError> {
         let values = self.store.db().batched_multi_get_cf(self.store.rows(), &keys, false);
         values.into_iter().map(|value| value?.map(|frame| Ok(codec::decode(&frame)?)).transpose()).collect()
     }

@@ -41,7 +41,17 @@ impl Effort {
     /// Efforts for an index of so many vectors, from the least on.
     pub(super) fn ladder(count: usize) -> impl Iterator<Item = Effort> {
         let lists = lists_for(count) as u32;
-        let rungs = [(8, 100, 400), (4, 100, 400), (4, 200, 600), (4, 400, 1000), (2, 400, 1000), (2, 800, 1600), (1, 800, 1600)];
+        let rungs = [
+            (8, 100, 400),
+            (6, 100, 400),
+            (4, 100, 400),
+            (4, 200, 600),
+            (3, 200, 600),
+            (3, 400, 1000),
+            (2, 400, 1000),
+            (2, 800, 1600),
+            (1, 800, 1600),
+        ];
         rungs.into_iter().map(move |(part, for_ten, for_hundred)| Effort {
             probes: (lists / part).max(16).min(lists),
             for_ten,

@@ -1,0 +1,187 @@
+//! One request to a shard replica, on a task of its own.
+
+use crate::error::{ServiceError, propose_error};
+use crate::fusion::{Page, Ranked};
+use crate::shard::actor::{ShardArguments, Slot};
+use crate::shard::partition::{Candidate, Partition, PartitionAnswer, PartitionContext, PartitionError};
+use crate::shard::read::{read_chunks, read_document, read_documents};
+use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
+use ragged_raft::ids::{RowId, ShardId, TenantId};
+use ragged_raft::meta::collection::Collection;
+use ragged_raft::shard::command::ShardCommand;
+use ragged_raft::shard::group::ShardGroup;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a session read waits for its write to arrive.
+const FRESHNESS_WAIT: Duration = Duration::from_secs(5);
+
+/// A request that was admitted.
+pub(super) struct Request {
+    /// Whom it acts for.
+    pub(super) tenant: TenantId,
+    /// The partition that it needs, if any.
+    pub(super) slot: Option<Slot>,
+    /// The replica.
+    pub(super) group: ShardGroup,
+    /// What the actor was started with.
+    pub(super) arguments: ShardArguments,
+}
+
+impl Request {
+    /// Answers it.
+    pub(super) async fn run(self, freshness: ShardFreshness, request: ShardRequest) -> Result<ShardResponse, ServiceError> {
+        self.wait_until_fresh(freshness).await?;
+        let reader = self.group.reader();
+        let tenant = self.tenant;
+        match request {
+            ShardRequest::Propose { command, adds_to } => self.propose(command, adds_to).await,
+            ShardRequest::ReadIndex => self.group.linearizable().await.map(ShardResponse::Index).map_err(propose_error),
+            ShardRequest::Search { collection, query, page } => {
+                let (partition, shard) = (self.partition(&collection).await?, self.arguments.shard);
+                let search = move || {
+                    let answer = partition.search(&query)?;
+                    let rows = page.map(|page| rows_shown(&page, shard, &answer));
+                    let shown = rows.map(|rows| read_chunks(&reader, tenant, collection.id, &rows)).transpose()?;
+                    Ok(ShardResponse::Found { answer, shown })
+                };
+                self.arguments.threads.run(search).await
+            }
+            ShardRequest::Matching { collection, filter, after, limit } => {
+                let partition = self.partition(&collection).await?;
+                self.arguments
+                    .threads
+                    .run(move || Ok(ShardResponse::Matching(partition.matching_documents(&filter, after.as_deref(), limit)?)))
+                    .await
+            }
+            ShardRequest::Chunks { collection, rows } => {
+                self.arguments
+                    .threads
+                    .run(move || Ok(ShardResponse::Chunks(read_chunks(&reader, tenant, collection.id, &rows)?)))
+                    .await
+            }
+            ShardRequest::Document { collection, id } => {
+                self.arguments
+                    .threads
+                    .run(move || {
+                        let document = read_document(&reader, tenant, collection.id, &id)?;
+                        Ok(ShardResponse::Documents(document.into_iter().collect()))
+                    })
+                    .await
+            }
+            ShardRequest::Documents { collection, after, limit, with_text } => {
+                let read = move || read_documents(&reader, tenant, collection.id, after.as_deref(), limit, with_text);
+                self.arguments.threads.run(move || Ok(ShardResponse::Documents(read()?))).await
+            }
+            ShardRequest::Counts { collection } => {
+                self.arguments
+                    .threads
+                    .run(move || Ok(ShardResponse::Counts(reader.partition(tenant, collection.id)?.unwrap_or_default())))
+                    .await
+            }
+            ShardRequest::Job { id } => {
+                self.arguments.threads.run(move || Ok(ShardResponse::Jobs(reader.job(tenant, id)?.into_iter().collect()))).await
+            }
+            ShardRequest::Jobs { before, limit } => {
+                self.arguments.threads.run(move || Ok(ShardResponse::Jobs(reader.jobs(tenant, before, limit)?))).await
+            }
+            ShardRequest::UnfinishedJobs => {
+                self.arguments.threads.run(move || Ok(ShardResponse::Unfinished(reader.unfinished_jobs()?))).await
+            }
+            ShardRequest::JobPayload { id } => {
+                self.arguments.threads.run(move || Ok(ShardResponse::Payload(reader.job_payload(tenant, id)?))).await
+            }
+        }
+    }
+
+    async fn wait_until_fresh(&self, freshness: ShardFreshness) -> Result<(), ServiceError> {
+        match freshness {
+            ShardFreshness::Eventual => Ok(()),
+            ShardFreshness::AtLeast(index) => self.group.wait_applied(index, FRESHNESS_WAIT).await.map_err(|fault| {
+                let detail =
+                    format!("{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}", self.arguments.shard);
+                ServiceError::unavailable("token_not_reached", detail)
+            }),
+            ShardFreshness::Strong => self.group.linearizable().await.map(|_| ()).map_err(propose_error),
+        }
+    }
+
+    async fn propose(self, command: Arc<ShardCommand>, adds_to: Option<Arc<Collection>>) -> Result<ShardResponse, ServiceError> {
+        let dropped = match &*command {
+            ShardCommand::DropCollection { collection, .. } => Some(self.arguments.partition_folder(self.tenant, *collection)),
+            _ => None,
+        };
+        let applied = self.group.propose(Arc::unwrap_or_clone(command)).await.map_err(propose_error)?;
+        if let Some(folder) = dropped {
+            remove_checkpoint(folder).await?;
+        }
+        if let Some(collection) = adds_to {
+            self.load_behind(collection);
+        }
+        Ok(ShardResponse::Applied { index: applied.index, reply: applied.reply })
+    }
+
+    /// The partition, loaded by whoever comes first; the others wait for it.
+    async fn partition(&self, collection: &Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
+        let Some(slot) = &self.slot else { return Err(ServiceError::internal("a request without a partition asked for one")) };
+        let partition = slot.cell.get_or_try_init(|| self.load(collection.clone())).await?;
+        Ok(partition.clone())
+    }
+
+    /// Loads the partition that was written to, without anybody waiting for it: only a loaded partition is indexed.
+    fn load_behind(self, collection: Arc<Collection>) {
+        if self.slot.as_ref().is_some_and(|slot| slot.cell.initialized()) {
+            return;
+        }
+        tokio::spawn(async move {
+            if let Err(fault) = self.partition(&collection).await {
+                tracing::warn!(collection = %collection.name, %fault, "a partition that was written to could not be loaded; the next search tries again");
+            }
+        });
+    }
+
+    async fn load(&self, collection: Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
+        let (tenant, group) = (self.tenant, self.group.clone());
+        let folder = self.arguments.partition_folder(tenant, collection.id);
+        let open = move || {
+            let begun = Instant::now();
+            // Watched before it is read, so that no change falls in between.
+            let changes = group.changes().watch(tenant, collection.id);
+            let name = collection.name.clone();
+            let partition = Partition::open(PartitionContext { reader: group.reader(), changes, tenant, collection, folder })?;
+            tracing::info!(collection = %name, took_ms = begun.elapsed().as_millis() as u64, "partition loaded");
+            Ok::<_, PartitionError>(Arc::new(partition))
+        };
+        let _turn = self.arguments.loads.acquire().await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+        let partition = tokio::task::spawn_blocking(open).await.map_err(|fault| ServiceError::internal(format!("a partition could not be loaded: {fault}")))??;
+        self.arguments.metrics.partitions.inc();
+        Ok(partition)
+    }
+}
+
+/// Removes the index files of a deleted collection. An error has the deletion tried again.
+async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceError> {
+    let removed = tokio::task::spawn_blocking(move || Partition::remove(&folder).map_err(|fault| (folder, fault)));
+    match removed.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err((folder, fault))) => {
+            let detail = format!("the index files of a deleted collection in {} could not be removed: {fault}", folder.display());
+            Err(ServiceError::unavailable("shard_unavailable", detail))
+        }
+        Err(fault) => Err(ServiceError::internal(fault.to_string())),
+    }
+}
+
+/// Rows of the page's hits.
+fn rows_shown(page: &Page, shard: ShardId, answer: &PartitionAnswer) -> Vec<RowId> {
+    let ranked = |ranking: &[Candidate]| ranking.iter().map(|found| Ranked { shard, candidate: found.clone() }).collect();
+    page.of(ranked(&answer.dense), ranked(&answer.text)).into_iter().map(|hit| hit.best.candidate.row).collect()
+}
+
+impl From<PartitionError> for ServiceError {
+    fn from(fault: PartitionError) -> Self {
+        tracing::error!(%fault, "a partition failed");
+        ServiceError::internal(format!("the collection's index failed: {fault}"))
+    }
+}
