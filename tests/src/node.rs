@@ -159,7 +159,6 @@ impl Node {
     /// Starts the node again over the same folder.
     pub async fn restart(&mut self) -> Result<Duration> {
         let begun = Instant::now();
-        self.listen = free_address()?;
         let mut command = command(self.data_dir(), &self.listen, &self.cluster_listen);
         self.child = command.envs(self.settings.iter().map(|(name, value)| (name, value))).spawn()?;
         self.wait_until_ready().await?;

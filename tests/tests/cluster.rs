@@ -1,69 +1,12 @@
 //! Several nodes: they join, any of them serves, one that dies takes nothing with it.
 
 use anyhow::{Context, Result, ensure};
+use ragged_tests::cluster::{agreed, entries, healthy, nodes, number_of, replicated, retire, until};
 use ragged_tests::node::{Node, program};
 use serde_json::{Value, json};
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A founder, and so many nodes that have joined it.
-async fn nodes(count: usize, settings: &[(&str, &str)]) -> Result<Vec<Node>> {
-    let mut nodes = vec![Node::start_with(settings).await?];
-    while nodes.len() < count {
-        let joined = nodes[0].start_beside(settings).await?;
-        nodes.push(joined);
-    }
-    Ok(nodes)
-}
-
-/// Asks until the answer is as it should be.
-async fn until(node: &Node, path: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let answer = node.get(path).await?;
-        if answer.status == 200 && holds(&answer.body) {
-            return Ok(answer.body);
-        }
-        ensure!(Instant::now() < deadline, "{what}: {}", answer.body);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-fn entries<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
-    value[name].as_array().into_iter().flatten()
-}
-
-/// Waits until every shard has so many voters, all running, and the leaders are spread evenly over as many nodes.
-async fn replicated(node: &Node, replicas: usize, nodes: usize) -> Result<Value> {
-    until(node, "/cluster/shards", "every shard has its replicas", |body| {
-        let complete = entries(body, "shards").all(|shard| {
-            let voters =
-                entries(shard, "replicas").filter(|replica| replica["role"] != "learner" && replica["state"] == "running");
-            voters.count() == replicas && entries(shard, "replicas").count() == replicas && shard["leader"].is_u64()
-        });
-        let mut led: Vec<u64> = entries(body, "shards").filter_map(|shard| shard["leader"].as_u64()).collect();
-        led.sort_unstable();
-        let counts: Vec<usize> = led.chunk_by(|one, other| one == other).map(<[u64]>::len).collect();
-        let even = counts.iter().max().zip(counts.iter().min()).is_some_and(|(most, least)| most - least <= 1);
-        complete && even && counts.len() == nodes
-    })
-    .await
-}
-
-/// Waits until all replicas of every shard have the same rows at the same index.
-async fn agreed(node: &Node) -> Result<Value> {
-    until(node, "/cluster/shards?hashes=true", "all replicas have the same rows", |body| {
-        entries(body, "shards").all(|shard| {
-            let states: HashSet<String> = entries(shard, "replicas")
-                .map(|replica| format!("{}@{}", replica["state_hash"], replica["hash_index"]))
-                .collect();
-            states.len() == 1 && !states.iter().any(|state| state.contains("null"))
-        })
-    })
-    .await
-}
 
 /// Uploads through a node until it is acknowledged; a node that has just lost a leader may ask for patience.
 async fn upload(node: &Node, id: &str) -> Result<String> {
@@ -90,7 +33,7 @@ async fn finds(node: &Node, id: &str, token: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn any_node_serves_and_one_that_dies_takes_nothing_with_it() -> Result<()> {
     let mut nodes = nodes(3, &[]).await?;
-    replicated(&nodes[1], 3, 3).await?;
+    replicated(PATIENCE, &nodes[1], 3, 3).await?;
     let members = nodes[2].get("/cluster/nodes").await?.expect(200)?;
     ensure!(entries(&members, "nodes").all(|node| node["state"] == "active" && node["votes_meta"] == true), "{members}");
 
@@ -107,7 +50,7 @@ async fn any_node_serves_and_one_that_dies_takes_nothing_with_it() -> Result<()>
             written.push((id, token));
         }
     }
-    agreed(&nodes[0]).await?;
+    agreed(PATIENCE, &nodes[0]).await?;
 
     for victim in 0..3 {
         nodes[victim].kill()?;
@@ -123,9 +66,9 @@ async fn any_node_serves_and_one_that_dies_takes_nothing_with_it() -> Result<()>
         for (id, token) in &written {
             finds(&nodes[victim], id, token).await?;
         }
-        until(&nodes[(victim + 1) % 3], "/cluster/doctor", "everything is healthy again", |body| body["healthy"] == true).await?;
+        healthy(PATIENCE, &nodes[(victim + 1) % 3]).await?;
     }
-    agreed(&nodes[0]).await?;
+    agreed(PATIENCE, &nodes[0]).await?;
     for node in &nodes {
         let strong = json!({ "query": "albatross", "mode": "text", "limit": 100, "consistency": "strong" });
         let found = node.post("/collections/birds/search", &strong).await?.expect(200)?;
@@ -148,31 +91,23 @@ async fn replicas_follow_the_nodes_that_come_and_go() -> Result<()> {
         let id = format!("d{number}");
         written.push((id.clone(), upload(&nodes[number % 3], &id).await?));
     }
-    replicated(&nodes[0], 3, 3).await?;
+    replicated(PATIENCE, &nodes[0], 3, 3).await?;
     let fourth = nodes[1].start_beside(&[]).await?;
     nodes.push(fourth);
     let even = |body: &Value| entries(body, "nodes").count() == 4 && entries(body, "nodes").all(|node| node["replicas"] == 12);
     until(&nodes[3], "/cluster/nodes", "the replicas are spread evenly", even).await?;
 
     // The founder leaves: its identity, its lead and its replicas are nothing special.
-    let members = nodes[1].get("/cluster/nodes").await?.expect(200)?;
-    let founder =
-        entries(&members, "nodes").find(|node| node["address"] == nodes[0].cluster_listen()).context("the founder")?["id"]
-            .clone();
-    nodes[1].post(&format!("/cluster/nodes/{founder}/drain"), &json!({})).await?.expect(200)?;
-    let drained =
-        |body: &Value| entries(body, "nodes").any(|node| node["id"] == founder && node["replicas"] == 0 && node["leaders"] == 0);
-    until(&nodes[1], "/cluster/nodes", "the drained node keeps nothing", drained).await?;
-    nodes[1].delete(&format!("/cluster/nodes/{founder}")).await?.expect(204)?;
-    until(&nodes[1], "/cluster/nodes", "the node has left", |body| entries(body, "nodes").count() == 3).await?;
+    let founder = number_of(&nodes[1], &nodes[0]).await?;
+    retire(PATIENCE, &nodes[1], founder).await?;
     nodes[0].kill()?;
-    replicated(&nodes[1], 3, 3).await?;
+    replicated(PATIENCE, &nodes[1], 3, 3).await?;
     for node in &nodes[1..] {
         for (id, token) in &written {
             finds(node, id, token).await?;
         }
     }
-    agreed(&nodes[1]).await?;
+    agreed(PATIENCE, &nodes[1]).await?;
     Ok(())
 }
 

@@ -144,17 +144,18 @@ impl Links {
             if sent { LinkError::Lost { node, why } } else { LinkError::Unreachable { node, why } }
         };
         let mut sender = tokio::time::timeout_at(deadline, self.sender(node, lane)).await.map_err(|_| late(false))??;
-        let exchange = async move {
-            let answer = sender.send_request(post(CALL_PATH, frame)).await?;
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
-                Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await?.to_bytes(),
-            )
-        };
         let lost = |fault: String| LinkError::Lost { node, why: fault };
-        let body = tokio::time::timeout_at(deadline, exchange)
-            .await
-            .map_err(|_| late(true))?
-            .map_err(|fault| lost(fault.to_string()))?;
+        let exchange = async move {
+            let answer = sender.try_send_request(post(CALL_PATH, frame)).await.map_err(|mut refused| {
+                // A request that comes back has not left: the connection had ended before.
+                let returned = refused.take_message().is_some();
+                let why = refused.into_error().to_string();
+                if returned { LinkError::Unreachable { node, why } } else { lost(why) }
+            })?;
+            let body = Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await;
+            Ok::<_, LinkError>(body.map_err(|fault| lost(fault.to_string()))?.to_bytes())
+        };
+        let body = tokio::time::timeout_at(deadline, exchange).await.map_err(|_| late(true))??;
         let outcome: Outcome = codec::decode(&body).map_err(|fault| lost(fault.to_string()))?;
         outcome.map_err(LinkError::Refused)
     }

@@ -1,6 +1,8 @@
 //! The cluster port: accepts other nodes, whatever else knocks there.
 //!
-//! Until a peer has shown a certificate of the cluster it costs one of a bounded number of places, for a bounded time, and the few kilobytes of a handshake.
+//! Until a peer has shown who it is it costs one of a bounded number of places, for a bounded time, and the few kilobytes of a handshake. When all
+//! places are taken the peer that has had its place the longest loses it: a node shakes hands in milliseconds, and comes in past any number of others
+//! that do not.
 
 use crate::cluster::identity::NodeIdentity;
 use crate::cluster::links::{CREDIT_BYTES, PING, keep_alive};
@@ -19,21 +21,29 @@ use parking_lot::Mutex;
 use ragged_raft::codec;
 use ragged_raft::ids::NodeId;
 use rustls_pki_types::CertificateDer;
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
 /// Peers at once that have not shown who they are.
 const STRANGERS_MAX: usize = 64;
+/// Peers at once that ask to join.
+const JOINING_MAX: usize = 16;
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node that joins may take, all together.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Calls of one connection at once.
 const CALLS_MAX: u32 = 1_024;
+/// How often refusals are told in the log.
+const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the system refuses, as when it is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -44,16 +54,16 @@ pub fn serve(
     services: Arc<Services>,
 ) -> Result<tokio::task::JoinHandle<()>, TlsError> {
     let acceptor = TlsAcceptor::from(Arc::new(tls::server(identity)?));
-    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let (strangers, joining) = (Arc::new(Strangers::default()), Arc::new(Semaphore::new(JOINING_MAX)));
     Ok(tokio::spawn(async move {
         loop {
-            let Ok(place) = strangers.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, from)) => {
-                    let (acceptor, services) = (acceptor.clone(), services.clone());
-                    tokio::spawn(async move {
-                        if let Err(why) = accept(stream, acceptor, services, place).await {
-                            tracing::warn!(%from, why, "a connection to the cluster port was refused");
+                    let (acceptor, services, joining) = (acceptor.clone(), services.clone(), joining.clone());
+                    let book = strangers.clone();
+                    strangers.receive(from, |place| async move {
+                        if let Err(why) = accept(stream, acceptor, services, joining, place).await {
+                            book.note_refusal(from, &why);
                         }
                     });
                 }
@@ -66,11 +76,76 @@ pub fn serve(
     }))
 }
 
+/// Peers that have not shown who they are yet, in the order they came.
+#[derive(Default)]
+struct Strangers {
+    waiting: Mutex<VecDeque<Waiting>>,
+    numbers: AtomicU64,
+    refusals: Mutex<Refusals>,
+}
+
+struct Waiting {
+    number: u64,
+    from: SocketAddr,
+    task: AbortHandle,
+}
+
+/// Refusals that the log has not told yet.
+#[derive(Default)]
+struct Refusals {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+/// A stranger's place, given back when it is dropped.
+struct Place {
+    strangers: Arc<Strangers>,
+    number: u64,
+}
+
+impl Strangers {
+    /// Serves a peer on a task of its own, which has a place until it drops it.
+    fn receive<F: Future<Output = ()> + Send + 'static>(self: &Arc<Self>, from: SocketAddr, serve: impl FnOnce(Place) -> F) {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let longest = {
+            // Under the lock, so that the task does not give its place back before it has it.
+            let mut waiting = self.waiting.lock();
+            let task = tokio::spawn(serve(Place { strangers: self.clone(), number })).abort_handle();
+            waiting.push_back(Waiting { number, from, task });
+            if waiting.len() > STRANGERS_MAX { waiting.pop_front() } else { None }
+        };
+        if let Some(longest) = longest {
+            longest.task.abort();
+            self.note_refusal(longest.from, "it had not shown who it is when others came");
+        }
+    }
+
+    /// Logs a refusal, one a second at most, however many there are.
+    fn note_refusal(&self, from: SocketAddr, why: &str) {
+        let mut refusals = self.refusals.lock();
+        if refusals.told.is_some_and(|told| told.elapsed() < REFUSALS_TOLD_EVERY) {
+            refusals.untold += 1;
+            return;
+        }
+        let untold = std::mem::take(&mut refusals.untold);
+        refusals.told = Some(Instant::now());
+        drop(refusals);
+        tracing::warn!(%from, why, untold_before = untold, "a connection to the cluster port was refused");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.strangers.waiting.lock().retain(|waiting| waiting.number != self.number);
+    }
+}
+
 async fn accept(
     stream: TcpStream,
     acceptor: TlsAcceptor,
     services: Arc<Services>,
-    place: OwnedSemaphorePermit,
+    joining: Arc<Semaphore>,
+    place: Place,
 ) -> Result<(), String> {
     keep_alive(&stream).map_err(|fault| fault.to_string())?;
     let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
@@ -87,10 +162,13 @@ async fn accept(
             }
             Ok(())
         }
-        // Its place is kept: joining is for few at a time.
-        None => tokio::time::timeout(JOIN_TIMEOUT, serve_stranger(stream, services))
-            .await
-            .unwrap_or_else(|_| Err("it did not ask to join in time".into())),
+        None => {
+            let _turn = joining.try_acquire().map_err(|_| format!("{JOINING_MAX} others ask to join already"))?;
+            drop(place);
+            tokio::time::timeout(JOIN_TIMEOUT, serve_stranger(stream, services))
+                .await
+                .unwrap_or_else(|_| Err("it did not ask to join in time".into()))
+        }
     }
 }
 
@@ -102,7 +180,7 @@ struct Member {
     certificate: CertificateDer<'static>,
     /// Who it has said it is, which its certificate confirms.
     node: Mutex<Option<NodeId>>,
-    place: Mutex<Option<OwnedSemaphorePermit>>,
+    place: Mutex<Option<Place>>,
 }
 
 async fn serve_member(stream: TlsStream, member: Arc<Member>) -> Result<(), hyper::Error> {

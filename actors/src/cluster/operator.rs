@@ -9,7 +9,7 @@ use crate::cluster::wire::{Answer, Call, GroupName};
 use crate::error::{ErrorKind, ServiceError};
 use crate::ingest::pipeline::now_ms;
 use crate::service::Session;
-use ragged_raft::ids::{NodeId, ShardId};
+use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
 use ragged_raft::meta::command::{MetaCommand, MetaReply};
 use ragged_raft::meta::node::NodeState;
 use std::time::Duration;
@@ -275,10 +275,13 @@ fn examine(overview: &Overview, group: GroupName, noted: &[NodeId]) -> Finding {
         };
     };
     let standing = &status.standing;
-    let gone = gone(&mut standing.nodes.values().copied());
     let learners = standing.nodes.len() - standing.voters.len();
-    let problem = match (gone.is_empty(), learners) {
-        (false, _) => Some(format!("nodes {} do not answer", gone.join(", "))),
+    // In the meta group all nodes that do not vote learn, for good: one that is gone takes nothing from it.
+    let is_missed = |replica: &ReplicaId| group != GroupName::Meta || standing.voters.contains(replica);
+    let missed = gone(&mut standing.nodes.iter().filter(|(replica, _)| is_missed(replica)).map(|(_, node)| *node));
+    let gone = gone(&mut standing.nodes.values().copied());
+    let problem = match (missed.is_empty(), learners) {
+        (false, _) => Some(format!("nodes {} do not answer", missed.join(", "))),
         (true, 1..) if group != GroupName::Meta => Some(format!("{learners} of its replicas are being filled")),
         _ => None,
     };
@@ -286,11 +289,11 @@ fn examine(overview: &Overview, group: GroupName, noted: &[NodeId]) -> Finding {
         group: name,
         healthy: problem.is_none(),
         available: true,
-        remedy: problem.as_ref().map(|_| match gone.is_empty() {
+        remedy: problem.as_ref().map(|_| match missed.is_empty() {
             true => "they become voters once they have everything".to_owned(),
             false => "it goes on with the others; nodes that stay away are replaced after cluster.replace_after_ms, when there are others to take their place".to_owned(),
         }),
-        advice: (!gone.is_empty()).then(|| "start the node again, or remove it if it does not come back".to_owned()),
+        advice: (!gone.is_empty()).then(|| format!("start node {} again, or remove it if it does not come back", gone.join(", "))),
         problem,
     }
 }

@@ -123,6 +123,12 @@ impl Situation<'_> {
         self.overview.nodes.iter().filter(|view| self.keeps(view.row.node))
     }
 
+    /// Nodes that are to keep replicas, those that are gone among them: a replica on a node that is gone stays in its group until there is
+    /// another node to take its place, since it may come back and then lacks little.
+    fn active(&self) -> usize {
+        self.overview.nodes.iter().filter(|view| view.row.state == NodeState::Active).count()
+    }
+
     /// The group as its leader sees it.
     fn standing(&self, group: GroupName) -> Option<&Standing> {
         Some(&self.overview.leader(group)?.1.standing)
@@ -184,7 +190,7 @@ impl Situation<'_> {
             let voters = if kept.is_empty() { standing.voters.clone() } else { kept };
             return change(Members::Voters(voters));
         }
-        let wanted = self.replication.min(self.keepers().count()).max(1);
+        let wanted = self.replication.min(self.active()).max(1);
         if let Some((learner, node)) = standing.nodes.iter().find(|(replica, _)| !standing.voters.contains(replica)) {
             return self.tend_learner(shard, standing, *learner, *node, kept);
         }

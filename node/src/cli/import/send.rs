@@ -46,6 +46,8 @@ pub struct Acknowledged {
     pub failed_count: u64,
     /// The first of them.
     pub failed: Vec<ImportFailure>,
+    /// Names the write, for searches that must see it; empty when nothing was stored.
+    pub token: String,
     /// How many lines of earlier batches were refused.
     #[serde(skip)]
     pub refused_before: u64,
@@ -106,9 +108,9 @@ impl Importer<'_> {
         // In the order of the file, so that "settled up to line N" is true.
         let mut settled = sending.buffered(self.parallel);
         while let Some(batch) = settled.next().await {
-            let (mut batch, token) = batch?;
+            let mut batch = batch?;
             batch.refused_before = summary.failed_count;
-            summary.add(&batch, token);
+            summary.add(&batch);
             (self.on_batch)(&batch)?;
         }
         Ok(())
@@ -132,7 +134,7 @@ where
     ReceiverStream::new(receiver)
 }
 
-async fn settle(client: &Client, collection: &str, batch: Batch) -> Result<(Acknowledged, String), CliError> {
+async fn settle(client: &Client, collection: &str, batch: Batch) -> Result<Acknowledged, CliError> {
     let Batch { body, numbers, mut refused, every_line_has_an_id, last_line } = batch;
     let report = if numbers.is_empty() {
         ImportReport::default()
@@ -151,20 +153,20 @@ async fn settle(client: &Client, collection: &str, batch: Batch) -> Result<(Ackn
     refused.sort_by_key(|failure| failure.line);
     let first_line = numbers.first().copied().into_iter().chain(refused.first().map(|failure| failure.line)).min();
     let first_line = first_line.unwrap_or(last_line);
-    let accepted = report.accepted;
-    Ok((Acknowledged { first_line, last_line, accepted, failed_count, failed: refused, refused_before: 0 }, report.token))
+    let ImportReport { accepted, token, .. } = report;
+    Ok(Acknowledged { first_line, last_line, accepted, failed_count, failed: refused, token, refused_before: 0 })
 }
 
 impl Summary {
-    fn add(&mut self, batch: &Acknowledged, token: String) {
+    fn add(&mut self, batch: &Acknowledged) {
         self.accepted += batch.accepted;
         self.failed_count += batch.failed_count;
         let room = FAILURES_KEPT - self.failed.len();
         self.failed.extend(batch.failed.iter().take(room).cloned());
         self.batches += 1;
         self.last_line = batch.last_line;
-        if !token.is_empty() {
-            self.token = token;
+        if !batch.token.is_empty() {
+            self.token.clone_from(&batch.token);
         }
     }
 }

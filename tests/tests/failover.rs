@@ -1,0 +1,70 @@
+//! How long writes wait when the node that leads dies. Behaviour is asserted, times are printed: `make failover` runs 20 rounds and says
+//! the median and the longest.
+
+use anyhow::{Context, Result, ensure};
+use ragged_tests::cluster::{LONG_PATIENCE, agreed, entries, healthy, nodes, replicated};
+use ragged_tests::import::stored;
+use ragged_tests::node::Node;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// Documents that are written again and again, enough that every shard has some.
+const WRITERS: usize = 48;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn rounds() -> usize {
+    std::env::var("RAGGED_FAILOVERS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3)
+}
+
+/// Writes one document through this node until it is acknowledged; how long that took.
+async fn write(http: &reqwest::Client, url: &str, key: &str, number: usize, round: usize) -> Result<Duration> {
+    let body = json!({ "documents": [{ "id": format!("w{number}"), "text": format!("round {round}"), "vector": [1.0, number as f32] }] });
+    let begun = Instant::now();
+    loop {
+        let sent = http.post(url).bearer_auth(key).json(&body).send().await?;
+        match sent.status().as_u16() {
+            200 => return Ok(begun.elapsed()),
+            503 | 504 => ensure!(begun.elapsed() < PATIENCE, "document {number} is not accepted: {}", sent.text().await?),
+            other => anyhow::bail!("{other}: {}", sent.text().await?),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Writes every document once, all at the same time; how long the slowest took.
+async fn write_all(http: &reqwest::Client, node: &Node, round: usize) -> Result<Duration> {
+    let (url, key) = (node.url("/api/v1/collections/c/documents"), node.key()?);
+    let writes = (0..WRITERS).map(|number| write(http, &url, &key, number, round));
+    let took = futures::future::try_join_all(writes).await?;
+    took.into_iter().max().context("there are writers")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_to_every_shard_go_on_after_the_death_of_any_node() -> Result<()> {
+    let mut nodes = nodes(3, &[]).await?;
+    nodes[0].post("/collections", &json!({ "name": "c", "spread": 16, "embedding": { "dimension": 2 } })).await?.expect(201)?;
+    let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+    let mut waited = Vec::new();
+    for round in 0..rounds() {
+        replicated(LONG_PATIENCE, &nodes[0], 3, 3).await?;
+        write_all(&http, &nodes[round % 3], round).await?;
+        // Each node leads some shards; the meta group's leader is among those that die.
+        let victim = round % 3;
+        let shards = nodes[victim].get("/cluster/shards").await?.expect(200)?;
+        ensure!(entries(&shards, "shards").all(|shard| shard["leader"].is_u64()), "a shard has no leader: {shards}");
+        nodes[victim].kill()?;
+        let took = write_all(&http, &nodes[(victim + 1) % 3], round).await?;
+        println!("round {round}: every shard took writes again {} ms after a node was killed", took.as_millis());
+        waited.push(took);
+        nodes[victim].restart().await?;
+        healthy(LONG_PATIENCE, &nodes[victim]).await?;
+    }
+    agreed(LONG_PATIENCE, &nodes[0]).await?;
+    for node in &nodes {
+        ensure!(stored(node, "c").await?.len() == WRITERS, "documents are missing");
+    }
+    waited.sort();
+    let (median, longest) = (waited[waited.len() / 2], waited[waited.len() - 1]);
+    println!("writes waited, of {} kills: median {} ms, maximum {} ms", waited.len(), median.as_millis(), longest.as_millis());
+    Ok(())
+}
