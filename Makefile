@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster test lint fmt docs-check bench eval clean
+.PHONY: help setup run cluster failover test lint fmt docs-check bench eval clean
 
 help: ## show this list
 	@echo "ragged: make COMMAND"
@@ -31,6 +31,9 @@ fmt: ## format the Rust sources
 
 docs-check: ## check the documents: links, examples, commands
 	@scripts/check-docs
+
+failover: setup ## kill the nodes of a cluster in turn, 20 times; say how long writes waited
+	@scripts/failover
 
 bench: setup ## measure embedding beside ONNX Runtime, then search; needs ../shared
 	@bench/run

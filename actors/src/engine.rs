@@ -15,6 +15,7 @@ use crate::cluster::links::Links;
 use crate::cluster::reconciler::{Reconciler, ReconcilerArguments, ReconcilerMetrics, ReconcilerSettings};
 use crate::cluster::replicas::Replicas;
 use crate::cluster::services::Services;
+use crate::cluster::succession::Succession;
 use crate::cluster::tls::TlsError;
 use crate::cluster::transport::{LinkTransport, Receptions};
 use crate::cluster::{authority, join, listener};
@@ -25,8 +26,8 @@ use crate::meta::{Meta, MetaActor, MetaArguments};
 use crate::search::Searcher;
 use crate::session::{ApiKey, KeyError, Sessions};
 use crate::shard::actor::{Residency, ShardMetrics};
-use crate::shard::read_threads::ReadThreads;
 use crate::shard::indexer::{Indexer, IndexerMetrics};
+use crate::shard::read_threads::ReadThreads;
 use crate::shard::{ShardActor, ShardArguments};
 use crate::shards::Shards;
 use crate::supervision::{Child, RestartPolicy, Supervision, Supervisor, SupervisorMessage};
@@ -236,6 +237,7 @@ impl Engine {
         let jobs = Arc::new(Address::<JobsMessage>::new("jobs"));
         let jobs_metrics = JobsMetrics::register(&registry)?;
         let services = Arc::new(Services {
+            succession: Succession::default(),
             identity: identity.clone(),
             links,
             replicas: replicas.clone(),

@@ -29,6 +29,12 @@ pub const COMMAND_BYTES_MAX: usize = 96 << 20;
 const LOG_ENTRIES_KEPT: u64 = 1_000;
 /// Entries after which older ones are purged.
 const LOG_ENTRIES_PURGE: u64 = 5_000;
+/// How often a leader is heard from.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+/// How long after the lease has ended a replica that misses its leader waits at least, and the lease at most, until it stands for election.
+const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
+/// How long nobody votes for another after having heard from the leader.
+pub const LEADER_LEASE: Duration = Duration::from_secs(1);
 /// How long a command may wait before its outcome is called unknown.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a linearizable read may wait for a majority and for what is applied.
@@ -358,9 +364,9 @@ impl Group {
 fn config(name: &str) -> Config {
     Config {
         cluster_name: name.to_owned(),
-        heartbeat_interval: 250,
-        election_timeout_min: 1_000,
-        election_timeout_max: 2_000,
+        heartbeat_interval: HEARTBEAT.as_millis() as u64,
+        election_timeout_min: ELECTION_TIMEOUT_MIN.as_millis() as u64,
+        election_timeout_max: LEADER_LEASE.as_millis() as u64,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(LOG_ENTRIES_PURGE),
         max_in_snapshot_log_to_keep: LOG_ENTRIES_KEPT,
         purge_batch_size: 256,

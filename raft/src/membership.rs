@@ -6,7 +6,7 @@ use crate::network::Destination;
 use crate::types::{LogId, ReplicaNode, Types};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
-use openraft::raft::Precondition;
+use openraft::raft::{Precondition, TransferLeaderRequest};
 use openraft::{ChangeMembers, RaftMetrics};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -168,8 +168,18 @@ impl Group {
         self.raft().trigger().transfer_leader(to.0).await.map_err(|fault| ProposeError::Stopped(fault.to_string()))
     }
 
-    /// Stands for election at once, if the others have not heard from a leader either: a peer that led is known to be gone.
-    pub async fn stand_for_election(&self) -> Result<(), ProposeError> {
+    /// Stands for election at once. When the leader is known to be dead, the others vote although they have heard from it a moment ago, as they do
+    /// when a leader hands on (Raft dissertation, 4.2.3); otherwise nothing happens while anyone has. A leader that is not dead after all
+    /// loses its lead to one that has all it committed: nothing else is at stake, since reads never rest on the lease.
+    pub async fn stand_for_election(&self, leader_is_dead: bool) -> Result<(), ProposeError> {
+        let stopped = |fault: openraft::errors::Fatal<Types>| ProposeError::Stopped(fault.to_string());
+        if leader_is_dead {
+            let vote = self.raft().metrics().borrow_watched().vote;
+            let request = TransferLeaderRequest::new(vote, self.replica().0, None);
+            if self.raft().handle_transfer_leader(request).await.map_err(stopped)?.is_ok() {
+                return Ok(());
+            }
+        }
         self.raft().trigger().elect(true).await.map_err(|fault| ProposeError::Stopped(fault.to_string()))
     }
 }

@@ -28,13 +28,7 @@ pub async fn until(node: &Node, path: &str, what: &str, holds: impl Fn(&Value) -
 }
 
 /// The same for what may take longer.
-pub async fn within(
-    patience: Duration,
-    node: &Node,
-    path: &str,
-    what: &str,
-    holds: impl Fn(&Value) -> bool,
-) -> Result<Value> {
+pub async fn within(patience: Duration, node: &Node, path: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
     let deadline = Instant::now() + patience;
     loop {
         let answer = node.get(path).await?;

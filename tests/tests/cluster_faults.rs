@@ -37,9 +37,11 @@ fn load(test: &str) -> Result<Option<Load>> {
     let mut lines = Vec::new();
     for (number, text) in texts.enumerate() {
         let text = text?;
-        let mut document = json!({ "id": text["id"], "title": text["title"], "text": text["text"], "metadata": { "number": number } });
+        let mut document =
+            json!({ "id": text["id"], "title": text["title"], "text": text["text"], "metadata": { "number": number } });
         if !long() {
-            document["vector"] = json!((0..DIMENSION).map(|bit| if number >> bit & 1 == 1 { 1.0 } else { -1.0 }).collect::<Vec<f32>>());
+            document["vector"] =
+                json!((0..DIMENSION).map(|bit| if number >> bit & 1 == 1 { 1.0 } else { -1.0 }).collect::<Vec<f32>>());
         }
         lines.push(document);
     }
@@ -129,7 +131,12 @@ async fn an_import_goes_on_while_each_node_dies_in_turn() -> Result<()> {
     }
     let summary = import.finish().await?;
     let (acks, passed_over) = witness.await??;
-    println!("{} documents in {} s; {passed_over} of {} searches met a node that was down", summary["accepted"], summary["took_s"], acks.len() * 3);
+    println!(
+        "{} documents in {} s; {passed_over} of {} searches met a node that was down",
+        summary["accepted"],
+        summary["took_s"],
+        acks.len() * 3
+    );
     complete(&nodes, &load, &acks).await
 }
 

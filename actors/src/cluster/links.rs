@@ -137,6 +137,15 @@ impl Links {
         self.send(node, lane, frame, within).await
     }
 
+    /// Whether nobody listens any more where a node was reached: its process is dead, though its machine answers.
+    pub async fn is_refused(&self, node: NodeId) -> bool {
+        let Some(address) = self.address(node) else { return false };
+        match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await {
+            Ok(Err(fault)) => fault.kind() == std::io::ErrorKind::ConnectionRefused,
+            _ => false,
+        }
+    }
+
     async fn send(&self, node: NodeId, lane: Lane, frame: Vec<u8>, within: Duration) -> Result<Answer, LinkError> {
         let deadline = tokio::time::Instant::now() + within;
         let late = |sent: bool| {

@@ -1,7 +1,7 @@
 //! The cluster: how nodes find, trust and reach each other, and who keeps what.
 //!
 //! From the bottom up: [`authority`] issues certificates and [`identity`] keeps a node's own; [`tls`] makes streams of them that both sides can
-//! trust; [`wire`] is what nodes ask each other; [`links`] asks, [`listener`] answers by what [`services`] offers; [`transport`] carries the groups' messages over them;
+//! trust; [`wire`] is what nodes ask each other; [`links`] asks, [`listener`] answers by what [`services`] offers; [`transport`] carries the groups' messages over them, and [`succession`] has groups find new leaders;
 //! [`join`] brings a node in; the [`reconciler`] makes the steps of the [`plan`]; [`overview`] says how things stand; an [`operator`] asks and orders.
 
 pub mod authority;
@@ -15,6 +15,7 @@ pub mod plan;
 pub mod reconciler;
 pub mod replicas;
 pub mod services;
+pub mod succession;
 pub mod tls;
 pub mod token;
 pub mod transport;

@@ -5,6 +5,7 @@ use crate::cluster::authority;
 use crate::cluster::identity::NodeIdentity;
 use crate::cluster::links::Links;
 use crate::cluster::replicas::Replicas;
+use crate::cluster::succession::Succession;
 use crate::cluster::token::presented;
 use crate::cluster::transport::{Receptions, no_replica};
 use crate::cluster::wire::{
@@ -37,6 +38,8 @@ pub struct Services {
     pub replicas: Replicas,
     /// Snapshots that it receives.
     pub receptions: Receptions,
+    /// Who leads after a node has died.
+    pub succession: Succession,
     /// Its replica of the meta group.
     pub meta: Meta,
     /// Its shards' replicas.
@@ -71,7 +74,7 @@ impl Services {
 
     /// A connection from this node has ended.
     pub fn peer_lost(&self, node: NodeId) {
-        self.replicas.peer_lost(node);
+        self.succession.peer_lost(node, &self.replicas, &self.links);
     }
 
     /// Answers a member.

@@ -49,9 +49,7 @@ impl ReadThreads {
             Some(Err(TrySendError::Full(_))) => {
                 Err(ServiceError::new(ErrorKind::Unavailable, "search_overloaded", "too many searches wait on this node"))
             }
-            Some(Err(TrySendError::Disconnected(_))) | None => {
-                Err(ServiceError::unavailable("stopping", "the node is stopping"))
-            }
+            Some(Err(TrySendError::Disconnected(_))) | None => Err(ServiceError::unavailable("stopping", "the node is stopping")),
         }
     }
 }

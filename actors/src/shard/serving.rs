@@ -154,7 +154,9 @@ impl Request {
             Ok::<_, PartitionError>(Arc::new(partition))
         };
         let _turn = self.arguments.loads.acquire().await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
-        let partition = tokio::task::spawn_blocking(open).await.map_err(|fault| ServiceError::internal(format!("a partition could not be loaded: {fault}")))??;
+        let partition = tokio::task::spawn_blocking(open)
+            .await
+            .map_err(|fault| ServiceError::internal(format!("a partition could not be loaded: {fault}")))??;
         self.arguments.metrics.partitions.inc();
         Ok(partition)
     }

@@ -58,7 +58,8 @@ fn evaluate(partition: &Partition, data: &Path, group_by_document: bool) -> f64 
 #[test]
 fn words_rank_as_well_as_the_reference() {
     let model = PathBuf::from(std::env::var("HOME").unwrap_or_default()).join(".local/share/ragged/models/all-MiniLM-L6-v2");
-    let shared = std::env::var_os("RAGGED_SHARED").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let shared = std::env::var_os("RAGGED_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
     let shared = shared.join("data");
     if !model.join("model.safetensors").exists() || !shared.exists() {
         println!("skipped: there is no model or no data");

@@ -1,0 +1,77 @@
+//! Who leads after a node has died: the replicas that it led elect another leader without waiting until they miss it.
+//!
+//! A connection that ends says that something has happened, not what. Where the node was reached nobody may listen any more: then its process is
+//! dead, and the voters elect at once, although they have heard from it a moment ago. Otherwise it may be the network, and the leader may be well:
+//! then they stand for election once they would grant each other a vote, which they do not while anyone hears from the leader.
+
+use crate::cluster::links::Links;
+use crate::cluster::replicas::Replicas;
+use parking_lot::Mutex;
+use ragged_raft::group::{Group, LEADER_LEASE};
+use ragged_raft::ids::NodeId;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// How long each voter leaves to the one before it. In the order of their ids, so that they do not split the votes.
+const TURN: Duration = Duration::from_millis(200);
+/// Connections of one node that end within this time say the same.
+const SAME_LOSS: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a node's process is dead, and how long after each look.
+const DEATH_LOOKS: usize = 4;
+const DEATH_LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Has leaders of nodes that are gone replaced.
+#[derive(Default)]
+pub struct Succession {
+    lost: Mutex<HashMap<NodeId, Instant>>,
+}
+
+impl Succession {
+    /// A connection with this node has ended.
+    pub fn peer_lost(&self, node: NodeId, replicas: &Replicas, links: &Links) {
+        let now = Instant::now();
+        let known = self.lost.lock().insert(node, now);
+        if known.is_some_and(|lost| now.duration_since(lost) < SAME_LOSS) {
+            return;
+        }
+        let bereaved: Vec<Group> = replicas.all().into_iter().filter(|group| group.leader_node() == Some(node)).collect();
+        if bereaved.is_empty() {
+            return;
+        }
+        let links = links.clone();
+        tokio::spawn(async move {
+            let is_dead = is_dead(node, &links).await;
+            tracing::info!(%node, is_dead, groups = bereaved.len(), "lost a node that leads groups");
+            for group in bereaved {
+                tokio::spawn(succeed(group, node, is_dead));
+            }
+        });
+    }
+}
+
+/// Whether nobody listens where the node was reached. A process that ends may close its connections before it closes what it listens on.
+async fn is_dead(node: NodeId, links: &Links) -> bool {
+    for _ in 0..DEATH_LOOKS {
+        if links.is_refused(node).await {
+            return true;
+        }
+        tokio::time::sleep(DEATH_LOOK_PAUSE).await;
+    }
+    false
+}
+
+/// Stands for election when it is this replica's turn, unless another leads by then.
+async fn succeed(group: Group, lost: NodeId, is_dead: bool) {
+    let standing = group.standing();
+    let candidates = standing.voters.iter().filter(|voter| standing.nodes.get(voter) != Some(&lost));
+    let Some(rank) = candidates.into_iter().position(|voter| *voter == group.replica()) else { return };
+    let wait = TURN * rank as u32 + if is_dead { Duration::ZERO } else { LEADER_LEASE };
+    tokio::time::sleep(wait).await;
+    if group.leader_node().is_some_and(|leader| leader != lost) {
+        return;
+    }
+    if let Err(fault) = group.stand_for_election(is_dead).await {
+        tracing::debug!(%fault, "an election could not be begun");
+    }
+}
