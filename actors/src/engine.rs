@@ -15,7 +15,7 @@ use crate::cluster::links::Links;
 use crate::cluster::reconciler::{Reconciler, ReconcilerArguments, ReconcilerMetrics, ReconcilerSettings};
 use crate::cluster::replicas::Replicas;
 use crate::cluster::services::Services;
-use crate::cluster::succession::Succession;
+use crate::cluster::succession::{Succession, hand_over};
 use crate::cluster::tls::TlsError;
 use crate::cluster::transport::{LinkTransport, Receptions};
 use crate::cluster::{authority, join, listener};
@@ -343,8 +343,9 @@ impl Engine {
         "the supervisors have given up, see the errors above".into()
     }
 
-    /// Stops the actors, waiting for what is in flight until the deadline, and closes the store.
+    /// Hands on what the node leads, stops the actors, waiting for what is in flight until the deadline, and closes the store.
     pub async fn stop(&self, deadline: Duration) {
+        hand_over(&self.parts.services.replicas).await;
         let root = &self.parts.supervisors.root;
         if root.get_cell().stop_and_wait(Some("shutdown".into()), Some(deadline)).await.is_err() {
             tracing::warn!("some actors did not stop in time; what was acknowledged is durable all the same");

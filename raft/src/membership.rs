@@ -61,6 +61,18 @@ impl Standing {
         }
     }
 
+    /// A group that is not, for tests of who decides on groups.
+    pub fn imagined(
+        replica: ReplicaId,
+        leader: Option<ReplicaId>,
+        voters: BTreeSet<ReplicaId>,
+        nodes: BTreeMap<ReplicaId, NodeId>,
+        last_index: u64,
+        matching: BTreeMap<ReplicaId, u64>,
+    ) -> Standing {
+        Standing { replica, term: 1, leader, voters, nodes, is_changing: false, last_index, matching, members_since: None }
+    }
+
     /// Whether the replica that sees it so leads.
     pub fn leads(&self) -> bool {
         self.leader == Some(self.replica)

@@ -68,3 +68,47 @@ async fn writes_to_every_shard_go_on_after_the_death_of_any_node() -> Result<()>
     println!("writes waited, of {} kills: median {} ms, maximum {} ms", waited.len(), median.as_millis(), longest.as_millis());
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orderly_restart_of_each_node_is_noticed_by_nobody() -> Result<()> {
+    let mut nodes = nodes(3, &[]).await?;
+    nodes[0].post("/collections", &json!({ "name": "c", "spread": 16, "embedding": { "dimension": 2 } })).await?.expect(201)?;
+    replicated(LONG_PATIENCE, &nodes[0], 3, 3).await?;
+    let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+    for leaving in 0..3 {
+        let other = &nodes[(leaving + 1) % 3];
+        let (url, key) = (other.url("/api/v1/collections/c/documents"), other.key()?);
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let writers = (0..4).map(|writer| {
+            let (http, url, key, stopped) = (http.clone(), url.clone(), key.clone(), stopped.clone());
+            tokio::spawn(async move {
+                let mut count = 0;
+                while !*stopped.borrow() {
+                    let id = format!("r{leaving}w{writer}n{count}");
+                    let body = json!({ "documents": [{ "id": id, "text": "a text", "vector": [1.0, count as f32] }] });
+                    let answer = http.post(&url).bearer_auth(&key).json(&body).send().await?;
+                    let status = answer.status().as_u16();
+                    ensure!(status == 200, "write {count} was answered {status}: {}", answer.text().await?);
+                    count += 1;
+                }
+                Ok(count)
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        nodes[leaving].signal(libc::SIGTERM)?;
+        let ended = nodes[leaving].wait_for_end(Duration::from_secs(20)).await?;
+        ensure!(ended.success(), "the node ended with {ended}");
+        nodes[leaving].restart().await?;
+        healthy(LONG_PATIENCE, &nodes[leaving]).await?;
+        stop.send(true)?;
+        let mut count = 0;
+        for writer in writers {
+            count += writer.await??;
+        }
+        println!("{count} writes went on while a node was restarted");
+        replicated(LONG_PATIENCE, &nodes[leaving], 3, 3).await?;
+    }
+    agreed(LONG_PATIENCE, &nodes[0]).await?;
+    Ok(())
+}

@@ -6,7 +6,7 @@ use crate::cluster::wire::{GroupName, MemberChange};
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
 use ragged_raft::membership::Standing;
 use ragged_raft::meta::node::{NodeState, ShardPlaces};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Voters of the meta group at most; further nodes learn.
 const META_VOTERS_MAX: usize = 5;
@@ -162,15 +162,24 @@ impl Situation<'_> {
         wanted.truncate(META_VOTERS_MAX);
         let wanted: BTreeSet<ReplicaId> = wanted.into_iter().collect();
         if !wanted.is_empty() && (wanted != standing.voters || standing.is_changing) {
-            if !wanted.contains(&standing.replica)
-                && let Some(next) = wanted.iter().find(|replica| self.may_lead(standing, **replica))
-            {
-                return change(Members::Leader(*next));
-            }
-            return change(Members::Voters(wanted));
+            return self.become_voters(standing, wanted).map(change).unwrap_or_default();
         }
         let leaver = standing.nodes.iter().find(|(replica, node)| !votes(replica) && replica_of.get(node) != Some(replica));
         leaver.map(|(replica, _)| change(Members::WithoutLearner(*replica))).unwrap_or_default()
+    }
+
+    /// The step towards these voters. A leader that is to leave hands on first, and stays a voter until one of them can lead; and nobody leaves while
+    /// too few of those that stay answer: the group would have no majority.
+    fn become_voters(&self, standing: &Standing, mut wanted: BTreeSet<ReplicaId>) -> Option<Members> {
+        if !wanted.contains(&standing.replica) {
+            if let Some(next) = wanted.iter().find(|replica| self.may_lead(standing, **replica)) {
+                return Some(Members::Leader(*next));
+            }
+            wanted.insert(standing.replica);
+        }
+        let answers = |replica: &&ReplicaId| standing.nodes.get(*replica).is_some_and(|node| self.answers(*node));
+        let has_majority = wanted.iter().filter(answers).count() * 2 > wanted.len();
+        (has_majority && (wanted != standing.voters || standing.is_changing)).then_some(Members::Voters(wanted))
     }
 
     fn may_lead(&self, standing: &Standing, replica: ReplicaId) -> bool {
@@ -188,21 +197,23 @@ impl Situation<'_> {
         if standing.is_changing {
             // A change that its proposer did not finish. What is kept is among both the old voters and the new ones.
             let voters = if kept.is_empty() { standing.voters.clone() } else { kept };
-            return change(Members::Voters(voters));
+            return self.become_voters(standing, voters).map(change).unwrap_or_default();
         }
         let wanted = self.replication.min(self.active()).max(1);
         if let Some((learner, node)) = standing.nodes.iter().find(|(replica, _)| !standing.voters.contains(replica)) {
             return self.tend_learner(shard, standing, *learner, *node, kept);
         }
-        let leaving = kept.len() < standing.voters.len();
         if kept.len() < wanted {
             let target = self.keepers().map(|view| view.row.node).filter(|node| self.answers(*node));
             let target = target.filter(|node| !standing.nodes.values().any(|member| member == node));
             if let Some(node) = target.min_by_key(|node| (self.replicas_on(*node), *node)).filter(|_| may_grow) {
                 return vec![Step::Grow { shard, node }];
             }
-        } else if leaving || kept.len() > wanted {
-            return change(self.shrink(standing, kept, wanted));
+        }
+        if standing.voters.len() > wanted
+            && let Some(step) = self.become_voters(standing, self.fittest(standing, wanted))
+        {
+            return change(step);
         }
         let mut steps = self.give_up_orphans(shard, standing);
         let mut places = ShardPlaces { replicas: standing.voters.iter().map(|replica| (node_of(replica), *replica)).collect() };
@@ -237,21 +248,14 @@ impl Situation<'_> {
         Vec::new()
     }
 
-    /// Takes away those that leave, or the one that is too many; the leader hands on first.
-    fn shrink(&self, standing: &Standing, mut kept: BTreeSet<ReplicaId>, wanted: usize) -> Members {
-        let node_of = |replica: &ReplicaId| standing.nodes.get(replica).copied().unwrap_or_default();
-        while kept.len() > wanted {
-            let crowded =
-                kept.iter().max_by_key(|replica| (self.replicas_on(node_of(replica)), **replica != standing.replica, **replica));
-            let Some(crowded) = crowded.copied() else { break };
-            kept.remove(&crowded);
-        }
-        if !kept.contains(&standing.replica)
-            && let Some(next) = kept.iter().find(|replica| self.may_lead(standing, **replica))
-        {
-            return Members::Leader(*next);
-        }
-        Members::Voters(kept)
+    /// So many voters of those there are: kept ones before those that leave, those that answer before others, and those on nodes that keep few.
+    fn fittest(&self, standing: &Standing, wanted: usize) -> BTreeSet<ReplicaId> {
+        let mut voters: Vec<ReplicaId> = standing.voters.iter().copied().collect();
+        voters.sort_by_key(|replica| {
+            let node = standing.nodes.get(replica).copied().unwrap_or_default();
+            (!self.keeps(node), !self.answers(node), self.replicas_on(node), *replica != standing.replica, *replica)
+        });
+        voters.into_iter().take(wanted).collect()
     }
 
     /// Replicas that a node keeps though they are in no group any more.
@@ -300,29 +304,71 @@ impl Situation<'_> {
         Some(Step::Grow { shard, node: *to })
     }
 
-    /// Hands the leadership of a shard from the node that leads most to one that leads less by more than one.
-    fn even_out_leaders(&self) -> Option<Step> {
-        let leads = |node: NodeId| {
-            let led = |shard: &ShardId| self.overview.leader(GroupName::Shard(*shard)).is_some_and(|(leader, _)| leader == node);
-            self.shards().filter(led).count()
+    /// Hands leaderships on until every node leads as many shards as the others, within one. A node may have no replica of what the busiest one
+    /// leads: then others hand on in between, each as much as it takes over.
+    fn even_out_leaders(&self) -> Vec<Step> {
+        let hand_over =
+            |handing: &Handing| Step::Change { group: GroupName::Shard(handing.shard), change: Members::Leader(handing.replica) };
+        let possible: Vec<Handing> = self.shards().flat_map(|shard| self.heirs(shard)).collect();
+        let led = |node: NodeId| {
+            let leads =
+                |shard: &ShardId| self.overview.leader(GroupName::Shard(*shard)).is_some_and(|(leader, _)| leader == node);
+            self.shards().filter(leads).count()
         };
-        let mut best: Option<(usize, Step)> = None;
-        for shard in self.shards() {
-            let group = GroupName::Shard(shard);
-            let Some((leader, status)) = self.overview.leader(group) else { continue };
-            let standing = &status.standing;
-            // A node that is not to keep replicas leads none, if it can be helped.
-            let here = if self.keeps(leader) { leads(leader) } else { usize::MAX / 2 };
-            let others = standing.nodes.iter().filter(|(replica, node)| {
-                **replica != standing.replica && self.keeps(**node) && self.may_lead(standing, **replica)
-            });
-            if let Some((replica, node)) = others.min_by_key(|(_, node)| leads(**node)) {
-                let gain = here.saturating_sub(leads(*node));
-                if gain > 1 && best.as_ref().is_none_or(|(other, _)| gain > *other) {
-                    best = Some((gain, Step::Change { group, change: Members::Leader(*replica) }));
-                }
-            }
+        let mut load: BTreeMap<NodeId, usize> = self.keepers().map(|view| (view.row.node, led(view.row.node))).collect();
+        // A node that is not to keep replicas leads none, if it can be helped.
+        let leaving = possible.iter().filter(|handing| !self.keeps(handing.from));
+        if let Some(handing) = leaving.min_by_key(|handing| load.get(&handing.to)) {
+            return vec![hand_over(handing)];
         }
-        best.map(|(_, step)| step)
+        load.retain(|node, _| self.answers(*node));
+        let mut busiest: Vec<(usize, NodeId)> = load.iter().map(|(node, count)| (*count, *node)).collect();
+        busiest.sort_unstable_by(|one, other| other.cmp(one));
+        let path = busiest
+            .into_iter()
+            .find_map(|(most, node)| shortest_path(node, &possible, |to| load.get(&to).is_some_and(|count| count + 1 < most)));
+        path.into_iter().flatten().map(hand_over).collect()
+    }
+
+    /// Whom the leader of a shard could hand on to.
+    fn heirs(&self, shard: ShardId) -> Vec<Handing> {
+        let Some((leader, status)) = self.overview.leader(GroupName::Shard(shard)) else { return Vec::new() };
+        let standing = &status.standing;
+        let others = standing
+            .nodes
+            .iter()
+            .filter(|(replica, node)| **replica != standing.replica && self.keeps(**node) && self.may_lead(standing, **replica));
+        others.map(|(replica, node)| Handing { shard, replica: *replica, from: leader, to: *node }).collect()
     }
 }
+
+/// A leadership that could be handed on.
+struct Handing {
+    shard: ShardId,
+    replica: ReplicaId,
+    from: NodeId,
+    to: NodeId,
+}
+
+/// The fewest hand-overs, each from where the one before leads to, that begin at a node and end at one that is wanted.
+fn shortest_path(start: NodeId, possible: &[Handing], wanted: impl Fn(NodeId) -> bool) -> Option<Vec<&Handing>> {
+    let mut reached_by: BTreeMap<NodeId, &Handing> = BTreeMap::new();
+    let mut frontier = VecDeque::from([start]);
+    while let Some(node) = frontier.pop_front() {
+        for handing in possible.iter().filter(|handing| handing.from == node) {
+            if handing.to == start || reached_by.contains_key(&handing.to) {
+                continue;
+            }
+            reached_by.insert(handing.to, handing);
+            if wanted(handing.to) {
+                let back = |handing: &&Handing| reached_by.get(&handing.from).copied();
+                return Some(std::iter::successors(Some(handing), back).collect());
+            }
+            frontier.push_back(handing.to);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

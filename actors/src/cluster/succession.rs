@@ -8,7 +8,8 @@ use crate::cluster::links::Links;
 use crate::cluster::replicas::Replicas;
 use parking_lot::Mutex;
 use ragged_raft::group::{Group, LEADER_LEASE};
-use ragged_raft::ids::NodeId;
+use ragged_raft::ids::{NodeId, ReplicaId};
+use rand::seq::IndexedRandom;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,12 @@ const SAME_LOSS: Duration = Duration::from_secs(1);
 /// How often it is looked whether a node's process is dead, and how long after each look.
 const DEATH_LOOKS: usize = 4;
 const DEATH_LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Entries that a replica may lack when it is to lead.
+const HEIR_LAG_MAX: u64 = 64;
+/// How long handing on may take, and how often it is looked whether it is done.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+const HAND_OVER_LOOK: Duration = Duration::from_millis(10);
 
 /// Has leaders of nodes that are gone replaced.
 #[derive(Default)]
@@ -48,6 +55,26 @@ impl Succession {
             }
         });
     }
+}
+
+/// Hands on what this node leads, as far as others have everything, so that nobody has to miss it when it stops.
+pub async fn hand_over(replicas: &Replicas) {
+    let handed = replicas.all().into_iter().map(|group| async move {
+        let standing = group.standing();
+        let heirs =
+            standing.voters.iter().filter(|voter| **voter != standing.replica && standing.has_caught_up(**voter, HEIR_LAG_MAX));
+        let heirs: Vec<ReplicaId> = heirs.copied().collect();
+        let Some(heir) = heirs.choose(&mut rand::rng()).filter(|_| standing.leads()) else { return };
+        if let Err(fault) = group.transfer_leader(*heir).await {
+            tracing::debug!(%fault, "a lead could not be handed on");
+            return;
+        }
+        let deadline = Instant::now() + HAND_OVER_TIMEOUT;
+        while group.leads() && Instant::now() < deadline {
+            tokio::time::sleep(HAND_OVER_LOOK).await;
+        }
+    });
+    futures::future::join_all(handed).await;
 }
 
 /// Whether nobody listens where the node was reached. A process that ends may close its connections before it closes what it listens on.

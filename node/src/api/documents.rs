@@ -5,6 +5,8 @@ use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::upload_form::{self, UploadForm};
 use crate::api::{Call, filter, json};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ragged_actors::{Deleted, Session, StoredDocument, TextFormat, UploadDocument, Uploaded};
 use ragged_client::{
     AcceptedJob, DeleteByFilter, DeletedDocuments, Document, DocumentList, Format, NewDocument, NewDocuments, UploadedDocument,
@@ -80,11 +82,17 @@ pub async fn list(call: Call, session: Session) -> Answer {
     let with_text = query.boolean("text", false)?;
     let (max, default) = if with_text { (PAGE_WITH_TEXT_MAX, PAGE_WITH_TEXT_DEFAULT) } else { (PAGE_MAX, PAGE_DEFAULT) };
     let limit = query.number("limit", 1..=max, default)?;
-    let cursor = query.cursor()?;
+    let after = query.cursor()?.map(|cursor| id_of(&cursor)).transpose()?;
     query.end()?;
-    let (page, next_cursor) = session.documents(call.parameter(0)?, cursor.as_deref(), limit, with_text).await?;
+    let (page, next) = session.documents(call.parameter(0)?, after.as_deref(), limit, with_text).await?;
     let documents = page.into_iter().map(to_wire).collect::<Result<_, _>>()?;
-    json::ok(&DocumentList { documents, next_cursor })
+    json::ok(&DocumentList { documents, next_cursor: next.map(|id| URL_SAFE_NO_PAD.encode(id)) })
+}
+
+/// The document id that a cursor stands for. Ids hold characters that mean something else in a URL, cursors do not.
+fn id_of(cursor: &str) -> Result<String, Problem> {
+    let id = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    id.ok_or_else(|| Problem::invalid("invalid_parameter", "cursor is not a `next_cursor` of a page of documents"))
 }
 
 /// `GET /api/v1/collections/{collection}/documents/{id}`.
@@ -189,4 +197,19 @@ fn uploaded_to_wire(uploaded: Uploaded) -> UploadedDocuments {
 
 fn deleted(outcome: Deleted) -> DeletedDocuments {
     DeletedDocuments { deleted: outcome.deleted, token: outcome.token }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_stands_for_any_id_and_is_safe_in_a_url() {
+        for id in ["a", "en:g++", "x & y=z", "ж/%2F"] {
+            let cursor = URL_SAFE_NO_PAD.encode(id);
+            assert!(cursor.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'));
+            assert_eq!(id_of(&cursor).unwrap(), id);
+        }
+        assert_eq!(id_of("en:g++").err().unwrap().code, "invalid_parameter");
+    }
 }
