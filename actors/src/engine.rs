@@ -12,6 +12,7 @@
 use crate::address::Address;
 use crate::cluster::identity::{IdentityError, NodeIdentity};
 use crate::cluster::links::Links;
+use crate::cluster::listener::ClusterPort;
 use crate::cluster::reconciler::{Reconciler, ReconcilerArguments, ReconcilerMetrics, ReconcilerSettings};
 use crate::cluster::replicas::Replicas;
 use crate::cluster::services::Services;
@@ -193,7 +194,7 @@ pub(crate) struct Parts {
     /// Told when a collection has been deleted, whose rows are to be cleared.
     pub(crate) dropped: Arc<Notify>,
     store: Arc<Store>,
-    _listener: Listening,
+    port: ClusterPort,
 }
 
 impl Drop for Parts {
@@ -247,7 +248,7 @@ impl Engine {
             jobs: jobs.clone(),
         });
         // Before the groups: a cluster port that is taken ends the start with one clear line.
-        let listener = Listening(listen(options.cluster.listen, &identity, services.clone()).await?);
+        let port = listen(options.cluster.listen, &identity, services.clone()).await?;
 
         let storage = StorageGround { ground, replicas, found_shards };
         let storage = storage_children(&options, &storage, &meta, &shards, &registry)?;
@@ -303,7 +304,7 @@ impl Engine {
             supervisors,
             dropped,
             store,
-            _listener: listener,
+            port,
         };
         let parts = Arc::new(parts);
         tokio::spawn(clear_dropped(parts.dropped.clone(), Arc::downgrade(&parts)));
@@ -346,6 +347,7 @@ impl Engine {
     /// Hands on what the node leads, stops the actors, waiting for what is in flight until the deadline, and closes the store.
     pub async fn stop(&self, deadline: Duration) {
         hand_over(&self.parts.services.replicas).await;
+        self.parts.port.close().await;
         let root = &self.parts.supervisors.root;
         if root.get_cell().stop_and_wait(Some("shutdown".into()), Some(deadline)).await.is_err() {
             tracing::warn!("some actors did not stop in time; what was acknowledged is durable all the same");
@@ -452,20 +454,11 @@ async fn found(group: &MetaGroup, options: &EngineOptions) -> Result<NodeIdentit
     Ok(identity)
 }
 
-/// The cluster port, closed when dropped.
-pub(crate) struct Listening(tokio::task::JoinHandle<()>);
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 async fn listen(
     address: std::net::SocketAddr,
     identity: &NodeIdentity,
     services: Arc<Services>,
-) -> Result<tokio::task::JoinHandle<()>, StartError> {
+) -> Result<ClusterPort, StartError> {
     let listener = tokio::net::TcpListener::bind(address).await.map_err(|fault| StartError::ClusterPort { address, fault })?;
     Ok(listener::serve(listener, identity, services)?)
 }

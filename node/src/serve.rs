@@ -198,18 +198,26 @@ impl Signals {
     }
 }
 
+/// Ends the process at once. The C++ libraries' global destructors are left out: a thread that is still in one of them, as with a read that nobody
+/// waits for any more, would find locks that are gone, and abort.
+pub fn end(code: i32) -> ! {
+    let _ = io::Write::flush(&mut io::stdout()); // whoever read it may have gone
+    // SAFETY: ends the process; nothing of it is used afterwards.
+    unsafe { libc::_exit(code) }
+}
+
 /// Ends the process when stopping in order takes too long, or when a second signal says that nobody wants to wait.
 fn end_in_any_case(mut signals: Signals) {
     // A thread of its own: what it guards against is that the runtime's threads are stuck.
     std::thread::spawn(|| {
         std::thread::sleep(STOP_TIMEOUT - Duration::from_millis(200));
         tracing::error!("stopping in order took too long: ending now; what was acknowledged is durable");
-        std::process::exit(1);
+        end(1);
     });
     tokio::spawn(async move {
         signals.next().await;
         tracing::warn!("second signal: ending now; what was acknowledged is durable");
-        std::process::exit(130);
+        end(130);
     });
 }
 

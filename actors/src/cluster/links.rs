@@ -158,8 +158,9 @@ impl Links {
             let answer = sender.try_send_request(post(CALL_PATH, frame)).await.map_err(|mut refused| {
                 // A request that comes back has not left: the connection had ended before.
                 let returned = refused.take_message().is_some();
-                let why = refused.into_error().to_string();
-                if returned { LinkError::Unreachable { node, why } } else { lost(why) }
+                let fault = refused.into_error();
+                let why = fault.to_string();
+                if returned || was_not_taken(&fault) { LinkError::Unreachable { node, why } } else { lost(why) }
             })?;
             let body = Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await;
             Ok::<_, LinkError>(body.map_err(|fault| lost(fault.to_string()))?.to_bytes())
@@ -228,6 +229,15 @@ impl Links {
             Err(refusal) => Err(refusal.to_string()),
         }
     }
+}
+
+/// Whether a node has said that it did not look at a request: it was closing when the request came (RFC 9113, 6.8 and 8.7).
+fn was_not_taken(fault: &hyper::Error) -> bool {
+    let source = std::error::Error::source(fault).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|fault| {
+        let closing = fault.is_go_away() && fault.reason() == Some(h2::Reason::NO_ERROR);
+        fault.is_remote() && (closing || (fault.is_reset() && fault.reason() == Some(h2::Reason::REFUSED_STREAM)))
+    })
 }
 
 /// A request with a frame.

@@ -31,6 +31,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Peers at once that have not shown who they are.
 const STRANGERS_MAX: usize = 64;
@@ -40,6 +42,8 @@ const JOINING_MAX: usize = 16;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node that joins may take, all together.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long answering what members have asked may take when the port closes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Calls of one connection at once.
 const CALLS_MAX: u32 = 1_024;
 /// How often refusals are told in the log.
@@ -47,22 +51,51 @@ const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the system refuses, as when it is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts nodes until the returned task is aborted.
-pub fn serve(
-    listener: TcpListener,
-    identity: &NodeIdentity,
-    services: Arc<Services>,
-) -> Result<tokio::task::JoinHandle<()>, TlsError> {
-    let acceptor = TlsAcceptor::from(Arc::new(tls::server(identity)?));
-    let (strangers, joining) = (Arc::new(Strangers::default()), Arc::new(Semaphore::new(JOINING_MAX)));
-    Ok(tokio::spawn(async move {
+/// The cluster port while it is open; closed when dropped.
+pub struct ClusterPort {
+    accepting: tokio::task::JoinHandle<()>,
+    /// Tells the connections of members to end once they have answered.
+    closing: CancellationToken,
+    members: TaskTracker,
+}
+
+impl ClusterPort {
+    /// Accepts nobody any more, and answers what members have asked already.
+    pub async fn close(&self) {
+        self.accepting.abort();
+        self.closing.cancel();
+        self.members.close();
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.members.wait()).await.is_err() {
+            tracing::warn!("other nodes' requests were still in flight after {CLOSE_TIMEOUT:?}, and are cut off");
+        }
+    }
+}
+
+impl Drop for ClusterPort {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.closing.cancel();
+    }
+}
+
+/// Accepts nodes.
+pub fn serve(listener: TcpListener, identity: &NodeIdentity, services: Arc<Services>) -> Result<ClusterPort, TlsError> {
+    let (closing, members) = (CancellationToken::new(), TaskTracker::new());
+    let door = Arc::new(Door {
+        acceptor: TlsAcceptor::from(Arc::new(tls::server(identity)?)),
+        services,
+        joining: Semaphore::new(JOINING_MAX),
+        closing: closing.clone(),
+        members: members.clone(),
+    });
+    let strangers = Arc::new(Strangers::default());
+    let accepting = tokio::spawn(async move {
         loop {
             match listener.accept().await {
                 Ok((stream, from)) => {
-                    let (acceptor, services, joining) = (acceptor.clone(), services.clone(), joining.clone());
-                    let book = strangers.clone();
+                    let (door, book) = (door.clone(), strangers.clone());
                     strangers.receive(from, |place| async move {
-                        if let Err(why) = accept(stream, acceptor, services, joining, place).await {
+                        if let Err(why) = door.accept(stream, place).await {
                             book.note_refusal(from, &why);
                         }
                     });
@@ -73,7 +106,8 @@ pub fn serve(
                 }
             }
         }
-    }))
+    });
+    Ok(ClusterPort { accepting, closing, members })
 }
 
 /// Peers that have not shown who they are yet, in the order they came.
@@ -140,34 +174,42 @@ impl Drop for Place {
     }
 }
 
-async fn accept(
-    stream: TcpStream,
+/// What whoever knocks is met with.
+struct Door {
     acceptor: TlsAcceptor,
     services: Arc<Services>,
-    joining: Arc<Semaphore>,
-    place: Place,
-) -> Result<(), String> {
-    keep_alive(&stream).map_err(|fault| fault.to_string())?;
-    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-    let stream = shaken.map_err(|_| format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))?.map_err(|fault| fault.to_string())?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|one| one.clone().into_owned());
-    match certificate {
-        Some(certificate) => {
-            let member = Arc::new(Member { services, certificate, node: Mutex::new(None), place: Mutex::new(Some(place)) });
-            let ended = serve_member(stream, member.clone()).await;
-            let node = *member.node.lock();
-            if let Some(node) = node {
-                tracing::debug!(%node, ?ended, "a node's connection has ended");
-                member.services.peer_lost(node);
+    joining: Semaphore,
+    closing: CancellationToken,
+    members: TaskTracker,
+}
+
+impl Door {
+    async fn accept(&self, stream: TcpStream, place: Place) -> Result<(), String> {
+        keep_alive(&stream).map_err(|fault| fault.to_string())?;
+        let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await;
+        let stream =
+            shaken.map_err(|_| format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))?.map_err(|fault| fault.to_string())?;
+        let certificate =
+            stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|one| one.clone().into_owned());
+        match certificate {
+            Some(certificate) => {
+                let services = self.services.clone();
+                let member = Arc::new(Member { services, certificate, node: Mutex::new(None), place: Mutex::new(Some(place)) });
+                let ended = self.members.track_future(serve_member(stream, member.clone(), &self.closing)).await;
+                let node = *member.node.lock();
+                if let Some(node) = node {
+                    tracing::debug!(%node, ?ended, "a node's connection has ended");
+                    self.services.peer_lost(node);
+                }
+                Ok(())
             }
-            Ok(())
-        }
-        None => {
-            let _turn = joining.try_acquire().map_err(|_| format!("{JOINING_MAX} others ask to join already"))?;
-            drop(place);
-            tokio::time::timeout(JOIN_TIMEOUT, serve_stranger(stream, services))
-                .await
-                .unwrap_or_else(|_| Err("it did not ask to join in time".into()))
+            None => {
+                let _turn = self.joining.try_acquire().map_err(|_| format!("{JOINING_MAX} others ask to join already"))?;
+                drop(place);
+                tokio::time::timeout(JOIN_TIMEOUT, serve_stranger(stream, self.services.clone()))
+                    .await
+                    .unwrap_or_else(|_| Err("it did not ask to join in time".into()))
+            }
         }
     }
 }
@@ -183,20 +225,28 @@ struct Member {
     place: Mutex<Option<Place>>,
 }
 
-async fn serve_member(stream: TlsStream, member: Arc<Member>) -> Result<(), hyper::Error> {
+/// Answers a member until it goes, or until the port closes and what it has asked is answered.
+async fn serve_member(stream: TlsStream, member: Arc<Member>, closing: &CancellationToken) -> Result<(), hyper::Error> {
     let service = service_fn(move |request| {
         let member = member.clone();
         async move { Ok::<_, Infallible>(respond(member.answer(request).await)) }
     });
-    Builder::new(TokioExecutor::new())
+    let connection = Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
         .max_concurrent_streams(CALLS_MAX)
         .initial_stream_window_size(CREDIT_BYTES.0)
         .initial_connection_window_size(CREDIT_BYTES.1)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
 }
 
 impl Member {

@@ -24,8 +24,9 @@ const DEATH_LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Entries that a replica may lack when it is to lead.
 const HEIR_LAG_MAX: u64 = 64;
-/// How long handing on may take, and how often it is looked whether it is done.
+/// How long handing on may take, after what time it is tried again, and how often it is looked whether it is done.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+const HAND_OVER_AGAIN: Duration = Duration::from_millis(300);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(10);
 
 /// Has leaders of nodes that are gone replaced.
@@ -60,18 +61,24 @@ impl Succession {
 /// Hands on what this node leads, as far as others have everything, so that nobody has to miss it when it stops.
 pub async fn hand_over(replicas: &Replicas) {
     let handed = replicas.all().into_iter().map(|group| async move {
-        let standing = group.standing();
-        let heirs =
-            standing.voters.iter().filter(|voter| **voter != standing.replica && standing.has_caught_up(**voter, HEIR_LAG_MAX));
-        let heirs: Vec<ReplicaId> = heirs.copied().collect();
-        let Some(heir) = heirs.choose(&mut rand::rng()).filter(|_| standing.leads()) else { return };
-        if let Err(fault) = group.transfer_leader(*heir).await {
-            tracing::debug!(%fault, "a lead could not be handed on");
-            return;
-        }
         let deadline = Instant::now() + HAND_OVER_TIMEOUT;
         while group.leads() && Instant::now() < deadline {
-            tokio::time::sleep(HAND_OVER_LOOK).await;
+            let standing = group.standing();
+            let has_all = |voter: &&ReplicaId| **voter != standing.replica && standing.has_caught_up(**voter, HEIR_LAG_MAX);
+            let heirs: Vec<ReplicaId> = standing.voters.iter().filter(has_all).copied().collect();
+            if standing.voters.len() < 2 {
+                return; // there is nobody
+            }
+            if let Some(heir) = heirs.choose(&mut rand::rng())
+                && let Err(fault) = group.transfer_leader(*heir).await
+            {
+                tracing::debug!(%fault, "a lead could not be handed on");
+                return;
+            }
+            let again = Instant::now() + HAND_OVER_AGAIN;
+            while group.leads() && Instant::now() < again {
+                tokio::time::sleep(HAND_OVER_LOOK).await;
+            }
         }
     });
     futures::future::join_all(handed).await;

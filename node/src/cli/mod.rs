@@ -101,15 +101,20 @@ pub fn main() -> ExitCode {
         Err(error) => error.exit(), // help, version, or a usage error with exit code 2
     };
     let output = Output::new(cli.globals.json, cli.globals.quiet);
-    match run(cli, &output) {
-        Ok(exit) => exit.into(),
+    let is_node = matches!(cli.command, Command::Serve(_));
+    let exit = match run(cli, &output) {
+        Ok(exit) => exit,
         // Whoever read the output has seen enough, such as `| head`.
-        Err(CliError::BrokenPipe) => Exit::Success.into(),
+        Err(CliError::BrokenPipe) => Exit::Success,
         Err(error) => {
             output.error(&error);
-            error.exit().into()
+            error.exit()
         }
+    };
+    if is_node {
+        crate::serve::end(exit as i32);
     }
+    exit.into()
 }
 
 fn run(cli: Cli, output: &Output) -> Result<Exit, CliError> {
