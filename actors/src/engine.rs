@@ -526,6 +526,7 @@ fn storage_children(
             group: shards.group_slot(shard).map_err(lost)?,
             replicas: storage.replicas.clone(),
             folder: options.data_dir.join("partitions"),
+            meta: meta.clone(),
             threads: threads.clone(),
             loads: loads.clone(),
             indexer: indexer.clone(),

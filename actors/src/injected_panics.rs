@@ -79,6 +79,7 @@ async fn assert_all_found(session: &Session, count: usize) {
             weights: (1.0, 1.0),
             explain: false,
             freshness: Freshness::Strong,
+            allow_partial: false,
         };
         let found = session.search("c", search).await.unwrap();
         assert_eq!(found.hits.len(), count, "{mode:?}");

@@ -1,7 +1,7 @@
 //! A search: asks the collection's shards, merges their rankings, and fetches what the hits show.
 
 use crate::embedding::{Embedding, Urgency};
-use crate::error::ServiceError;
+use crate::error::{ErrorKind, ServiceError};
 use crate::filter::Filter;
 use crate::fusion::{Hit, Mode, Page, Ranked};
 use crate::ingest::document::check_vector;
@@ -15,7 +15,7 @@ use ragged_raft::ids::{RowId, ShardId};
 use ragged_raft::meta::collection::Collection;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes of a query at most.
 pub const QUERY_BYTES_MAX: usize = 32 << 10;
@@ -25,6 +25,9 @@ pub const LIMIT_MAX: usize = 1_000;
 pub const DEPTH_MAX: usize = 10_000;
 /// Candidates of each ranking that are fused at least: a hit may be far down in one and first in the other.
 const FUSED_MIN: usize = 100;
+
+/// How long a shard is waited for that the search may do without.
+const PARTIAL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often a search is run at most, when documents that it found are replaced before they are read.
 const ATTEMPTS: u32 = 3;
@@ -63,6 +66,8 @@ pub struct Search {
     pub explain: bool,
     /// How fresh the answer must be.
     pub freshness: Freshness,
+    /// Whether to answer without the shards that do not.
+    pub allow_partial: bool,
 }
 
 /// What a search found.
@@ -72,6 +77,8 @@ pub struct SearchOutcome {
     pub hits: Vec<Found>,
     /// How each shard did it, when asked for.
     pub plan: Vec<ShardPlan>,
+    /// Shards that did not answer, when the search may do without them.
+    pub missing: Vec<ShardId>,
 }
 
 /// How one shard did its part.
@@ -127,6 +134,7 @@ struct ShardAnswers {
     /// What the page's hits show, when one shard could know them.
     shown: Option<Vec<Option<ChunkContent>>>,
     plan: Vec<ShardPlan>,
+    missing: Vec<ShardId>,
 }
 
 impl Searcher {
@@ -160,33 +168,33 @@ impl Searcher {
         });
         let mut attempt = 1;
         loop {
-            let (found, hits, plan) = self.attempt(&collection, &query, &page, &search).await?;
+            let (found, outcome) = self.attempt(&collection, &query, &page, &search).await?;
             // A document that was replaced between finding and reading is to be shown as it is now.
-            if hits.len() == found || attempt == ATTEMPTS {
+            if outcome.hits.len() == found || !outcome.missing.is_empty() || attempt == ATTEMPTS {
                 timer.observe_duration();
-                return Ok(SearchOutcome { hits, plan });
+                return Ok(outcome);
             }
             attempt += 1;
         }
     }
 
-    /// Searches once: how many hits were found, those that could be read, and how it was done.
+    /// Searches once: how many hits were found, and those that could be read.
     async fn attempt(
         &self,
         collection: &Arc<Collection>,
         query: &Arc<PartitionQuery>,
         page: &Arc<Page>,
         search: &Search,
-    ) -> Result<(usize, Vec<Found>, Vec<ShardPlan>), ServiceError> {
-        let ShardAnswers { dense, text, shown, plan } = self.ask_shards(collection, query, page, search).await?;
+    ) -> Result<(usize, SearchOutcome), ServiceError> {
+        let ShardAnswers { dense, text, shown, plan, mut missing } = self.ask_shards(collection, query, page, search).await?;
         let hits = page.of(dense, text);
         let found = hits.len();
         let contents = match shown {
             Some(contents) => contents,
-            None => self.fetch(collection, &hits, &search.freshness).await?,
+            None => self.fetch(collection, &hits, search, &mut missing).await?,
         };
-        let shown = hits.into_iter().zip(contents).filter_map(|(hit, content)| Some(show(hit, content?)));
-        Ok((found, shown.collect(), plan))
+        let hits = hits.into_iter().zip(contents).filter_map(|(hit, content)| Some(show(hit, content?))).collect();
+        Ok((found, SearchOutcome { hits, plan, missing }))
     }
 
     async fn partition_query(
@@ -231,15 +239,24 @@ impl Searcher {
         let asks = collection.shards.iter().map(|shard| async move {
             let begun = Instant::now();
             let request = ShardRequest::Search { collection: collection.clone(), query: query.clone(), page: page.cloned() };
-            let answer = self.shards.ask(*shard, collection.tenant, freshness_of(&search.freshness, *shard), request).await?;
-            match answer {
-                ShardResponse::Found { answer, shown } => Ok((*shard, answer, shown, begun.elapsed())),
-                other => Err(other.mismatch()),
+            match self.ask(*shard, collection, search, request).await {
+                Ok(ShardResponse::Found { answer, shown }) => Ok((answer, shown, begun.elapsed())),
+                Ok(other) => Err(other.mismatch()),
+                Err(fault) => Err(fault),
             }
         });
         let mut answers = ShardAnswers::default();
-        for answer in futures::future::join_all(asks).await {
-            let (shard, PartitionAnswer { dense, text, steps }, shown, took) = answer?;
+        let asked = futures::future::join_all(asks).await;
+        let nobody = asked.iter().all(Result::is_err);
+        for (shard, answer) in collection.shards.iter().copied().zip(asked) {
+            let (PartitionAnswer { dense, text, steps }, shown, took) = match answer {
+                Ok(answer) => answer,
+                Err(fault) if !nobody && may_do_without(search, &fault) => {
+                    answers.missing.push(shard);
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
             answers.dense.extend(dense.into_iter().map(|candidate| Ranked { shard, candidate }));
             answers.text.extend(text.into_iter().map(|candidate| Ranked { shard, candidate }));
             if search.explain {
@@ -263,12 +280,30 @@ impl Searcher {
         Ok(answers)
     }
 
+    /// Asks a shard, with less patience when the search may do without it.
+    async fn ask(
+        &self,
+        shard: ShardId,
+        collection: &Collection,
+        search: &Search,
+        request: ShardRequest,
+    ) -> Result<ShardResponse, ServiceError> {
+        let asked = self.shards.ask(shard, collection.tenant, freshness_of(&search.freshness, shard), request);
+        if !search.allow_partial {
+            return asked.await;
+        }
+        let late =
+            |_| ServiceError::unavailable("shard_unavailable", format!("{shard} did not answer within {PARTIAL_PATIENCE:?}"));
+        tokio::time::timeout(PARTIAL_PATIENCE, asked).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
+    }
+
     /// Fetches what hits show, in one request a shard; none for a hit that was deleted or replaced meanwhile.
     async fn fetch(
         &self,
         collection: &Arc<Collection>,
         hits: &[Hit],
-        freshness: &Freshness,
+        search: &Search,
+        missing: &mut Vec<ShardId>,
     ) -> Result<Vec<Option<ChunkContent>>, ServiceError> {
         let mut rows: HashMap<ShardId, Vec<RowId>> = HashMap::new();
         for hit in hits {
@@ -276,18 +311,30 @@ impl Searcher {
         }
         let asks = rows.into_iter().map(|(shard, rows)| async move {
             let request = ShardRequest::Chunks { collection: collection.clone(), rows };
-            match self.shards.ask(shard, collection.tenant, freshness_of(freshness, shard), request).await? {
-                ShardResponse::Chunks(chunks) => Ok((shard, chunks.into_iter())),
-                other => Err(other.mismatch()),
-            }
+            let answer = match self.ask(shard, collection, search, request).await {
+                Ok(ShardResponse::Chunks(chunks)) => Ok(chunks.into_iter()),
+                Ok(other) => Err(other.mismatch()),
+                Err(fault) => Err(fault),
+            };
+            (shard, answer)
         });
         let mut contents = HashMap::new();
-        for answer in futures::future::join_all(asks).await {
-            let (shard, chunks) = answer?;
-            contents.insert(shard, chunks);
+        for (shard, answer) in futures::future::join_all(asks).await {
+            match answer {
+                Ok(chunks) => {
+                    contents.insert(shard, chunks);
+                }
+                Err(fault) if may_do_without(search, &fault) => missing.push(shard),
+                Err(fault) => return Err(fault),
+            }
         }
         Ok(hits.iter().map(|hit| contents.get_mut(&hit.best.shard)?.next()?).collect())
     }
+}
+
+/// Whether a search goes on without a shard that failed like this.
+fn may_do_without(search: &Search, fault: &ServiceError) -> bool {
+    search.allow_partial && fault.kind == ErrorKind::Unavailable
 }
 
 fn freshness_of(freshness: &Freshness, shard: ShardId) -> ShardFreshness {

@@ -429,7 +429,7 @@ impl Session {
         command: ShardCommand,
         token: &mut WriteToken,
     ) -> Result<u64, ServiceError> {
-        match self.parts.shards.write(shard, self.tenant(), command, None).await? {
+        match self.parts.shards.write(shard, self.tenant(), command).await? {
             (index, ShardReply::Deleted(deleted)) => {
                 token.add(shard, index);
                 Ok(deleted)
@@ -511,7 +511,7 @@ impl Parts {
     async fn drop_collection(&self, collection: &Collection) -> Result<(), ServiceError> {
         for shard in &collection.shards {
             let command = ShardCommand::DropCollection { tenant: collection.tenant, collection: collection.id };
-            self.shards.write(*shard, collection.tenant, command, None).await?;
+            self.shards.write(*shard, collection.tenant, command).await?;
         }
         self.meta.change(MetaCommand::ForgetCollection { collection: collection.id }).await.map(|_| ())
     }

@@ -10,7 +10,6 @@ use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use parking_lot::RwLock;
 use ractor::concurrency::Duration;
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId, TenantId};
-use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::command::{ShardCommand, ShardReply};
 use ragged_raft::shard::group::ShardGroup;
 use rand::seq::SliceRandom;
@@ -258,12 +257,8 @@ impl Shards {
         shard: ShardId,
         tenant: TenantId,
         command: ShardCommand,
-        adds_to: Option<Arc<Collection>>,
     ) -> Result<(u64, ShardReply), ServiceError> {
-        match self
-            .ask(shard, tenant, ShardFreshness::Eventual, ShardRequest::Propose { command: Arc::new(command), adds_to })
-            .await?
-        {
+        match self.ask(shard, tenant, ShardFreshness::Eventual, ShardRequest::Propose { command: Arc::new(command) }).await? {
             ShardResponse::Applied { index, reply } => Ok((index, reply)),
             other => Err(other.mismatch()),
         }

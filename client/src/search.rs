@@ -45,6 +45,9 @@ pub struct SearchRequest {
     /// Token of a write that this search must see; implies consistency `session`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Answer without the shards that cannot answer within 2 s, instead of refusing. The answer then says `partial`. Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_partial: Option<bool>,
 }
 
 /// How hits are found.
@@ -117,6 +120,12 @@ pub struct SearchResponse {
     /// How the search was run; with `explain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Vec<ShardPlan>>,
+    /// True when shards are missing from the answer; with `allow_partial`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<bool>,
+    /// The shards that are missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing_shards: Vec<u16>,
 }
 
 /// A chunk that was found.

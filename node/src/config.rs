@@ -11,7 +11,7 @@ pub mod sources;
 
 pub use byte_size::ByteSize;
 pub use error::ConfigError;
-pub use key::{KEYS, Key};
+pub use key::{KEYS, Key, Kind};
 pub use sources::{OTHER_VARIABLES, Sources};
 
 use byte_size::{GIB, KIB, MIB};

@@ -146,3 +146,71 @@ async fn a_node_that_may_not_join_is_told_why() -> Result<()> {
     drop(joined);
     Ok(())
 }
+
+/// Folders of segments that a node has built, in all partitions.
+fn segments(node: &Node) -> usize {
+    let entries = |folder: &std::path::Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let partitions = entries(&node.data_dir().join("partitions")).flat_map(|shard| entries(&shard).collect::<Vec<_>>());
+    let collections = partitions.flat_map(|tenant| entries(&tenant).collect::<Vec<_>>());
+    collections.map(|collection| entries(&collection.join("segments")).count()).sum()
+}
+
+async fn until_segments(nodes: &[Node], what: &str, holds: impl Fn(usize) -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !nodes.iter().all(|node| holds(segments(node))) {
+        let counts: Vec<usize> = nodes.iter().map(segments).collect();
+        ensure!(Instant::now() < deadline, "{what}: {counts:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_replica_indexes_what_is_written_and_forgets_what_is_deleted() -> Result<()> {
+    let nodes = nodes(3, &[]).await?;
+    replicated(PATIENCE, &nodes[0], 3, 3).await?;
+    nodes[0].post("/collections", &json!({ "name": "c", "embedding": { "dimension": 8 } })).await?.expect(201)?;
+    // Nobody searches: a replica that does not lead learns of the rows from its log alone.
+    for upload in 0..10 {
+        let document = |number: usize| {
+            let vector: Vec<f32> = (0..8).map(|bit| ((number >> bit) & 1) as f32 + number as f32 / 1e4).collect();
+            json!({ "id": format!("d{number}"), "text": format!("document {number}"), "vector": vector })
+        };
+        let documents: Vec<Value> = (upload * 1000..(upload + 1) * 1000).map(document).collect();
+        nodes[upload % 3].post("/collections/c/documents", &json!({ "documents": documents })).await?.expect(200)?;
+    }
+    until_segments(&nodes, "every replica has built segments", |count| count > 0).await?;
+    nodes[1].delete("/collections/c").await?.expect(204)?;
+    until_segments(&nodes, "no replica keeps files of a deleted collection", |count| count == 0).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_without_all_shards_is_refused_unless_a_part_will_do() -> Result<()> {
+    // One replica a shard: what lives on the other node is gone with it. The meta group of three goes on without one.
+    let mut nodes = nodes(3, &[("RAGGED_CLUSTER_REPLICATION", "1")]).await?;
+    replicated(PATIENCE, &nodes[0], 1, 3).await?;
+    nodes[0].post("/collections", &json!({ "name": "birds", "spread": 16 })).await?.expect(201)?;
+    for number in 0..40 {
+        upload(&nodes[number % 3], &format!("d{number}")).await?;
+    }
+    nodes[2].kill()?;
+    let query = |partial: bool| json!({ "query": "albatross", "mode": "text", "limit": 100, "allow_partial": partial });
+    let refused = nodes[0].post("/collections/birds/search", &query(false)).await?;
+    ensure!(
+        refused.status == 503 && refused.body["detail"].to_string().contains("shard "),
+        "{}: {}",
+        refused.status,
+        refused.body
+    );
+    let found = nodes[0].post("/collections/birds/search", &query(true)).await?.expect(200)?;
+    let (hits, missing) = (entries(&found, "hits").count(), entries(&found, "missing_shards").count());
+    ensure!(
+        found["partial"] == true && (1..40).contains(&hits) && (5..=6).contains(&missing),
+        "{hits} hits, {missing} missing: {found}"
+    );
+    nodes[2].restart().await?;
+    healthy(PATIENCE, &nodes[0]).await?;
+    let found = nodes[0].post("/collections/birds/search", &query(true)).await?.expect(200)?;
+    ensure!(entries(&found, "hits").count() == 40 && found["partial"].is_null(), "{found}");
+    Ok(())
+}

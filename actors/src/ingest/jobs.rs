@@ -261,7 +261,7 @@ pub async fn submit(
     let payload = Some(encode(documents).await?);
     let shard = shards.shard_of(&job.id.to_bytes());
     let command = ShardCommand::PutJob { tenant: collection.tenant, job, payload, idempotency };
-    match shards.write(shard, collection.tenant, command, None).await? {
+    match shards.write(shard, collection.tenant, command).await? {
         (_, ShardReply::Job(id)) => Ok(id),
         (_, other) => Err(refusal(&collection.name, &other)),
     }
@@ -308,7 +308,7 @@ pub async fn list(shards: &Shards, tenant: TenantId, before: Option<Ulid>, limit
 pub async fn put(shards: &Shards, tenant: TenantId, mut job: JobRow) -> Result<JobRow, ServiceError> {
     job.updated_at_ms = now_ms();
     let command = ShardCommand::PutJob { tenant, job: job.clone(), payload: None, idempotency: None };
-    shards.write(shards.shard_of(&job.id.to_bytes()), tenant, command, None).await?;
+    shards.write(shards.shard_of(&job.id.to_bytes()), tenant, command).await?;
     Ok(job)
 }
 
@@ -461,7 +461,7 @@ impl JobRun {
         if is_complete {
             let shards = &self.arguments.shards;
             let command = ShardCommand::DeleteJobs { tenant: self.tenant, ids: vec![id], keep_rows: true };
-            shards.write(shards.shard_of(&id.to_bytes()), self.tenant, command, None).await?;
+            shards.write(shards.shard_of(&id.to_bytes()), self.tenant, command).await?;
         }
         Ok(())
     }
@@ -473,7 +473,7 @@ impl JobRun {
         let shards = &self.arguments.shards;
         let payload = Some(encode(documents).await?);
         let command = ShardCommand::PutJob { tenant: self.tenant, job: job.clone(), payload, idempotency: None };
-        shards.write(shards.shard_of(&job.id.to_bytes()), self.tenant, command, None).await.map(|_| ())
+        shards.write(shards.shard_of(&job.id.to_bytes()), self.tenant, command).await.map(|_| ())
     }
 
     async fn reach(&self, mut job: JobRow, stage: JobStage) -> Result<JobRow, ServiceError> {
@@ -560,7 +560,7 @@ async fn sweep(arguments: JobsArguments) {
         }
         for id in old {
             let command = ShardCommand::DeleteJobs { tenant, ids: vec![id], keep_rows: false };
-            if let Err(fault) = arguments.shards.write(arguments.shards.shard_of(&id.to_bytes()), tenant, command, None).await {
+            if let Err(fault) = arguments.shards.write(arguments.shards.shard_of(&id.to_bytes()), tenant, command).await {
                 return tracing::warn!(%fault, "an old job could not be forgotten");
             }
         }

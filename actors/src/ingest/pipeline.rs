@@ -191,7 +191,7 @@ impl Pipeline {
             idempotency: Some(key),
             at_ms: now_ms(),
         };
-        match self.shards.write(*shard, collection.tenant, command, Some(collection.clone())).await? {
+        match self.shards.write(*shard, collection.tenant, command).await? {
             (_, ShardReply::Upserted(_)) => Ok(()),
             (_, other) => Err(refusal(&collection.name, &other)),
         }
@@ -213,7 +213,7 @@ impl Pipeline {
                 idempotency: idempotency.map(|idempotency| idempotency.for_part(shard, part)),
                 at_ms: now_ms(),
             };
-            let written = match self.shards.write(shard, collection.tenant, command, Some(collection.clone())).await {
+            let written = match self.shards.write(shard, collection.tenant, command).await {
                 Ok((index, ShardReply::Upserted(documents))) => Ok((index, documents)),
                 Ok((_, other)) => Err(refusal(&collection.name, &other)),
                 Err(fault) => Err(fault),

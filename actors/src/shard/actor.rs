@@ -6,11 +6,12 @@
 use crate::address::{Address, Reply};
 use crate::cluster::replicas::Replicas;
 use crate::error::{ErrorKind, ServiceError};
+use crate::meta::Meta;
 use crate::shard::indexer::Indexer;
 use crate::shard::partition::Partition;
 use crate::shard::read_threads::ReadThreads;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
-use crate::shard::serving::Request;
+use crate::shard::serving::{Request, remove_checkpoint};
 use crate::supervision::StorageFault;
 use parking_lot::RwLock;
 use prometheus::{IntGauge, Registry};
@@ -86,6 +87,8 @@ pub struct ShardArguments {
     pub replicas: Replicas,
     /// Folder of the partitions' checkpoints.
     pub folder: PathBuf,
+    /// Where collections are looked up.
+    pub meta: Meta,
     /// Threads of all reads on this node.
     pub threads: Arc<ReadThreads>,
     /// How many partitions may be loaded at once on this node: loading one may build its index anew, which no search of another waits for.
@@ -345,17 +348,14 @@ impl ShardState {
             | ShardRequest::Counts { collection } => {
                 return if collection.tenant == tenant { Ok(None) } else { Err(foreign()) };
             }
-            ShardRequest::Propose { command, adds_to } => {
-                if tenant_of(command) != tenant || adds_to.as_ref().is_some_and(|collection| collection.tenant != tenant) {
+            ShardRequest::Propose { command } => {
+                if tenant_of(command) != tenant {
                     return Err(foreign());
                 }
                 if let ShardCommand::DropCollection { collection, .. } = &**command {
                     self.unload(&(tenant, *collection));
                 }
-                match adds_to {
-                    Some(collection) => collection.id,
-                    None => return Ok(None),
-                }
+                return Ok(None);
             }
             ShardRequest::UnfinishedJobs if tenant != TenantId(0) => return Err(foreign()),
             ShardRequest::Job { .. }
@@ -364,12 +364,41 @@ impl ShardState {
             | ShardRequest::ReadIndex
             | ShardRequest::UnfinishedJobs => return Ok(None),
         };
+        Ok(Some(self.use_partition((tenant, collection))))
+    }
+
+    fn use_partition(&mut self, id: PartitionId) -> Slot {
         let slot = self
             .partitions
-            .entry((tenant, collection))
+            .entry(id)
             .or_insert_with(|| Slot { cell: Arc::new(OnceCell::new()), used: Arc::new(parking_lot::Mutex::new(Instant::now())) });
         *slot.used.lock() = Instant::now();
-        Ok(Some(slot.clone()))
+        slot.clone()
+    }
+
+    /// Follows what was written, on every replica: partitions are kept loaded, so that their indexes follow, and files of dropped ones go.
+    fn follow_writes(&mut self) {
+        let Some(group) = self.running.as_ref().map(|running| running.group.clone()) else { return };
+        for ((tenant, collection), dropped) in group.changes().take_touched() {
+            if !dropped {
+                let slot = self.use_partition((tenant, collection));
+                if !slot.cell.initialized() {
+                    let request = Request { tenant, slot: Some(slot), group: group.clone(), arguments: self.arguments.clone() };
+                    tokio::spawn(request.load_behind(collection));
+                }
+                continue;
+            }
+            self.unload(&(tenant, collection));
+            // The leader's files go before the deletion is answered.
+            if !group.group().leads() {
+                let folder = self.arguments.partition_folder(tenant, collection);
+                tokio::spawn(async move {
+                    if let Err(fault) = remove_checkpoint(folder).await {
+                        tracing::warn!(%fault, "files of a deleted collection are left behind");
+                    }
+                });
+            }
+        }
     }
 
     fn unload(&mut self, id: &PartitionId) {
@@ -380,8 +409,9 @@ impl ShardState {
         }
     }
 
-    /// Has waiting rows indexed, and unloads what is idle or does not fit.
+    /// Follows what was written, has waiting rows indexed, and unloads what is idle or does not fit.
     fn look_after_partitions(&mut self) {
+        self.follow_writes();
         for partition in loaded(&self.partitions) {
             self.arguments.indexer.offer(partition);
         }

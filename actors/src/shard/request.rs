@@ -30,8 +30,6 @@ pub enum ShardRequest {
     Propose {
         /// The write.
         command: Arc<ShardCommand>,
-        /// The collection whose partition it adds rows to: it is kept loaded, so that its indexes follow.
-        adds_to: Option<Arc<Collection>>,
     },
     /// The index up to which everything that was acknowledged is in the log; only the leader knows. Answered by `Index`.
     ReadIndex,

@@ -6,7 +6,7 @@ use crate::shard::actor::{ShardArguments, Slot};
 use crate::shard::partition::{Candidate, Partition, PartitionAnswer, PartitionContext, PartitionError};
 use crate::shard::read::{read_chunks, read_document, read_documents};
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
-use ragged_raft::ids::{RowId, ShardId, TenantId};
+use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
@@ -36,7 +36,7 @@ impl Request {
         let reader = self.group.reader();
         let tenant = self.tenant;
         match request {
-            ShardRequest::Propose { command, adds_to } => self.propose(command, adds_to).await,
+            ShardRequest::Propose { command } => self.propose(command).await,
             ShardRequest::ReadIndex => self.group.linearizable().await.map(ShardResponse::Index).map_err(propose_error),
             ShardRequest::Search { collection, query, page } => {
                 let (partition, shard) = (self.partition(&collection).await?, self.arguments.shard);
@@ -107,7 +107,7 @@ impl Request {
         }
     }
 
-    async fn propose(self, command: Arc<ShardCommand>, adds_to: Option<Arc<Collection>>) -> Result<ShardResponse, ServiceError> {
+    async fn propose(self, command: Arc<ShardCommand>) -> Result<ShardResponse, ServiceError> {
         let dropped = match &*command {
             ShardCommand::DropCollection { collection, .. } => Some(self.arguments.partition_folder(self.tenant, *collection)),
             _ => None,
@@ -115,9 +115,6 @@ impl Request {
         let applied = self.group.propose(Arc::unwrap_or_clone(command)).await.map_err(propose_error)?;
         if let Some(folder) = dropped {
             remove_checkpoint(folder).await?;
-        }
-        if let Some(collection) = adds_to {
-            self.load_behind(collection);
         }
         Ok(ShardResponse::Applied { index: applied.index, reply: applied.reply })
     }
@@ -130,15 +127,20 @@ impl Request {
     }
 
     /// Loads the partition that was written to, without anybody waiting for it: only a loaded partition is indexed.
-    fn load_behind(self, collection: Arc<Collection>) {
-        if self.slot.as_ref().is_some_and(|slot| slot.cell.initialized()) {
-            return;
+    pub(super) async fn load_behind(self, collection: CollectionId) {
+        let meta = self.arguments.meta.clone();
+        let find = move || Ok::<_, ServiceError>(meta.group()?.collection_by_id(collection)?);
+        let found =
+            tokio::task::spawn_blocking(find).await.unwrap_or_else(|fault| Err(ServiceError::internal(fault.to_string())));
+        let loaded = match found {
+            // It is deleted, or its making has not arrived here: then a search loads it, or the next write.
+            Ok(None) => return,
+            Ok(Some(collection)) => self.partition(&Arc::new(collection)).await.map(|_| ()),
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = loaded {
+            tracing::warn!(%collection, %fault, "a partition that was written to could not be loaded; the next search tries again");
         }
-        tokio::spawn(async move {
-            if let Err(fault) = self.partition(&collection).await {
-                tracing::warn!(collection = %collection.name, %fault, "a partition that was written to could not be loaded; the next search tries again");
-            }
-        });
     }
 
     async fn load(&self, collection: Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
@@ -163,7 +165,7 @@ impl Request {
 }
 
 /// Removes the index files of a deleted collection. An error has the deletion tried again.
-async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceError> {
+pub(super) async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceError> {
     let removed = tokio::task::spawn_blocking(move || Partition::remove(&folder).map_err(|fault| (folder, fault)));
     match removed.await {
         Ok(Ok(())) => Ok(()),

@@ -99,6 +99,7 @@ fn from_wire(request: SearchRequest) -> Result<Search, Problem> {
         weights: (weights.dense, weights.text),
         explain: request.explain.unwrap_or(false),
         freshness,
+        allow_partial: request.allow_partial.unwrap_or(false),
     })
 }
 
@@ -124,7 +125,9 @@ fn to_wire(outcome: SearchOutcome, explain: bool, began: Instant) -> Result<Sear
     let hits = outcome.hits.into_iter().map(|found| hit(found, explain)).collect::<Result<_, _>>()?;
     let shard = |plan: ragged_actors::ShardPlan| ShardPlan { shard: plan.shard, steps: plan.steps, took_ms: plan.took_ms };
     let plan = explain.then(|| outcome.plan.into_iter().map(shard).collect());
-    Ok(SearchResponse { hits, took_ms: took_ms(began), plan })
+    let missing_shards: Vec<u16> = outcome.missing.iter().map(|shard| shard.0).collect();
+    let partial = (!missing_shards.is_empty()).then_some(true);
+    Ok(SearchResponse { hits, took_ms: took_ms(began), plan, partial, missing_shards })
 }
 
 fn hit(found: Found, explain: bool) -> Result<Hit, Problem> {

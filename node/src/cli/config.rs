@@ -4,7 +4,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::globals::Globals;
 use crate::cli::output::{Output, render};
 use crate::cli::settings;
-use crate::config::{Config, Key, Sources};
+use crate::config::{Config, Key, Kind, Sources};
 use clap::Args;
 use comfy_table::Cell;
 use serde::Serialize;
@@ -60,6 +60,7 @@ fn effective(globals: &Globals) -> Result<Report, CliError> {
     let loaded = settings::load(globals, Vec::new())?;
     let setting = |key: &Key| {
         let value = loaded.config.value(key.path).unwrap_or_default();
+        let value = if key.kind == Kind::Secret && !value.is_empty() { "(secret)".to_owned() } else { value };
         let origin = loaded.origins.get(key.path).cloned().unwrap_or_else(|| "default".to_owned());
         describe(key, value, origin)
     };

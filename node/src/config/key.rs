@@ -22,6 +22,8 @@ pub struct Key {
 pub enum Kind {
     /// Taken as it is: paths, addresses, sizes, words.
     Text,
+    /// Taken as it is, and shown to nobody.
+    Secret,
     /// A whole number.
     Integer,
     /// `true` or `false`.
@@ -47,7 +49,7 @@ impl Key {
     /// A value given as text.
     pub fn value(&self, text: &str) -> Result<Value, String> {
         match self.kind {
-            Kind::Text => Ok(Value::from(text)),
+            Kind::Text | Kind::Secret => Ok(Value::from(text)),
             Kind::Integer => text.trim().parse::<u64>().map(Value::from).map_err(|_| format!("\"{text}\" is not a whole number")),
             Kind::Boolean => {
                 text.trim().parse::<bool>().map(Value::from).map_err(|_| format!("\"{text}\" is neither true nor false"))
@@ -123,7 +125,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "cluster.token",
-        kind: Kind::Text,
+        kind: Kind::Secret,
         default: "no token",
         unit: "",
         meaning: "The token that lets the node join, once; `ragged cluster token` makes it.",

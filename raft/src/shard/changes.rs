@@ -13,6 +13,9 @@ use std::sync::{Arc, Weak};
 /// Rows noted at most, before the watcher is told to read everything again.
 const ROWS_NOTED_MAX: usize = 1_000_000;
 
+/// Partitions that are noted as written to at most.
+const TOUCHED_MAX: usize = 100_000;
+
 /// What has changed in a partition since it was asked last.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct PendingChanges {
@@ -61,6 +64,8 @@ pub struct Changes {
 #[derive(Debug, Default)]
 struct Watched {
     handles: HashMap<(TenantId, CollectionId), Vec<Weak<ChangesHandle>>>,
+    /// Partitions that were written to, and whether they were dropped, since they were taken.
+    touched: HashMap<(TenantId, CollectionId), bool>,
     /// Length at which the map is searched for partitions that nobody watches any more.
     prune_at: usize,
 }
@@ -82,7 +87,10 @@ impl Changes {
 
     /// Notes a write, after it is in the database and before its proposer hears of it.
     pub(crate) fn note(&self, tenant: TenantId, collection: CollectionId, change: &PartitionChange) {
-        let watched = self.watched.lock();
+        let mut watched = self.watched.lock();
+        if watched.touched.len() < TOUCHED_MAX || watched.touched.contains_key(&(tenant, collection)) {
+            *watched.touched.entry((tenant, collection)).or_default() |= change.dropped;
+        }
         let Some(handles) = watched.handles.get(&(tenant, collection)) else { return };
         for handle in handles.iter().filter_map(Weak::upgrade) {
             let mut pending = handle.pending.lock();
@@ -96,6 +104,12 @@ impl Changes {
                 pending.removed.extend(&change.removed);
             }
         }
+    }
+
+    /// Takes the partitions that were written to since the last call, and whether they were dropped: on every replica, whoever proposed the writes.
+    /// Of very many it leaves out some; they are noted when they are written to again.
+    pub fn take_touched(&self) -> HashMap<(TenantId, CollectionId), bool> {
+        std::mem::take(&mut self.watched.lock().touched)
     }
 
     /// Notes that all rows have been replaced.

@@ -76,6 +76,9 @@ pub struct Arguments {
     /// Say how the scores came about and how the search was run
     #[arg(long)]
     explain: bool,
+    /// Answer without shards that cannot answer, and say which
+    #[arg(long)]
+    allow_partial: bool,
 }
 
 fn parse_weights(text: &str) -> Result<Weights, String> {
@@ -100,6 +103,7 @@ pub async fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Re
         }),
         weights: arguments.weights,
         explain: arguments.explain.then_some(true),
+        allow_partial: arguments.allow_partial.then_some(true),
         ..SearchRequest::default()
     };
     let answer = globals.client()?.search(&arguments.collection, &request).await?;
@@ -116,6 +120,10 @@ fn describe(answer: &SearchResponse, query: &str, first_rank: usize, output: &Ou
     }
     for shard in answer.plan.iter().flatten() {
         blocks.push(format!("shard {} took {:.1} ms: {}", shard.shard, shard.took_ms, shard.steps.join("; ")));
+    }
+    if !answer.missing_shards.is_empty() {
+        let missing: Vec<String> = answer.missing_shards.iter().map(u16::to_string).collect();
+        blocks.push(output.bold(&format!("partial: shards {} did not answer", missing.join(", "))));
     }
     blocks.push(output.dim(&format!("{} in {:.1} ms", count(answer.hits.len() as u64, "hit"), answer.took_ms)));
     blocks.join("\n\n")
@@ -163,7 +171,7 @@ mod tests {
             metadata: Default::default(),
             explanation: Some(Explanation { dense_score: Some(0.5), dense_rank: Some(2), ..Default::default() }),
         };
-        SearchResponse { hits: vec![hit], took_ms: 1.25, plan: None }
+        SearchResponse { hits: vec![hit], took_ms: 1.25, plan: None, partial: None, missing_shards: Vec::new() }
     }
 
     #[test]
