@@ -173,7 +173,7 @@ async fn every_replica_indexes_what_is_written_and_forgets_what_is_deleted() -> 
     // Nobody searches: a replica that does not lead learns of the rows from its log alone.
     for upload in 0..10 {
         let document = |number: usize| {
-            let vector: Vec<f32> = (0..8).map(|bit| ((number >> bit) & 1) as f32 + number as f32 / 1e4).collect();
+            let vector: Vec<f32> = (0..8).map(|bit| ((number >> bit) & 1) as f32 + 0.5 + number as f32 / 1e4).collect();
             json!({ "id": format!("d{number}"), "text": format!("document {number}"), "vector": vector })
         };
         let documents: Vec<Value> = (upload * 1000..(upload + 1) * 1000).map(document).collect();
