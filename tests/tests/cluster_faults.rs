@@ -66,9 +66,12 @@ fn question(number: u64, token: &Value) -> Value {
     json!({ "vector": vector, "mode": "dense", "limit": 1, "token": token, "filter": { "must": [{ "field": "number", "eq": number }] } })
 }
 
+/// The batches that were acknowledged, and how many searches met a node that did not answer.
+type Seen = (Vec<Value>, usize);
+
 /// Looks for a document of every batch as soon as it is acknowledged, through every node. A node that does not answer is passed over,
 /// but one has to answer, and whoever does has to have it. Returns the batches and how many were passed over.
-fn witness(nodes: &[Node], mut acks: UnboundedReceiver<Value>) -> Result<JoinHandle<Result<(Vec<Value>, usize)>>> {
+fn witness(nodes: &[Node], mut acks: UnboundedReceiver<Value>) -> Result<JoinHandle<Result<Seen>>> {
     let urls: Vec<String> = nodes.iter().map(|node| node.url("/api/v1/collections/c/search")).collect();
     let key = nodes.first().context("nodes")?.key()?;
     let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build()?;
@@ -122,12 +125,12 @@ async fn an_import_goes_on_while_each_node_dies_in_turn() -> Result<()> {
     replicated(LONG_PATIENCE, &nodes[0], 3, 3).await?;
     let mut import = Import::start(&load.file, "c", load.batch, &nodes)?;
     let witness = witness(&nodes, import.acks()?)?;
-    for victim in 0..nodes.len() {
-        import.reaches(load.count * (victim + 1) / 8).await?;
-        nodes[victim].kill()?;
-        import.reaches(load.count * (victim + 1) / 8 + load.count / 16).await?;
-        nodes[victim].restart().await?;
-        healthy(LONG_PATIENCE, &nodes[victim]).await?;
+    for (number, victim) in nodes.iter_mut().enumerate() {
+        import.reaches(load.count * (number + 1) / 8).await?;
+        victim.kill()?;
+        import.reaches(load.count * (number + 1) / 8 + load.count / 16).await?;
+        victim.restart().await?;
+        healthy(LONG_PATIENCE, victim).await?;
     }
     let summary = import.finish().await?;
     let (acks, passed_over) = witness.await??;
