@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// How long something may take to come about, on a machine that runs other tests beside.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Settings of a test that kills nodes in long loads: moving what is missing may take its time on two cores.
+/// The same under a long load, where moving what is missing takes its time on two cores.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// A founder, and so many nodes that have joined it.

@@ -6,6 +6,8 @@ use ragged_tests::cluster::{LONG_PATIENCE, agreed, entries, healthy, nodes, repl
 use ragged_tests::import::stored;
 use ragged_tests::node::Node;
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Documents that are written again and again, enough that every shard has some.
@@ -69,6 +71,16 @@ async fn writes_to_every_shard_go_on_after_the_death_of_any_node() -> Result<()>
     Ok(())
 }
 
+/// Waits until so many writes were acknowledged; a writer that was refused writes no more.
+async fn reaches(written: &AtomicUsize, count: usize) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while written.load(Ordering::Relaxed) < count {
+        ensure!(Instant::now() < deadline, "writes have stopped");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_orderly_restart_of_each_node_is_noticed_by_nobody() -> Result<()> {
     let mut nodes = nodes(3, &[]).await?;
@@ -79,8 +91,10 @@ async fn an_orderly_restart_of_each_node_is_noticed_by_nobody() -> Result<()> {
         let other = &nodes[(leaving + 1) % 3];
         let (url, key) = (other.url("/api/v1/collections/c/documents"), other.key()?);
         let (stop, stopped) = tokio::sync::watch::channel(false);
+        let written = Arc::new(AtomicUsize::new(0));
         let writers = (0..4).map(|writer| {
             let (http, url, key, stopped) = (http.clone(), url.clone(), key.clone(), stopped.clone());
+            let written = written.clone();
             tokio::spawn(async move {
                 let mut count = 0;
                 while !*stopped.borrow() {
@@ -90,23 +104,26 @@ async fn an_orderly_restart_of_each_node_is_noticed_by_nobody() -> Result<()> {
                     let status = answer.status().as_u16();
                     ensure!(status == 200, "write {count} was answered {status}: {}", answer.text().await?);
                     count += 1;
+                    written.fetch_add(1, Ordering::Relaxed);
                 }
-                Ok(count)
+                Ok(())
             })
         });
         let writers: Vec<_> = writers.collect();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        reaches(&written, WRITERS).await?;
         nodes[leaving].signal(libc::SIGTERM)?;
         let ended = nodes[leaving].wait_for_end(Duration::from_secs(20)).await?;
         ensure!(ended.success(), "the node ended with {ended}");
+        // While it is away, and once it is back.
+        reaches(&written, written.load(Ordering::Relaxed) + WRITERS).await?;
         nodes[leaving].restart().await?;
         healthy(LONG_PATIENCE, &nodes[leaving]).await?;
+        reaches(&written, written.load(Ordering::Relaxed) + WRITERS).await?;
         stop.send(true)?;
-        let mut count = 0;
         for writer in writers {
-            count += writer.await??;
+            writer.await??;
         }
-        println!("{count} writes went on while a node was restarted");
+        println!("{} writes went on while a node was restarted", written.load(Ordering::Relaxed));
         replicated(LONG_PATIENCE, &nodes[leaving], 3, 3).await?;
     }
     agreed(LONG_PATIENCE, &nodes[0]).await?;

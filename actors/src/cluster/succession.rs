@@ -39,9 +39,13 @@ impl Succession {
     /// A connection with this node has ended.
     pub fn peer_lost(&self, node: NodeId, replicas: &Replicas, links: &Links) {
         let now = Instant::now();
-        let known = self.lost.lock().insert(node, now);
-        if known.is_some_and(|lost| now.duration_since(lost) < SAME_LOSS) {
-            return;
+        {
+            // Noted when something is done only: connections that end again and again do not put it off.
+            let mut lost = self.lost.lock();
+            if lost.get(&node).is_some_and(|lost| now.duration_since(*lost) < SAME_LOSS) {
+                return;
+            }
+            lost.insert(node, now);
         }
         let bereaved: Vec<Group> = replicas.all().into_iter().filter(|group| group.leader_node() == Some(node)).collect();
         if bereaved.is_empty() {
