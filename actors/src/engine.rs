@@ -13,14 +13,16 @@ use crate::address::Address;
 use crate::cluster::identity::{IdentityError, NodeIdentity};
 use crate::cluster::links::Links;
 use crate::cluster::listener::ClusterPort;
-use crate::cluster::reconciler::{Reconciler, ReconcilerArguments, ReconcilerMetrics, ReconcilerSettings};
+use crate::cluster::pace::Pace;
+use crate::cluster::reconciler::{Reconciler, ReconcilerArguments, ReconcilerMessage, ReconcilerMetrics, ReconcilerSettings};
 use crate::cluster::replicas::Replicas;
 use crate::cluster::services::Services;
 use crate::cluster::succession::{Succession, hand_over};
-use crate::cluster::tls::TlsError;
+use crate::cluster::tls::{CertificateFiles, Credentials, TlsError};
 use crate::cluster::transport::{LinkTransport, Receptions};
 use crate::cluster::{authority, join, listener};
 use crate::embedding::{Embedder, EmbedderArguments, EmbedderMessage, Embedding, EmbeddingMetrics};
+use crate::hedge::Hedge;
 use crate::ingest::jobs::{JobsActor, JobsArguments, JobsMessage, JobsMetrics};
 use crate::ingest::pipeline::{Pipeline, PipelineMetrics, now_ms};
 use crate::meta::{Meta, MetaActor, MetaArguments};
@@ -87,8 +89,12 @@ pub struct ClusterOptions {
     pub advertise: String,
     /// How to join, when the data folder is new; without it, the node founds a cluster.
     pub joining: Option<join::Joining>,
+    /// The operator's certificates, when not the cluster's own are to be used.
+    pub certificates: Option<CertificateFiles>,
     /// How replicas are kept.
     pub settings: ReconcilerSettings,
+    /// Bytes of snapshots that the node sends in a second at most.
+    pub snapshot_bytes_per_second: u64,
 }
 
 /// Partitions that are loaded at once.
@@ -225,11 +231,16 @@ impl Engine {
             IntCounterVec::new(Opts::new("ragged_actor_restarts_total", "Restarts of actors."), &["supervisor", "actor"])?;
         registry.register(Box::new(restarts.clone()))?;
 
-        let links = Links::new(&identity, options.cluster.advertise.clone())?;
+        let credentials = match &options.cluster.certificates {
+            Some(files) => Credentials::of_files(files)?,
+            None => Credentials::of_cluster(&identity)?,
+        };
+        let links = Links::new(&identity, credentials, options.cluster.advertise.clone())?;
         let replicas = Replicas::default();
-        let ground = Ground { store: store.clone(), beginning: Beginning::Join, transport: LinkTransport::new(links.clone()) };
+        let transport = LinkTransport::new(links.clone(), Pace::new(options.cluster.snapshot_bytes_per_second));
+        let ground = Ground { store: store.clone(), beginning: Beginning::Join, transport };
         let meta = Meta::new(links.clone());
-        let shards = Shards::new(identity.shard_count, meta.clone(), links.clone());
+        let shards = Shards::new(identity.shard_count, meta.clone(), links.clone(), Hedge::register(&registry)?);
         let embedder = Arc::new(Address::<EmbedderMessage>::new("embedder"));
         let embedding = Embedding::new(model.clone(), embedder.clone());
         let pipeline = Pipeline::new(embedding.clone(), shards.clone(), PipelineMetrics::register(&registry)?);
@@ -237,6 +248,7 @@ impl Engine {
         let sessions = Sessions::new(options.limits.in_flight_per_key);
         let jobs = Arc::new(Address::<JobsMessage>::new("jobs"));
         let jobs_metrics = JobsMetrics::register(&registry)?;
+        let reconciler = Arc::new(Address::<ReconcilerMessage>::new("reconciler"));
         let services = Arc::new(Services {
             succession: Succession::default(),
             identity: identity.clone(),
@@ -246,9 +258,10 @@ impl Engine {
             meta: meta.clone(),
             shards: shards.clone(),
             jobs: jobs.clone(),
+            reconciler: reconciler.clone(),
         });
         // Before the groups: a cluster port that is taken ends the start with one clear line.
-        let port = listen(options.cluster.listen, &identity, services.clone()).await?;
+        let port = listen(options.cluster.listen, services.clone()).await?;
 
         let storage = StorageGround { ground, replicas, found_shards };
         let storage = storage_children(&options, &storage, &meta, &shards, &registry)?;
@@ -268,6 +281,7 @@ impl Engine {
             metrics: jobs_metrics.clone(),
         });
         let reconciler_child = reconciler_child(ReconcilerArguments {
+            address: reconciler,
             services: services.clone(),
             settings: options.cluster.settings,
             metrics: ReconcilerMetrics::register(&registry)?,
@@ -325,12 +339,31 @@ impl Engine {
             check(up, shard.to_string());
         }
         check(self.parts.embedding.is_running(), "embedding".into());
+        if self.parts.services.links.is_removed() {
+            waiting.push(NotReady { part: "node".into(), reason: "has been removed from its cluster: stop it".into() });
+        }
         // A node that has just joined knows no key and no collection yet.
         let knows_cluster = self.parts.meta.group().is_ok_and(|group| matches!(group.cluster(), Ok(Some(_))));
         if !knows_cluster {
             waiting.push(NotReady { part: "meta".into(), reason: "waits for what the cluster has agreed on".into() });
         }
         waiting
+    }
+
+    /// Shards whose replica on this node does not answer, or that have no leader, and why. The node serves them from other nodes where it can.
+    pub fn ailing_shards(&self) -> Vec<NotReady> {
+        let mut ailing = Vec::new();
+        for shard in self.parts.shards.ids() {
+            let Some(group) = self.parts.shards.group_here(shard) else { continue };
+            let lost = group.group().leader_node().is_some_and(|leader| self.parts.services.links.is_unreachable(leader));
+            let reason = match (group.group().votes(), group.group().is_led() && !lost) {
+                (false, _) => "its replica on this node is being filled: others answer",
+                (true, false) => "has no leader that this node knows of: it takes no writes",
+                (true, true) => continue,
+            };
+            ailing.push(NotReady { part: shard.to_string(), reason: reason.into() });
+        }
+        ailing
     }
 
     /// Resolves when the root supervisor has given up, with what is known: the node must end.
@@ -454,13 +487,9 @@ async fn found(group: &MetaGroup, options: &EngineOptions) -> Result<NodeIdentit
     Ok(identity)
 }
 
-async fn listen(
-    address: std::net::SocketAddr,
-    identity: &NodeIdentity,
-    services: Arc<Services>,
-) -> Result<ClusterPort, StartError> {
+async fn listen(address: std::net::SocketAddr, services: Arc<Services>) -> Result<ClusterPort, StartError> {
     let listener = tokio::net::TcpListener::bind(address).await.map_err(|fault| StartError::ClusterPort { address, fault })?;
-    Ok(listener::serve(listener, identity, services)?)
+    Ok(listener::serve(listener, services)?)
 }
 
 /// Writes the key so that only its owner can read it, whole or not at all.

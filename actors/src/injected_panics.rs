@@ -32,7 +32,9 @@ async fn start(data: &Path, model_dir: PathBuf) -> Engine {
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: "127.0.0.1:0".into(),
             joining: None,
+            certificates: None,
             settings: ReconcilerSettings { replication: 3, replace_after: Duration::from_secs(300) },
+            snapshot_bytes_per_second: 128 << 20,
         },
     };
     Engine::start(options, prometheus::Registry::new()).await.unwrap()

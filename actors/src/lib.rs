@@ -1,7 +1,7 @@
 //! The supervised actors of a node, and the [`Engine`] that starts them.
 //!
 //! Data passes in this order: [`service`] lets a request in through its [`session`]; [`ingest`] brings documents through [`embedding`] into a
-//! [`shard`]; [`search`] asks shards and merges what they found. [`meta`] knows collections and keys. [`supervision`] restarts what fails, and
+//! [`shard`]; [`search`] asks [`shards`] and merges what they found; [`hedge`] says when a slow one is not waited for. [`meta`] knows collections and keys. [`supervision`] restarts what fails, and
 //! an [`address`] reaches an actor across its restarts.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps fails, and says where
@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod filter;
 pub mod fusion;
+pub mod hedge;
 pub mod ingest;
 pub mod meta;
 pub mod search;
@@ -31,12 +32,15 @@ mod installed_model;
 pub use cluster::join::Joining;
 pub use cluster::operator::{Finding, NodeReport, ReplicaReport, ReplicaRole, ShardReport};
 pub use cluster::reconciler::ReconcilerSettings;
+pub use cluster::recovery::{Recovered, RefoundError, Refounded, refound};
+pub use cluster::tls::CertificateFiles;
 pub use engine::{ClusterOptions, Engine, EngineOptions, Limits, NotReady, StartError};
 pub use error::{ErrorKind, ServiceError};
 pub use filter::{Condition, Filter, Scalar, Test};
 pub use fusion::Mode;
 pub use ingest::{Import, ImportOutcome, ImportRefusal, UploadDocument};
-pub use ragged_raft::ids::{NodeId, RowId};
+pub use ragged_raft::StoreOptions;
+pub use ragged_raft::ids::{NodeId, RowId, ShardId};
 pub use ragged_raft::meta::collection::{Collection, ModelRevision, VectorSettings};
 pub use ragged_raft::meta::node::NodeState;
 pub use ragged_raft::shard::command::Upserted;

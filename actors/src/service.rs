@@ -100,6 +100,10 @@ impl Engine {
                 "the API key is missing or wrong: send it as `Authorization: Bearer <key>`",
             )
         };
+        if self.parts.services.links.is_removed() {
+            // What it has is of the past, and grows older.
+            return Err(ServiceError::unavailable("node_left", "this node has been removed from its cluster: ask another"));
+        }
         let key = ApiKey::parse(bearer).map_err(|_| wrong())?;
         let record = self.parts.meta.find_key(key.id()).await?.filter(|record| key.matches(record)).ok_or_else(wrong)?;
         let principal = Principal { tenant: record.tenant, key_id: record.id, role: record.role };

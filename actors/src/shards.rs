@@ -4,9 +4,12 @@ use crate::address::{Address, Repeat};
 use crate::cluster::links::{Lane, LinkError, Links};
 use crate::cluster::wire::{Answer, Call};
 use crate::error::{ErrorKind, ServiceError};
+use crate::hedge::Hedge;
 use crate::meta::Meta;
 use crate::shard::actor::ShardMessage;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use parking_lot::RwLock;
 use ractor::concurrency::Duration;
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId, TenantId};
@@ -35,6 +38,7 @@ struct Inner {
     here: Vec<Here>,
     meta: Meta,
     links: Links,
+    hedge: Hedge,
 }
 
 /// A shard on this node.
@@ -45,10 +49,10 @@ struct Here {
 
 impl Shards {
     /// So many shards, of a node with these links.
-    pub fn new(count: u16, meta: Meta, links: Links) -> Self {
+    pub fn new(count: u16, meta: Meta, links: Links, hedge: Hedge) -> Self {
         let here =
             (0..count).map(|number| Here { address: Arc::new(Address::new(format!("shard {number}"))), group: Arc::default() });
-        Shards { inner: Arc::new(Inner { here: here.collect(), meta, links }) }
+        Shards { inner: Arc::new(Inner { here: here.collect(), meta, links, hedge }) }
     }
 
     /// All shards.
@@ -110,6 +114,11 @@ impl Shards {
         self.here(shard)?.address.call(HOST_TIMEOUT, Repeat::Safe, |reply| ShardMessage::Unhost { replica, reply }).await
     }
 
+    /// Has this node's replica of a shard go on alone, or founds the shard here when there is none.
+    pub async fn recover(&self, shard: ShardId) -> Result<ReplicaId, ServiceError> {
+        self.here(shard)?.address.call(HOST_TIMEOUT, Repeat::Unsafe, |reply| ShardMessage::Recover { reply }).await
+    }
+
     /// Asks a shard, on whatever node it is.
     pub async fn ask(
         &self,
@@ -169,13 +178,19 @@ impl Shards {
 
     /// Nodes with a replica of a shard, this one first when it has one, the others in any order.
     fn hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
+        let mut nodes = self.other_hosts(shard)?;
+        if self.group_here(shard).is_some() || nodes.is_empty() {
+            nodes.insert(0, self.own());
+        }
+        Ok(nodes)
+    }
+
+    /// Other nodes with a replica of a shard, in any order.
+    fn other_hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
         let own = self.own();
         let places = self.inner.meta.group()?.places(shard)?.unwrap_or_default();
         let mut nodes: Vec<NodeId> = places.replicas.iter().map(|(node, _)| *node).filter(|node| *node != own).collect();
         nodes.shuffle(&mut rand::rng());
-        if self.group_here(shard).is_some() || nodes.is_empty() {
-            nodes.insert(0, own);
-        }
         Ok(nodes)
     }
 
@@ -225,22 +240,11 @@ impl Shards {
         request: &ShardRequest,
     ) -> Result<ShardResponse, ServiceError> {
         let deadline = Instant::now() + SEARCH_TIMEOUT;
-        // The usual case, without looking up where the others are.
-        if self.group_here(shard).is_some() {
-            match self.ask_here(shard, tenant, freshness, request).await {
-                Err(fault) if may_answer_elsewhere(&fault) => {}
-                answered => return answered,
-            }
-        }
         loop {
-            let mut why = String::new();
-            for node in self.hosts(shard)? {
-                match self.ask_node(node, shard, tenant, freshness, request).await {
-                    Ok(response) => return Ok(response),
-                    Err(LinkError::Refused(fault)) if !may_answer_elsewhere(&fault) => return Err(fault),
-                    Err(fault) => why = fault.to_string(),
-                }
-            }
+            let why = match self.ask_any(shard, tenant, freshness, request).await? {
+                Ok(response) => return Ok(response),
+                Err(why) => why,
+            };
             if Instant::now() >= deadline {
                 return Err(ServiceError::unavailable(
                     "shard_unavailable",
@@ -248,6 +252,68 @@ impl Shards {
                 ));
             }
             tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Asks each replica once, the next when one fails, and a second one besides when the first is slow. Why none could answer, when that may pass.
+    async fn ask_any(
+        &self,
+        shard: ShardId,
+        tenant: TenantId,
+        freshness: ShardFreshness,
+        request: &ShardRequest,
+    ) -> Result<Result<ShardResponse, String>, ServiceError> {
+        // The usual case, without looking up where the others are.
+        let mut first = self.group_here(shard).map(|_| self.own());
+        let mut others: Option<std::vec::IntoIter<NodeId>> = None;
+        let mut next = || -> Result<Option<NodeId>, ServiceError> {
+            if let Some(own) = first.take() {
+                return Ok(Some(own));
+            }
+            if others.is_none() {
+                others = Some(self.other_hosts(shard)?.into_iter());
+            }
+            Ok(others.as_mut().and_then(Iterator::next))
+        };
+        let hedge = &self.inner.hedge;
+        let (begun, slow) = (Instant::now(), tokio::time::sleep(hedge.patience(request)));
+        tokio::pin!(slow);
+        let (mut count, mut hedged, mut why) = (0, None, "no node is known to keep one".to_owned());
+        let ask =
+            |number: usize, node: NodeId| async move { (number, self.ask_node(node, shard, tenant, freshness, request).await) };
+        let mut asked = FuturesUnordered::new();
+        loop {
+            if asked.is_empty() {
+                let Some(node) = next()? else { return Ok(Err(why)) };
+                asked.push(ask(count, node));
+                count += 1;
+            }
+            tokio::select! {
+                Some((number, answer)) = asked.next() => {
+                    if number == 0 {
+                        hedge.note(request, begun.elapsed());
+                    }
+                    match answer {
+                        Ok(response) => {
+                            if hedged == Some(number) {
+                                hedge.note(request, begun.elapsed()); // the first would have taken longer still
+                                hedge.won.inc();
+                            }
+                            return Ok(Ok(response));
+                        }
+                        Err(LinkError::Refused(fault)) if !may_answer_elsewhere(&fault) => return Err(fault),
+                        Err(fault) => why = fault.to_string(),
+                    }
+                }
+                () = &mut slow, if hedged.is_none() && count == 1 => {
+                    hedged = Some(count);
+                    if let Some(node) = next()? {
+                        hedge.asked.inc();
+                        asked.push(ask(count, node));
+                        count += 1;
+                    }
+                }
+            }
         }
     }
 

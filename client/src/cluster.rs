@@ -144,3 +144,30 @@ pub struct JoinToken {
     /// The token; it is shown this once.
     pub token: String,
 }
+
+/// Answer of `POST /api/v1/cluster/rebalance`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Rebalanced {
+    /// Steps that were made at once, or could not be made, in words; none when nothing is left to do.
+    pub steps: Vec<String>,
+}
+
+/// Body of `POST /api/v1/cluster/shards/{shard}/recover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recovery {
+    /// Whether what only the lost replicas had may be lost; without it, the answer says what would be done.
+    #[serde(default)]
+    pub accept_loss: bool,
+}
+
+/// What a shard goes on with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RecoveredShard {
+    /// The shard.
+    pub id: u16,
+    /// The node that leads it now.
+    pub node: u64,
+    /// Whether no replica was left, so that the shard is empty.
+    pub empty: bool,
+}

@@ -19,6 +19,9 @@ pub struct Readiness {
     pub ready: bool,
     /// One entry for each part that is not ready; empty when ready.
     pub waiting_for: Vec<NotReady>,
+    /// Shards of the node that are not well, though it serves: their replica here is being filled, or has no leader.
+    #[serde(default)]
+    pub ailing_shards: Vec<NotReady>,
 }
 
 /// A part of the node that cannot serve yet.

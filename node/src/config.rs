@@ -74,10 +74,18 @@ pub struct Cluster {
     pub join: String,
     /// The token that lets this node join.
     pub token: String,
+    /// The operator's certificate of this node, as a PEM file; empty for the cluster's own.
+    pub certificate_file: PathBuf,
+    /// Its key.
+    pub key_file: PathBuf,
+    /// Certificates of the authority that all nodes' are of.
+    pub authority_file: PathBuf,
     /// Replicas of each shard, when there are as many nodes.
     pub replication: usize,
     /// A node that has been gone for so long is replaced.
     pub replace_after_ms: u64,
+    /// Bytes of snapshots that the node sends in a second at most.
+    pub snapshot_bytes_per_second: ByteSize,
     /// Number of shards; used when the cluster is founded, fixed from then on.
     pub shards: u16,
 }
@@ -219,6 +227,8 @@ impl Config {
         within("cluster.shards", self.cluster.shards, 16..=256, "16 to 256")?;
         within("cluster.replication", self.cluster.replication, 1..=7, "1 to 7")?;
         within("cluster.replace_after_ms", self.cluster.replace_after_ms, 1_000..=604_800_000, "1000 to 604800000 (a week)")?;
+        let rate = ByteSize(64 * KIB)..=ByteSize(1 << 40);
+        within("cluster.snapshot_bytes_per_second", self.cluster.snapshot_bytes_per_second, rate, "64 KiB to 1024 GiB")?;
         within("embedding.threads", self.embedding.threads, 1..=1024, threads)?;
         within("embedding.batch_tokens", self.embedding.batch_tokens, 512..=1 << 20, "512 to 1048576")?;
         within("search.threads", self.search.threads, 1..=1024, threads)?;
@@ -231,6 +241,15 @@ impl Config {
         within("limits.queued_searches", self.limits.queued_searches, 1..=1_000_000, "1 to 1000000")?;
         if self.data_dir.as_os_str().is_empty() {
             return Err(ConfigError::Range { key: "data_dir", value: "empty".to_string(), expected: "a folder" });
+        }
+        let files = [&self.cluster.certificate_file, &self.cluster.key_file, &self.cluster.authority_file];
+        let given = files.iter().filter(|file| !file.as_os_str().is_empty()).count();
+        if !matches!(given, 0 | 3) {
+            return Err(ConfigError::Range {
+                key: "cluster.certificate_file",
+                value: format!("one of {given} files"),
+                expected: "given together with cluster.key_file and cluster.authority_file, or none of the three",
+            });
         }
         if !self.http.listen.ip().is_loopback() && !self.http.behind_tls_proxy {
             return Err(ConfigError::PublicWithoutTls(self.http.listen));
@@ -266,8 +285,12 @@ fn defaults(sources: &Sources) -> Result<Config, ConfigError> {
             advertise: String::new(),
             join: String::new(),
             token: String::new(),
+            certificate_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            authority_file: PathBuf::new(),
             replication: 3,
             replace_after_ms: 300_000,
+            snapshot_bytes_per_second: ByteSize(128 * MIB),
             shards: 16,
         },
         log: Log { format: LogFormat::Text, filter: "info".to_string() },

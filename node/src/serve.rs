@@ -4,7 +4,7 @@ use crate::api::{Api, server};
 use crate::config::Config;
 use crate::telemetry;
 use anyhow::Context;
-use ragged_actors::{ClusterOptions, Engine, EngineOptions, Joining, Limits, ReconcilerSettings};
+use ragged_actors::{CertificateFiles, ClusterOptions, Engine, EngineOptions, Joining, Limits, ReconcilerSettings};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -109,15 +109,26 @@ fn engine_options(config: &Config) -> EngineOptions {
 
 fn cluster_options(config: &crate::config::Cluster) -> ClusterOptions {
     let advertise = if config.advertise.is_empty() { config.listen.to_string() } else { config.advertise.clone() };
-    let joining = (!config.join.is_empty()).then(|| Joining { seed: config.join.clone(), token: config.token.clone() });
+    let certificates = (!config.certificate_file.as_os_str().is_empty()).then(|| CertificateFiles {
+        certificate: config.certificate_file.clone(),
+        key: config.key_file.clone(),
+        authority: config.authority_file.clone(),
+    });
+    let joining = (!config.join.is_empty()).then(|| Joining {
+        seed: config.join.clone(),
+        token: config.token.clone(),
+        certificates: certificates.clone(),
+    });
     ClusterOptions {
         listen: config.listen,
         advertise,
         joining,
+        certificates,
         settings: ReconcilerSettings {
             replication: config.replication,
             replace_after: Duration::from_millis(config.replace_after_ms),
         },
+        snapshot_bytes_per_second: config.snapshot_bytes_per_second.as_usize() as u64,
     }
 }
 

@@ -61,6 +61,8 @@ pub enum RowKind {
     JoinToken = 19,
     /// What nodes' certificates are issued with.
     Authority = 37,
+    /// A token that has let a node join, by its public id.
+    SpentToken = 38,
     /// A partition's counters.
     Partition = 20,
     /// A document but its text, by its id.

@@ -66,6 +66,23 @@ impl GroupLog {
         }
     }
 
+    /// The last entry that is there, or was before it was purged.
+    pub(crate) fn last_id(&self) -> io::Result<Option<LogId>> {
+        Ok(self.last_entry()?.map(|entry| entry.log_id).max(self.purged()?))
+    }
+
+    /// A batch that puts an entry where it belongs.
+    pub(crate) fn batch_of(&self, entry: &Entry) -> io::Result<WriteBatch> {
+        let mut batch = WriteBatch::default();
+        self.put_entry(entry, &mut batch)?;
+        Ok(batch)
+    }
+
+    fn put_entry(&self, entry: &Entry, batch: &mut WriteBatch) -> io::Result<()> {
+        batch.put_cf(self.store.log(), entry_key(self.replica, entry.log_id.index), codec::encode(entry)?);
+        Ok(())
+    }
+
     /// Entries `[from, until)`, as far as they are there and fit; one always does. A hole is an error: only what has been purged may be
     /// missing at the beginning.
     fn entries(&self, from: u64, until: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
@@ -217,8 +234,7 @@ impl RaftLogStorage<Types> for GroupLog {
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
         let last_purged_log_id = self.purged()?;
-        let last_log_id = self.last_entry()?.map(|entry| entry.log_id).max(last_purged_log_id);
-        Ok(LogState { last_purged_log_id, last_log_id })
+        Ok(LogState { last_purged_log_id, last_log_id: self.last_id()? })
     }
 
     async fn get_log_reader(&mut self) -> GroupLog {
@@ -246,12 +262,7 @@ impl RaftLogStorage<Types> for GroupLog {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        let append = move |log: &Self, batch: &mut WriteBatch| {
-            for entry in entries {
-                batch.put_cf(log.store.log(), entry_key(log.replica, entry.log_id.index), codec::encode(&entry)?);
-            }
-            Ok(())
-        };
+        let append = move |log: &Self, batch: &mut WriteBatch| entries.iter().try_for_each(|entry| log.put_entry(entry, batch));
         self.write(append).await?;
         let queued = self.store.syncer().when_durable(Box::new(move || callback.io_completed(Ok(()))));
         if queued { Ok(()) } else { Err(stopped()) }

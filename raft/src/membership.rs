@@ -4,6 +4,7 @@ use crate::group::{Group, ProposeError};
 use crate::ids::{NodeId, ReplicaId};
 use crate::network::Destination;
 use crate::types::{LogId, ReplicaNode, Types};
+use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::{Precondition, TransferLeaderRequest};
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 /// How long a change of the members may take before its outcome is called unknown.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a leader's majority may be silent until it does not count as one: some heartbeats, and the lease.
+const MAJORITY_SILENCE_MAX: Duration = Duration::from_secs(3);
 
 /// A group as one of its replicas sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +121,20 @@ impl Group {
     /// Whether this replica leads, as far as it knows.
     pub fn leads(&self) -> bool {
         self.raft().metrics().borrow_watched().current_leader == Some(self.replica().0)
+    }
+
+    /// Whether the group has a leader, as far as this replica knows: one that it follows or, when it leads itself, a majority that has answered it lately.
+    pub fn is_led(&self) -> bool {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        match metrics.current_leader {
+            None => false,
+            Some(leader) if leader != self.replica().0 => true,
+            Some(_) => {
+                metrics.membership_config.voter_ids().count() == 1
+                    || metrics.last_quorum_acked.is_some_and(|acked| acked.into_inner().elapsed() < MAJORITY_SILENCE_MAX)
+            }
+        }
     }
 
     /// Whether this replica votes: it has had everything once, and is kept up to date.

@@ -1,7 +1,7 @@
 //! Several nodes: they join, any of them serves, one that dies takes nothing with it.
 
 use anyhow::{Context, Result, ensure};
-use ragged_tests::cluster::{agreed, entries, healthy, nodes, number_of, replicated, retire, until};
+use ragged_tests::cluster::{agreed, entries, healthy, nodes, number_of, replicated, retire};
 use ragged_tests::node::{Node, program};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -94,12 +94,27 @@ async fn replicas_follow_the_nodes_that_come_and_go() -> Result<()> {
     replicated(PATIENCE, &nodes[0], 3, 3).await?;
     let fourth = nodes[1].start_beside(&[]).await?;
     nodes.push(fourth);
-    let even = |body: &Value| entries(body, "nodes").count() == 4 && entries(body, "nodes").all(|node| node["replicas"] == 12);
-    until(&nodes[3], "/cluster/nodes", "the replicas are spread evenly", even).await?;
+    // The command ends when nothing is left to do.
+    let mut rebalance = program();
+    rebalance.args(["cluster", "rebalance", "--json"]).env("RAGGED_URL", nodes[3].url("")).env("RAGGED_KEY", nodes[3].key()?);
+    let rebalanced = tokio::task::spawn_blocking(move || rebalance.output()).await??;
+    let said: Value = serde_json::from_slice(&rebalanced.stdout).with_context(|| format!("{rebalanced:?}"))?;
+    ensure!(said["steps"].is_array(), "{said}");
+    let members = nodes[3].get("/cluster/nodes").await?.expect(200)?;
+    let even = entries(&members, "nodes").all(|node| node["replicas"] == 12 && node["leaders"] == 4);
+    ensure!(entries(&members, "nodes").count() == 4 && even, "replicas and leaders are spread evenly: {members}");
 
     // The founder leaves: its identity, its lead and its replicas are nothing special.
     let founder = number_of(&nodes[1], &nodes[0]).await?;
     retire(PATIENCE, &nodes[1], founder).await?;
+    // It still runs, and finds out that nobody talks to it any more: what it answered from then on would be of the past.
+    let deadline = Instant::now() + PATIENCE;
+    let strong = json!({ "query": "albatross", "mode": "text", "consistency": "strong" });
+    while nodes[0].post("/collections/birds/search", &strong).await?.code() != "node_left" {
+        ensure!(Instant::now() < deadline, "the removed node goes on serving");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ensure!(nodes[0].get("/collections/birds").await?.status == 503, "nothing is served by a node that has left");
     nodes[0].kill()?;
     replicated(PATIENCE, &nodes[1], 3, 3).await?;
     for node in &nodes[1..] {
@@ -212,5 +227,108 @@ async fn a_search_without_all_shards_is_refused_unless_a_part_will_do() -> Resul
     healthy(PATIENCE, &nodes[0]).await?;
     let found = nodes[0].post("/collections/birds/search", &query(true)).await?.expect(200)?;
     ensure!(entries(&found, "hits").count() == 40 && found["partial"].is_null(), "{found}");
+    Ok(())
+}
+
+/// A counter of a node.
+async fn counter(node: &Node, name: &str) -> Result<f64> {
+    let asked = reqwest::Client::new().get(node.url("/metrics")).bearer_auth(node.key()?).send().await?;
+    let text = asked.error_for_status()?.text().await?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.with_context(|| format!("{name} is not among the metrics"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_hangs_is_not_waited_for() -> Result<()> {
+    // Two replicas a shard: a third of the shards is not on the node that is asked, and half of these reads go to the one that hangs first.
+    let nodes = nodes(3, &[("RAGGED_CLUSTER_REPLICATION", "2")]).await?;
+    replicated(PATIENCE, &nodes[0], 2, 3).await?;
+    nodes[0].post("/collections", &json!({ "name": "birds", "spread": 16 })).await?.expect(201)?;
+    for number in 0..40 {
+        upload(&nodes[number % 3], &format!("d{number}")).await?;
+    }
+    let query = json!({ "query": "albatross", "mode": "text", "limit": 100, "consistency": "eventual" });
+    nodes[2].signal(libc::SIGSTOP)?;
+    for _ in 0..10 {
+        let found = nodes[0].post("/collections/birds/search", &query).await?.expect(200)?;
+        ensure!(entries(&found, "hits").count() == 40, "{found}");
+    }
+    nodes[2].signal(libc::SIGCONT)?;
+    let (asked, won) =
+        (counter(&nodes[0], "ragged_hedged_reads_total").await?, counter(&nodes[0], "ragged_hedged_reads_won_total").await?);
+    ensure!(asked >= won && won >= 1.0, "{won} of {asked} second replicas answered first");
+    Ok(())
+}
+
+/// An operator's authority, and what it certifies.
+struct Operator {
+    folder: tempfile::TempDir,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Operator {
+    fn found() -> Result<Operator> {
+        let (folder, key) = (tempfile::tempdir()?, rcgen::KeyPair::generate()?);
+        let mut params = rcgen::CertificateParams::new(Vec::new())?;
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        std::fs::write(folder.path().join("authority.pem"), params.self_signed(&key)?.pem())?;
+        Ok(Operator { folder, issuer: rcgen::Issuer::new(params, key) })
+    }
+
+    /// Settings of a node with a certificate for this host.
+    fn certify(&self, name: &str, host: &str) -> Result<Vec<(&'static str, String)>> {
+        let key = rcgen::KeyPair::generate()?;
+        let certificate = rcgen::CertificateParams::new(vec![host.to_owned()])?.signed_by(&key, &self.issuer)?;
+        let path = |file: String| self.folder.path().join(file);
+        std::fs::write(path(format!("{name}.pem")), certificate.pem())?;
+        std::fs::write(path(format!("{name}.key")), key.serialize_pem())?;
+        let shown = |file: String| path(file).display().to_string();
+        Ok(vec![
+            ("RAGGED_CLUSTER_CERTIFICATE_FILE", shown(format!("{name}.pem"))),
+            ("RAGGED_CLUSTER_KEY_FILE", shown(format!("{name}.key"))),
+            ("RAGGED_CLUSTER_AUTHORITY_FILE", shown("authority.pem".into())),
+        ])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_may_show_an_operators_certificates() -> Result<()> {
+    let operator = Operator::found()?;
+    fn settings<'a>(certified: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)> {
+        certified.iter().map(|(name, value)| (*name, value.as_str())).collect()
+    }
+    let certified = operator.certify("first", "127.0.0.1")?;
+    let first = Node::start_with(&settings(&certified)).await?;
+    let certified = operator.certify("second", "127.0.0.1")?;
+    let second = first.start_beside(&settings(&certified)).await?;
+    replicated(PATIENCE, &second, 2, 2).await?;
+    first.post("/collections", &json!({ "name": "birds" })).await?.expect(201)?;
+    let token = upload(&second, "d1").await?;
+    finds(&first, "d1", &token).await?;
+
+    let joins = |certified: Vec<(&'static str, String)>, token: String| -> Result<String> {
+        let folder = tempfile::tempdir()?;
+        let mut node = program();
+        node.args(["serve", "--listen", "127.0.0.1:0", "--cluster-listen", "127.0.0.1:0", "--join", first.cluster_listen()]);
+        node.env("RAGGED_DATA_DIR", folder.path()).env("RAGGED_MODEL_DIR", ragged_tests::node::model_dir());
+        let ended = node.env("RAGGED_CLUSTER_TOKEN", token).envs(certified).output()?;
+        ensure!(!ended.status.success(), "it joined");
+        Ok(String::from_utf8_lossy(&ended.stderr).into_owned())
+    };
+    let token = first.post("/cluster/tokens", &json!({})).await?.expect(201)?["token"].as_str().context("text")?.to_owned();
+    let said = joins(Vec::new(), token.clone())?;
+    ensure!(
+        said.contains("not of the cluster that made the token"),
+        "a node that trusts the cluster's own authority only: {said}"
+    );
+    let said = joins(Operator::found()?.certify("other", "127.0.0.1")?, token.clone())?;
+    ensure!(said.contains("not of the cluster"), "a node of another authority: {said}");
+    let missing = vec![("RAGGED_CLUSTER_CERTIFICATE_FILE", "/nowhere.pem".to_owned())];
+    let said = joins(missing, token.clone())?;
+    ensure!(said.contains("cluster.key_file"), "a certificate without its key: {said}");
+    let mut unreadable = operator.certify("third", "127.0.0.1")?;
+    unreadable[1].1 = "/nowhere.key".into();
+    let said = joins(unreadable, token)?;
+    ensure!(said.contains("/nowhere.key"), "a key that is not there: {said}");
     Ok(())
 }

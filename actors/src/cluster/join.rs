@@ -3,7 +3,7 @@
 use crate::cluster::authority::{self, CertificateError};
 use crate::cluster::identity::NodeIdentity;
 use crate::cluster::links::post;
-use crate::cluster::tls::{self, TlsError};
+use crate::cluster::tls::{self, CertificateFiles, Credentials, TlsError};
 use crate::cluster::token::{JoinToken, TokenError};
 use crate::cluster::wire::{JOIN_PATH, JoinAnswer, JoinRequest, MESSAGE_BYTES_MAX};
 use crate::error::ServiceError;
@@ -12,7 +12,6 @@ use hyper::client::conn::http2::Builder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use ragged_raft::codec;
 use ragged_raft::ids::{NodeId, ReplicaId};
-use rustls_pki_types::ServerName;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -30,6 +29,8 @@ pub struct Joining {
     pub seed: String,
     /// The token, as text.
     pub token: String,
+    /// The operator's certificates, when the cluster uses these: then they say whom to trust, and not the token.
+    pub certificates: Option<CertificateFiles>,
 }
 
 /// Why a node could not join.
@@ -80,9 +81,13 @@ async fn ask(joining: &Joining, node: NodeId, address: &str, meta_replica: Repli
     let late = |_| unreachable(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"));
     let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(&joining.seed)).await.map_err(late)?;
     let stream = connected.map_err(|fault| unreachable(fault.to_string()))?;
-    let connector = TlsConnector::from(Arc::new(tls::joining_client(&token)?));
-    let anyone = ServerName::try_from("ragged.internal").map_err(|fault| unreachable(fault.to_string()))?;
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, connector.connect(anyone, stream)).await.map_err(late)?;
+    let (trust, name) = match &joining.certificates {
+        Some(files) => (Credentials::of_files(files)?.joining_client()?, tls::host_name(&joining.seed)),
+        None => (tls::joining_client(&token)?, tls::host_name("ragged.internal")), // any name: the authority decides
+    };
+    let connector = TlsConnector::from(Arc::new(trust));
+    let name = name.map_err(|fault| unreachable(fault.to_string()))?;
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await.map_err(late)?;
     let stream = stream.map_err(|fault| JoinError::WrongCluster { seed: seed.clone(), why: fault.to_string() })?;
     let handshake = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|fault| unreachable(fault.to_string()))?;

@@ -4,9 +4,9 @@
 //! end a connection. Snapshots go over a connection of their own.
 
 use crate::cluster::identity::NodeIdentity;
-use crate::cluster::tls::{self, TlsError};
+use crate::cluster::tls::{Credentials, TlsError};
 use crate::cluster::wire::{Answer, CALL_PATH, Call, Hello, MESSAGE_BYTES_MAX, Outcome};
-use crate::error::ServiceError;
+use crate::error::{ErrorKind, ServiceError};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
@@ -15,8 +15,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::{Mutex, RwLock};
 use ragged_raft::codec;
 use ragged_raft::ids::NodeId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -31,6 +32,9 @@ pub(super) const PING: (Duration, Duration) = (Duration::from_millis(500), Durat
 pub(super) const CREDIT_BYTES: (u32, u32) = (1 << 20, 8 << 20);
 /// How long what was sent may stay unacknowledged before the connection is given up.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(2);
+
+/// Code of the refusal of a node that has been removed.
+const REMOVED: &str = "removed_node";
 
 /// Which of a node's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,8 +90,13 @@ type SharedLane = Arc<tokio::sync::Mutex<LaneState>>;
 
 struct Inner {
     hello: Hello,
+    credentials: Credentials,
     connector: TlsConnector,
     addresses: RwLock<HashMap<NodeId, String>>,
+    /// Nodes that have left for good.
+    removed: RwLock<HashSet<NodeId>>,
+    /// Whether others have said that this node has.
+    is_removed: AtomicBool,
     lanes: Mutex<HashMap<(NodeId, Lane), SharedLane>>,
 }
 
@@ -102,15 +111,29 @@ struct LaneState {
 
 impl Links {
     /// Links of a node that others reach at `address`.
-    pub fn new(identity: &NodeIdentity, address: String) -> Result<Links, TlsError> {
+    pub fn new(identity: &NodeIdentity, credentials: Credentials, address: String) -> Result<Links, TlsError> {
         let hello = Hello { cluster: identity.cluster, node: identity.node, address, version: env!("CARGO_PKG_VERSION").into() };
-        let connector = TlsConnector::from(Arc::new(tls::client(identity)?));
-        Ok(Links { inner: Arc::new(Inner { hello, connector, addresses: RwLock::default(), lanes: Mutex::default() }) })
+        let connector = TlsConnector::from(Arc::new(credentials.client()?));
+        let inner = Inner {
+            hello,
+            credentials,
+            connector,
+            addresses: RwLock::default(),
+            removed: RwLock::default(),
+            is_removed: AtomicBool::new(false),
+            lanes: Mutex::default(),
+        };
+        Ok(Links { inner: Arc::new(inner) })
     }
 
     /// This node, as it presents itself.
     pub fn hello(&self) -> &Hello {
         &self.inner.hello
+    }
+
+    /// What this node shows others.
+    pub fn credentials(&self) -> &Credentials {
+        &self.inner.credentials
     }
 
     /// Notes where a node is reached.
@@ -125,8 +148,21 @@ impl Links {
         self.inner.addresses.read().get(&node).cloned()
     }
 
+    /// Whether a node is known to have been removed.
+    pub fn has_removed(&self, node: NodeId) -> bool {
+        self.inner.removed.read().contains(&node)
+    }
+
+    /// Whether another node has said that this one has been removed.
+    pub fn is_removed(&self) -> bool {
+        self.inner.is_removed.load(Ordering::Relaxed)
+    }
+
     /// Forgets a node that was removed.
     pub fn forget(&self, node: NodeId) {
+        if !self.has_removed(node) {
+            self.inner.removed.write().insert(node);
+        }
         self.inner.addresses.write().remove(&node);
         self.inner.lanes.lock().retain(|(known, _), _| *known != node);
     }
@@ -135,6 +171,13 @@ impl Links {
     pub async fn call(&self, node: NodeId, lane: Lane, call: &Call, within: Duration) -> Result<Answer, LinkError> {
         let frame = codec::encode(call).map_err(|fault| LinkError::Unreachable { node, why: fault.to_string() })?;
         self.send(node, lane, frame, within).await
+    }
+
+    /// Whether the last attempt to reach a node has failed, as far as one was made.
+    pub fn is_unreachable(&self, node: NodeId) -> bool {
+        let lane = self.inner.lanes.lock().get(&(node, Lane::Calls)).cloned();
+        let is_down = |state: &LaneState| state.sender.is_none() && state.not_before.is_some();
+        lane.is_some_and(|lane| lane.try_lock().is_ok_and(|state| is_down(&state)))
     }
 
     /// Whether nobody listens any more where a node was reached: its process is dead, though its machine answers.
@@ -167,7 +210,19 @@ impl Links {
         };
         let body = tokio::time::timeout_at(deadline, exchange).await.map_err(|_| late(true))??;
         let outcome: Outcome = codec::decode(&body).map_err(|fault| lost(fault.to_string()))?;
-        outcome.map_err(LinkError::Refused)
+        outcome.map_err(|refusal| {
+            self.heed(&refusal);
+            LinkError::Refused(refusal)
+        })
+    }
+
+    /// Takes note when another node says that this one has been removed.
+    fn heed(&self, refusal: &ServiceError) {
+        if refusal.code == REMOVED && !self.inner.is_removed.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "this node has been removed from its cluster, and serves no more: stop it; a new node begins with an empty data folder"
+            );
+        }
     }
 
     /// A connection that is up.
@@ -203,7 +258,7 @@ impl Links {
         let address = self.address(node).ok_or("its address is not known")?;
         let stream = TcpStream::connect(&address).await.map_err(|fault| format!("{address}: {fault}"))?;
         keep_alive(&stream).map_err(|fault| fault.to_string())?;
-        let name = tls::server_name(node).map_err(|fault| fault.to_string())?;
+        let name = self.inner.credentials.server_name(node, &address).map_err(|fault| format!("{address}: {fault}"))?;
         let stream = self.inner.connector.connect(name, stream).await.map_err(|fault| format!("{address}: {fault}"))?;
         let (mut sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -226,9 +281,18 @@ impl Links {
             Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await.map_err(|fault| fault.to_string())?.to_bytes();
         match codec::decode::<Outcome>(&body).map_err(|fault| fault.to_string())? {
             Ok(_) => Ok(sender),
-            Err(refusal) => Err(refusal.to_string()),
+            Err(refusal) => {
+                self.heed(&refusal);
+                Err(refusal.to_string())
+            }
         }
     }
+}
+
+/// The refusal of a node that has been removed.
+pub(super) fn removed(node: NodeId) -> ServiceError {
+    let detail = format!("{node} has been removed from the cluster: let it join anew with an empty data folder");
+    ServiceError::new(ErrorKind::Forbidden, REMOVED, detail)
 }
 
 /// Whether a node has said that it did not look at a request: it was closing when the request came (RFC 9113, 6.8 and 8.7).

@@ -4,10 +4,9 @@
 //! places are taken the peer that has had its place the longest loses it: a node shakes hands in milliseconds, and comes in past any number of others
 //! that do not.
 
-use crate::cluster::identity::NodeIdentity;
-use crate::cluster::links::{CREDIT_BYTES, PING, keep_alive};
+use crate::cluster::links::{self, CREDIT_BYTES, PING, keep_alive};
 use crate::cluster::services::Services;
-use crate::cluster::tls::{self, TlsError};
+use crate::cluster::tls::TlsError;
 use crate::cluster::wire::{CALL_PATH, Call, JOIN_BYTES_MAX, JOIN_PATH, JoinRequest, MESSAGE_BYTES_MAX, Outcome};
 use crate::error::{ErrorKind, ServiceError};
 use bytes::Bytes;
@@ -79,10 +78,10 @@ impl Drop for ClusterPort {
 }
 
 /// Accepts nodes.
-pub fn serve(listener: TcpListener, identity: &NodeIdentity, services: Arc<Services>) -> Result<ClusterPort, TlsError> {
+pub fn serve(listener: TcpListener, services: Arc<Services>) -> Result<ClusterPort, TlsError> {
     let (closing, members) = (CancellationToken::new(), TaskTracker::new());
     let door = Arc::new(Door {
-        acceptor: TlsAcceptor::from(Arc::new(tls::server(identity)?)),
+        acceptor: TlsAcceptor::from(Arc::new(services.links.credentials().server()?)),
         services,
         joining: Semaphore::new(JOINING_MAX),
         closing: closing.clone(),
@@ -264,13 +263,15 @@ impl Member {
         let outcome: Outcome = match (call, node) {
             (Call::Hello(hello), None) => self.greet(hello),
             (Call::Hello(_), Some(_)) | (_, None) => Err(ServiceError::internal("a node greets once, and first")),
+            // It may have been removed since it was greeted.
+            (_, Some(node)) if self.services.links.has_removed(node) => Err(links::removed(node)),
             (call, Some(node)) => self.services.answer(node, call).await,
         };
         codec::encode(&outcome).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     fn greet(&self, hello: crate::cluster::wire::Hello) -> Outcome {
-        if !tls::is_of(&self.certificate, hello.node) {
+        if !self.services.links.credentials().may_be_of(&self.certificate, hello.node) {
             tracing::warn!(node = %hello.node, "a node presented itself with another's certificate");
             return Err(ServiceError::new(ErrorKind::Forbidden, "wrong_node", "the certificate is another node's"));
         }

@@ -1,6 +1,5 @@
 //! What an operator asks of the cluster, and orders.
 
-use crate::cluster::links::Lane;
 use crate::cluster::overview::{NodeView, Overview};
 use crate::cluster::services::Services;
 use crate::cluster::tls;
@@ -16,6 +15,8 @@ use std::time::Duration;
 
 /// How long hashing a replica may take.
 const HASH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the next steps may take.
+const REBALANCE_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// How a node stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,6 +165,19 @@ impl Session {
         }
     }
 
+    /// Has the next steps towards an even cluster made at once, and says which; none when nothing is left to do.
+    pub async fn rebalance(&self) -> Result<Vec<String>, ServiceError> {
+        let services = self.services();
+        let overview = services.overview().await?;
+        let (leader, _) = overview
+            .leader(GroupName::Meta)
+            .ok_or_else(|| ServiceError::unavailable("no_leader", "the meta group has no leader: nobody can plan now"))?;
+        match services.ask(leader, Call::Reconcile, REBALANCE_TIMEOUT).await? {
+            Answer::Steps(steps) => Ok(steps),
+            _ => Err(ServiceError::internal("a node answered another question than it was asked")),
+        }
+    }
+
     /// Has a node's replicas moved to others; it serves meanwhile.
     pub async fn drain_node(&self, node: NodeId) -> Result<NodeReport, ServiceError> {
         self.set_node_state(node, NodeState::Draining).await?;
@@ -201,7 +215,7 @@ impl Session {
 
 fn shard_report(overview: &Overview, shard: ShardId) -> ShardReport {
     let group = GroupName::Shard(shard);
-    let leader = overview.leader(group);
+    let leader = overview.working_leader(group);
     let noted = &overview.places[usize::from(shard.0)];
     // The members as the leader has them; without a leader, as they were noted.
     let members: Vec<(NodeId, bool)> = match leader {
@@ -231,13 +245,8 @@ fn shard_report(overview: &Overview, shard: ShardId) -> ShardReport {
 }
 
 async fn state_hash(services: &Services, node: NodeId, shard: ShardId) -> Option<(u64, u64)> {
-    let call = Call::StateHash(shard);
-    let answer = match node == services.identity.node {
-        true => services.answer(node, call).await.ok()?,
-        false => services.links.call(node, Lane::Calls, &call, HASH_TIMEOUT).await.ok()?,
-    };
-    match answer {
-        Answer::Hash { index, hash } => Some((index, hash)),
+    match services.ask(node, Call::StateHash(shard), HASH_TIMEOUT).await {
+        Ok(Answer::Hash { index, hash }) => Some((index, hash)),
         _ => None,
     }
 }
@@ -253,7 +262,7 @@ fn examine(overview: &Overview, group: GroupName, noted: &[NodeId]) -> Finding {
             .map(|node| node.0.to_string())
             .collect()
     };
-    let Some((_, status)) = overview.leader(group) else {
+    let Some((_, status)) = overview.working_leader(group) else {
         let gone = gone(&mut noted.iter().copied());
         let lost_majority = gone.len() * 2 >= noted.len().max(1);
         return Finding {
@@ -268,10 +277,7 @@ fn examine(overview: &Overview, group: GroupName, noted: &[NodeId]) -> Finding {
                 true => "nothing: without a majority of its replicas nobody can know what was acknowledged".to_owned(),
                 false => "its replicas are electing a leader".to_owned(),
             }),
-            advice: lost_majority.then(|| {
-                "start the nodes that do not answer again, with their data folders: everything that was acknowledged is in them; remove no node meanwhile"
-                    .to_owned()
-            }),
+            advice: lost_majority.then(|| way_out(overview, group, noted)),
         };
     };
     let standing = &status.standing;
@@ -295,6 +301,25 @@ fn examine(overview: &Overview, group: GroupName, noted: &[NodeId]) -> Finding {
         }),
         advice: (!gone.is_empty()).then(|| format!("start node {} again, or remove it if it does not come back", gone.join(", "))),
         problem,
+    }
+}
+
+/// What an operator can do about a majority that is gone.
+fn way_out(overview: &Overview, group: GroupName, noted: &[NodeId]) -> String {
+    let may_return = noted.iter().any(|node| overview.node(*node).is_some_and(|view| view.status.is_none()));
+    let start = "start the nodes that do not answer again, with their data folders: everything that was acknowledged is in them";
+    match group {
+        GroupName::Meta => format!(
+            "{start}. When they are gone for good: stop one node that is left, and run `ragged cluster refound` over its data folder"
+        ),
+        GroupName::Shard(ShardId(number)) if may_return => {
+            format!(
+                "{start}. When they are gone for good: `ragged cluster remove NODE --force`, then `ragged cluster recover {number}`"
+            )
+        }
+        GroupName::Shard(ShardId(number)) => {
+            format!("`ragged cluster recover {number}` says what is lost, and goes on without it when told to")
+        }
     }
 }
 

@@ -52,6 +52,34 @@ pub enum Step {
     },
 }
 
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Step::Grow { shard, node } => write!(f, "{shard}: a new replica on {node}"),
+            Step::Change { group, change } => write!(f, "{group}: {change}"),
+            Step::Unhost { shard, node, replica } => write!(f, "{shard}: {node} gives up {replica}, which has left"),
+            Step::Place { shard, places } => {
+                let nodes: Vec<String> = places.replicas.iter().map(|(node, _)| node.0.to_string()).collect();
+                write!(f, "{shard}: noted on nodes {}", nodes.join(", "))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Members {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Members::Learner(node, replica) => write!(f, "{replica} on {node} begins to learn"),
+            Members::Voters(voters) => {
+                let voters: Vec<String> = voters.iter().map(|replica| replica.0.to_string()).collect();
+                write!(f, "replicas {} vote", voters.join(", "))
+            }
+            Members::WithoutLearner(replica) => write!(f, "{replica}, which does not vote, leaves"),
+            Members::Leader(replica) => write!(f, "{replica} leads"),
+        }
+    }
+}
+
 /// A change of a group's members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Members {
@@ -129,9 +157,9 @@ impl Situation<'_> {
         self.overview.nodes.iter().filter(|view| view.row.state == NodeState::Active).count()
     }
 
-    /// The group as its leader sees it.
+    /// The group as its leader sees it; none when that has no majority, and could change nothing.
     fn standing(&self, group: GroupName) -> Option<&Standing> {
-        Some(&self.overview.leader(group)?.1.standing)
+        Some(&self.overview.working_leader(group)?.1.standing)
     }
 
     /// Replicas that learn, in all shards.

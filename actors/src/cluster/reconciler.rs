@@ -1,6 +1,6 @@
 //! The actor that moves the cluster to how it should be. It runs on every node and acts on the one that leads the meta group.
 
-use crate::cluster::links::{Lane, LinkError};
+use crate::address::{Address, Reply};
 use crate::cluster::overview::Overview;
 use crate::cluster::plan::{Situation, Step};
 use crate::cluster::services::Services;
@@ -59,6 +59,8 @@ impl ReconcilerMetrics {
 /// What the reconciler is started with.
 #[derive(Clone)]
 pub struct ReconcilerArguments {
+    /// Told where the actor is.
+    pub address: Arc<Address<ReconcilerMessage>>,
     /// The node.
     pub services: Arc<Services>,
     /// How replicas are kept.
@@ -74,6 +76,11 @@ pub struct Reconciler;
 pub enum ReconcilerMessage {
     /// Time to look.
     Look,
+    /// Look at once; only where the meta group is led.
+    LookNow {
+        /// Told the steps that were made, or failed.
+        reply: Reply<Vec<String>>,
+    },
 }
 
 /// What it knows.
@@ -96,18 +103,23 @@ impl Actor for Reconciler {
         arguments: ReconcilerArguments,
     ) -> Result<ReconcilerState, ActorProcessingErr> {
         myself.send_message(ReconcilerMessage::Look)?;
+        arguments.address.moved_to(myself);
         Ok(ReconcilerState { arguments, seen: HashMap::new(), announced: false })
     }
 
     async fn handle(
         &self,
         myself: ActorRef<ReconcilerMessage>,
-        ReconcilerMessage::Look: ReconcilerMessage,
+        message: ReconcilerMessage,
         state: &mut ReconcilerState,
     ) -> Result<(), ActorProcessingErr> {
+        if let ReconcilerMessage::LookNow { reply } = message {
+            let _ = reply.send(state.look_where_led().await); // the caller may have gone
+            return Ok(());
+        }
         let pause = match state.look().await {
-            Ok(true) => PAUSE.0,
-            Ok(false) => PAUSE.1,
+            Ok(steps) if steps.is_empty() => PAUSE.1,
+            Ok(_) => PAUSE.0,
             Err(fault) => {
                 tracing::debug!(%fault, "the cluster could not be looked after, trying again");
                 PAUSE.1
@@ -119,8 +131,16 @@ impl Actor for Reconciler {
 }
 
 impl ReconcilerState {
-    /// Makes the next steps, if it is this node's to make them; whether there were any.
-    async fn look(&mut self) -> Result<bool, ServiceError> {
+    /// Makes the next steps; refused when it is not this node's to make them.
+    async fn look_where_led(&mut self) -> Result<Vec<String>, ServiceError> {
+        if !self.arguments.services.meta.group()?.group().leads() {
+            return Err(ServiceError::unavailable("not_leader", "another node leads the meta group, ask again"));
+        }
+        self.look().await
+    }
+
+    /// Makes the next steps, if it is this node's to make them, and says which.
+    async fn look(&mut self) -> Result<Vec<String>, ServiceError> {
         let services = self.arguments.services.clone();
         self.learn_addresses()?;
         if !self.announced {
@@ -129,7 +149,7 @@ impl ReconcilerState {
         if !services.meta.group()?.group().leads() {
             self.seen.clear();
             self.arguments.metrics.planned.set(0);
-            return Ok(false);
+            return Ok(Vec::new());
         }
         let overview = services.overview().await?;
         let given_up = self.given_up(&overview);
@@ -137,19 +157,22 @@ impl ReconcilerState {
         let steps = situation.plan();
         self.arguments.metrics.planned.set(steps.len() as i64);
         let made = steps.iter().map(|step| make(&services, &overview, step));
+        let mut said = Vec::with_capacity(steps.len());
         for (step, outcome) in steps.iter().zip(futures::future::join_all(made).await) {
             match outcome {
                 Ok(()) => {
-                    tracing::info!(?step, "cluster: step made");
+                    tracing::info!(%step, "cluster: step made");
                     self.arguments.metrics.made.inc();
+                    said.push(step.to_string());
                 }
                 Err(fault) => {
-                    tracing::info!(?step, %fault, "cluster: step not made, it will be planned anew");
+                    tracing::info!(%step, %fault, "cluster: step not made, it will be planned anew");
                     self.arguments.metrics.failed.inc();
+                    said.push(format!("{step}: not made, it will be planned anew ({fault})"));
                 }
             }
         }
-        Ok(!steps.is_empty())
+        Ok(said)
     }
 
     /// Learns from the meta group where nodes are reached.
@@ -197,7 +220,7 @@ impl ReconcilerState {
 async fn make(services: &Services, overview: &Overview, step: &Step) -> Result<(), ServiceError> {
     match step {
         Step::Grow { shard, node } => {
-            let replica = match ask(services, *node, Call::Host(*shard)).await? {
+            let replica = match services.ask(*node, Call::Host(*shard), STEP_TIMEOUT).await? {
                 Answer::Hosted(replica) => replica,
                 _ => return Err(mismatch()),
             };
@@ -205,7 +228,7 @@ async fn make(services: &Services, overview: &Overview, step: &Step) -> Result<(
         }
         Step::Change { group, change: members } => change(services, overview, *group, members.clone().into()).await,
         Step::Unhost { shard, node, replica } => {
-            ask(services, *node, Call::Unhost { shard: *shard, replica: *replica }).await.map(|_| ())
+            services.ask(*node, Call::Unhost { shard: *shard, replica: *replica }, STEP_TIMEOUT).await.map(|_| ())
         }
         Step::Place { shard, places } => {
             services.meta.change(MetaCommand::PlaceShard { shard: *shard, places: places.clone() }).await.map(|_| ())
@@ -217,14 +240,7 @@ async fn change(services: &Services, overview: &Overview, group: GroupName, chan
     let leader = overview.leader(group);
     let (node, status) = leader.ok_or_else(|| ServiceError::unavailable("no_leader", format!("{group} has no leader")))?;
     let seen = status.standing.clone();
-    ask(services, node, Call::ChangeMembers { group, seen, change }).await.map(|_| ())
-}
-
-async fn ask(services: &Services, node: NodeId, call: Call) -> Result<Answer, ServiceError> {
-    if node == services.identity.node {
-        return services.answer(node, call).await;
-    }
-    services.links.call(node, Lane::Calls, &call, STEP_TIMEOUT).await.map_err(LinkError::into_unavailable)
+    services.ask(node, Call::ChangeMembers { group, seen, change }, STEP_TIMEOUT).await.map(|_| ())
 }
 
 fn mismatch() -> ServiceError {

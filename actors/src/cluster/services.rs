@@ -3,7 +3,8 @@
 use crate::address::{Address, Repeat};
 use crate::cluster::authority;
 use crate::cluster::identity::NodeIdentity;
-use crate::cluster::links::Links;
+use crate::cluster::links::{self, Lane, LinkError, Links};
+use crate::cluster::reconciler::ReconcilerMessage;
 use crate::cluster::replicas::Replicas;
 use crate::cluster::succession::Succession;
 use crate::cluster::token::presented;
@@ -18,15 +19,18 @@ use crate::meta::Meta;
 use crate::shards::Shards;
 use ractor::concurrency::Duration;
 use ragged_raft::group::Group;
-use ragged_raft::ids::NodeId;
+use ragged_raft::ids::{NodeId, ShardId};
 use ragged_raft::membership::{ChangeError, Standing};
 use ragged_raft::meta::command::{MetaCommand, MetaReply};
 use ragged_raft::meta::node::{NodeRow, NodeState};
 use ragged_raft::network::Destination;
+use ragged_raft::recovery::{self, LogEnd};
 use std::sync::Arc;
 
 /// How long stopping a job may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the next steps may take.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// What this node does for others.
 pub struct Services {
@@ -46,27 +50,29 @@ pub struct Services {
     pub shards: Shards,
     /// Its jobs.
     pub jobs: Arc<Address<JobsMessage>>,
+    /// What moves the cluster to how it should be.
+    pub reconciler: Arc<Address<ReconcilerMessage>>,
 }
 
 impl Services {
     /// Answers a member's first call.
     pub fn greet(&self, hello: &Hello) -> Outcome {
-        let refuse = |code, detail: String| {
-            tracing::warn!(node = %hello.node, detail, "a node was refused");
-            Err(ServiceError::new(ErrorKind::Forbidden, code, detail))
+        let refuse = |refusal: ServiceError| {
+            tracing::warn!(node = %hello.node, %refusal, "a node was refused");
+            Err(refusal)
         };
+        let forbidden = |code, detail| ServiceError::new(ErrorKind::Forbidden, code, detail);
         if hello.cluster != self.identity.cluster {
-            return refuse("wrong_cluster", format!("this is cluster {}, not {}", self.identity.cluster, hello.cluster));
+            let detail = format!("this is cluster {}, not {}", self.identity.cluster, hello.cluster);
+            return refuse(forbidden("wrong_cluster", detail));
         }
         if hello.node == self.identity.node {
-            return refuse("same_node", format!("{} is this node: two nodes run on copies of one data folder", hello.node));
+            let detail = format!("{} is this node: two nodes run on copies of one data folder", hello.node);
+            return refuse(forbidden("same_node", detail));
         }
         let row = self.meta.group().ok().and_then(|group| group.node(hello.node).ok().flatten());
         if row.is_some_and(|row| row.state == NodeState::Removed) {
-            return refuse(
-                "removed_node",
-                format!("{} has been removed from the cluster: let it join anew with an empty data folder", hello.node),
-            );
+            return refuse(links::removed(hello.node));
         }
         self.links.note_address(hello.node, &hello.address);
         Ok(Answer::Done)
@@ -100,10 +106,15 @@ impl Services {
                 self.change_members(group, &seen, &change).await.map(|()| Answer::Done)
             }
             Call::StateHash(shard) => {
-                let absent = || ServiceError::unavailable("not_hosted", format!("{shard} has no replica on this node"));
-                let group = self.shards.group_here(shard).ok_or_else(absent)?;
+                let group = self.shards.group_here(shard).ok_or_else(|| not_hosted(GroupName::Shard(shard)))?;
                 let (index, hash) = group.group().state_hash().await?;
                 Ok(Answer::Hash { index, hash })
+            }
+            Call::LogEnd(shard) => self.log_end(shard).await.map(Answer::LogEnd),
+            Call::Recover(shard) => self.shards.recover(shard).await.map(Answer::Hosted),
+            Call::Reconcile => {
+                let steps = self.reconciler.call(RECONCILE_TIMEOUT, Repeat::Safe, |reply| ReconcilerMessage::LookNow { reply });
+                steps.await.map(Answer::Steps)
             }
             Call::RunJob { tenant, id } => {
                 self.jobs.cast(JobsMessage::Run { tenant, id });
@@ -114,6 +125,22 @@ impl Services {
                 cancel.await.map(Answer::Flag)
             }
         }
+    }
+
+    /// Asks a node, which may be this one.
+    pub async fn ask(&self, node: NodeId, call: Call, within: Duration) -> Result<Answer, ServiceError> {
+        if node == self.identity.node {
+            return Box::pin(self.answer(node, call)).await;
+        }
+        self.links.call(node, Lane::Calls, &call, within).await.map_err(LinkError::into_unavailable)
+    }
+
+    async fn log_end(&self, shard: ShardId) -> Result<Option<LogEnd>, ServiceError> {
+        let group = self.shards.group_here(shard).ok_or_else(|| not_hosted(GroupName::Shard(shard)))?;
+        let (store, replica) = (group.group().store().clone(), group.group().replica());
+        let end = tokio::task::spawn_blocking(move || recovery::log_end(&store, replica)).await;
+        let end = end.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+        end.map_err(|fault| ServiceError::internal(fault.to_string()))
     }
 
     /// How this node stands.
@@ -132,10 +159,9 @@ impl Services {
 
     /// Changes a group's members; its leader must be here.
     pub async fn change_members(&self, name: GroupName, seen: &Standing, change: &MemberChange) -> Result<(), ServiceError> {
-        let absent = || ServiceError::unavailable("not_hosted", format!("{name} has no replica on this node"));
         let group = match name {
             GroupName::Meta => self.meta.group()?.group().clone(),
-            GroupName::Shard(shard) => self.shards.group_here(shard).ok_or_else(absent)?.group().clone(),
+            GroupName::Shard(shard) => self.shards.group_here(shard).ok_or_else(|| not_hosted(name))?.group().clone(),
         };
         let changed = match change {
             MemberChange::AddLearner { node, replica } => {
@@ -205,6 +231,10 @@ impl Services {
             certificate_pem,
         })
     }
+}
+
+fn not_hosted(group: GroupName) -> ServiceError {
+    ServiceError::unavailable("not_hosted", format!("{group} has no replica on this node"))
 }
 
 fn refused(request: &JoinRequest, why: String) -> ServiceError {

@@ -1,4 +1,4 @@
-//! Streams between nodes: TLS 1.3 with certificates of the cluster's authority on both sides. A node that joins has none yet; it is let as far as asking to.
+//! Streams between nodes: TLS 1.3 with certificates of one authority on both sides, the cluster's own or the operator's. A node that joins has none yet; it is let as far as asking to.
 
 use crate::cluster::authority::node_name;
 use crate::cluster::identity::NodeIdentity;
@@ -10,7 +10,8 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What both sides must speak: a node of another protocol version is refused in the handshake.
@@ -25,6 +26,14 @@ pub enum TlsError {
     /// A certificate or key cannot be read.
     #[error("a certificate or key cannot be read: {0}")]
     Pem(#[from] rustls_pki_types::pem::Error),
+    /// A file with certificates or a key.
+    #[error("{path} cannot be read as PEM: {fault}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        fault: rustls_pki_types::pem::Error,
+    },
     /// The verifier.
     #[error("the authority's certificate cannot be used: {0}")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
@@ -39,41 +48,124 @@ pub fn certificate(pem: &str) -> Result<CertificateDer<'static>, TlsError> {
     Ok(CertificateDer::from_pem_slice(pem.as_bytes())?)
 }
 
-fn chain(identity: &NodeIdentity) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    // The authority's own is sent as well: a node that joins knows it by its fingerprint only.
-    Ok(vec![certificate(&identity.certificate_pem)?, certificate(&identity.authority_pem)?])
+/// The operator's own certificates, as PEM files: read when the node starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The node's certificate and those between it and the authority's, for the host that other nodes dial.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authority's certificates: whoever has one of theirs is a node of the cluster.
+    pub authority: PathBuf,
 }
 
-fn key(identity: &NodeIdentity) -> Result<PrivateKeyDer<'static>, TlsError> {
-    Ok(PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())?)
+/// What a node shows others, and whom it trusts.
+pub struct Credentials {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Arc<RootCertStore>,
+    naming: Naming,
 }
 
-fn roots(authority: CertificateDer<'static>) -> Result<Arc<RootCertStore>, TlsError> {
+/// What a certificate names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    /// A node, for which the cluster has issued it.
+    Node,
+    /// The host that is dialled, as is usual: which node it is, the node says.
+    Host,
+}
+
+impl Credentials {
+    /// Those that the cluster has issued.
+    pub fn of_cluster(identity: &NodeIdentity) -> Result<Credentials, TlsError> {
+        let authority = certificate(&identity.authority_pem)?;
+        Ok(Credentials {
+            // The authority's own is sent as well: a node that joins knows it by its fingerprint only.
+            chain: vec![certificate(&identity.certificate_pem)?, authority.clone()],
+            key: PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())?,
+            roots: roots([authority])?,
+            naming: Naming::Node,
+        })
+    }
+
+    /// The operator's.
+    pub fn of_files(files: &CertificateFiles) -> Result<Credentials, TlsError> {
+        let unreadable = |path: &PathBuf| {
+            let path = path.clone();
+            move |fault| TlsError::File { path, fault }
+        };
+        let all = |path: &PathBuf| -> Result<Vec<CertificateDer<'static>>, TlsError> {
+            let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(unreadable(path))?.collect();
+            match read.map_err(unreadable(path))? {
+                none if none.is_empty() => Err(unreadable(path)(rustls_pki_types::pem::Error::NoItemsFound)),
+                some => Ok(some),
+            }
+        };
+        Ok(Credentials {
+            chain: all(&files.certificate)?,
+            key: PrivateKeyDer::from_pem_file(&files.key).map_err(unreadable(&files.key))?,
+            roots: roots(all(&files.authority)?)?,
+            naming: Naming::Host,
+        })
+    }
+
+    /// For the side that is dialled. Whoever shows no certificate is let in too, and may only ask to join.
+    pub fn server(&self) -> Result<ServerConfig, TlsError> {
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider()).allow_unauthenticated().build()?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(self.chain.clone(), self.key.clone_key())?;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        Ok(config)
+    }
+
+    /// For the side that dials, as a member.
+    pub fn client(&self) -> Result<ClientConfig, TlsError> {
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(self.roots.clone())
+            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        Ok(config)
+    }
+
+    /// For a node that joins a cluster with the operator's certificates: it shows none yet.
+    pub fn joining_client(&self) -> Result<ClientConfig, TlsError> {
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(self.roots.clone())
+            .with_no_client_auth();
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        Ok(config)
+    }
+
+    /// The name that the certificate of a node at this address must be for.
+    pub fn server_name(&self, node: NodeId, address: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
+        match self.naming {
+            Naming::Node => ServerName::try_from(node_name(node)),
+            Naming::Host => host_name(address),
+        }
+    }
+
+    /// Whether a certificate, which has been verified, may be this node's.
+    pub fn may_be_of(&self, certificate: &CertificateDer<'_>, node: NodeId) -> bool {
+        self.naming == Naming::Host || is_of(certificate, node)
+    }
+}
+
+/// The host of `HOST:PORT`.
+pub fn host_name(address: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+}
+
+fn roots(authorities: impl IntoIterator<Item = CertificateDer<'static>>) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
-    roots.add(authority)?;
+    authorities.into_iter().try_for_each(|authority| roots.add(authority))?;
     Ok(Arc::new(roots))
-}
-
-/// For the side that is dialled. Whoever shows no certificate is let in too, and may only ask to join.
-pub fn server(identity: &NodeIdentity) -> Result<ServerConfig, TlsError> {
-    let roots = roots(certificate(&identity.authority_pem)?)?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated().build()?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain(identity)?, key(identity)?)?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
-    Ok(config)
-}
-
-/// For the side that dials, as a member.
-pub fn client(identity: &NodeIdentity) -> Result<ClientConfig, TlsError> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots(certificate(&identity.authority_pem)?)?)
-        .with_client_auth_cert(chain(identity)?, key(identity)?)?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
-    Ok(config)
 }
 
 /// For a node that joins: it trusts whoever shows a certificate of the authority that its token names.
@@ -88,14 +180,8 @@ pub fn joining_client(token: &JoinToken) -> Result<ClientConfig, TlsError> {
     Ok(config)
 }
 
-/// The name that a node's certificate must be for.
-pub fn server_name(node: NodeId) -> Result<ServerName<'static>, rustls_pki_types::InvalidDnsNameError> {
-    ServerName::try_from(node_name(node))
-}
-
-/// Whether a certificate, which has been verified, is this node's.
-pub fn is_of(certificate: &CertificateDer<'_>, node: NodeId) -> bool {
-    let Ok(name) = server_name(node) else { return false };
+fn is_of(certificate: &CertificateDer<'_>, node: NodeId) -> bool {
+    let Ok(name) = ServerName::try_from(node_name(node)) else { return false };
     webpki::EndEntityCert::try_from(certificate).is_ok_and(|found| found.verify_is_valid_for_subject_name(&name).is_ok())
 }
 

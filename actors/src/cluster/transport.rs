@@ -1,6 +1,7 @@
 //! Carries the groups' messages over the links, and receives the snapshots that others send.
 
 use crate::cluster::links::{Lane, LinkError, Links};
+use crate::cluster::pace::Pace;
 use crate::cluster::replicas::Replicas;
 use crate::cluster::wire::{Answer, Call, Outcome, SnapshotPart};
 use crate::error::ServiceError;
@@ -32,12 +33,13 @@ const RECEPTIONS_MAX: usize = 8;
 /// The transport of the groups.
 pub struct LinkTransport {
     links: Links,
+    pace: Arc<Pace>,
 }
 
 impl LinkTransport {
-    /// Over these links.
-    pub fn new(links: Links) -> Arc<Self> {
-        Arc::new(LinkTransport { links })
+    /// Over these links, with snapshots at this pace.
+    pub fn new(links: Links, pace: Pace) -> Arc<Self> {
+        Arc::new(LinkTransport { links, pace: Arc::new(pace) })
     }
 }
 
@@ -60,13 +62,13 @@ impl Transport for LinkTransport {
     }
 
     fn send_file(&self, to: Destination, offer: Vec<u8>, file: PathBuf) -> BoxFuture<'static, Result<Vec<u8>, PeerError>> {
-        let links = self.links.clone();
-        async move { send_file(&links, to, offer, file).await.map_err(failed(to)) }.boxed()
+        let (links, pace) = (self.links.clone(), self.pace.clone());
+        async move { send_file(&links, &pace, to, offer, file).await.map_err(failed(to)) }.boxed()
     }
 }
 
 /// Sends a file part by part. After a lost connection it goes on where the other side says.
-async fn send_file(links: &Links, to: Destination, offer: Vec<u8>, file: PathBuf) -> Result<Vec<u8>, String> {
+async fn send_file(links: &Links, pace: &Pace, to: Destination, offer: Vec<u8>, file: PathBuf) -> Result<Vec<u8>, String> {
     let text = |fault: io::Error| fault.to_string();
     let mut file = tokio::fs::File::open(file).await.map_err(text)?;
     let length = file.metadata().await.map_err(text)?.len();
@@ -76,6 +78,7 @@ async fn send_file(links: &Links, to: Destination, offer: Vec<u8>, file: PathBuf
         let mut bytes = vec![0; PART_BYTES.min((length - offset) as usize)];
         file.seek(SeekFrom::Start(offset)).await.map_err(text)?;
         file.read_exact(&mut bytes).await.map_err(text)?;
+        pace.take(bytes.len()).await;
         let next = offset + bytes.len() as u64;
         let last = next == length;
         let part = SnapshotPart { transfer, replica: to.replica, offer: offer.clone(), offset, bytes, last };

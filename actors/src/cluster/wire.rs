@@ -5,6 +5,7 @@ use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId, TenantId};
 use ragged_raft::membership::Standing;
 use ragged_raft::meta::command::{MetaCommand, MetaReply};
+use ragged_raft::recovery::LogEnd;
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
@@ -96,6 +97,12 @@ pub enum Call {
     CancelJob(Ulid),
     /// A hash of all rows of the node's replica of a shard. Answered by `Hash`.
     StateHash(ShardId),
+    /// How far the log of the node's replica of a shard goes. Answered by `LogEnd`.
+    LogEnd(ShardId),
+    /// Have the node's replica of a shard go on alone, or found the shard anew when it has none. Answered by `Hosted`.
+    Recover(ShardId),
+    /// Make the next steps towards how the cluster should be at once, for the leader of the meta group. Answered by `Steps`.
+    Reconcile,
 }
 
 /// What a member answers.
@@ -131,6 +138,10 @@ pub enum Answer {
         /// The hash.
         hash: u64,
     },
+    /// How far a log goes; none when it is empty.
+    LogEnd(Option<LogEnd>),
+    /// Steps that were made, or failed, in words.
+    Steps(Vec<String>),
 }
 
 /// How a call ended.

@@ -19,10 +19,11 @@ use ractor::concurrency::{Duration, JoinHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::ids::{CollectionId, ReplicaId, ShardId, TenantId};
+use ragged_raft::recovery::{RecoveryError, make_sole_voter};
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -57,6 +58,11 @@ pub enum ShardMessage {
         replica: ReplicaId,
         /// Told when it is gone.
         reply: Reply<()>,
+    },
+    /// Go on alone, without the group's other replicas; or found the shard, when there is no replica.
+    Recover {
+        /// Told the replica.
+        reply: Reply<ReplicaId>,
     },
     /// The Raft group has failed.
     GroupFailed {
@@ -219,6 +225,14 @@ impl Actor for ShardActor {
                 let given_up = state.unhost(replica).await;
                 let _ = reply.send(given_up); // the caller may have gone
             }
+            ShardMessage::Recover { reply } => {
+                let recovered = state.recover(&myself).await;
+                let fault = recovered.as_ref().err().map(|fault| StorageFault(fault.to_string()));
+                let _ = reply.send(recovered); // the caller may have gone
+                if let Some(fault) = fault {
+                    return Err(fault.into()); // the next actor starts the replica as it is
+                }
+            }
             ShardMessage::Ask { tenant, freshness, request, reply } => state.serve(tenant, freshness, request, reply),
             ShardMessage::Tick => state.look_after_partitions(),
             ShardMessage::GroupFailed { replica, fault } => {
@@ -264,6 +278,16 @@ async fn end_group(arguments: &ShardArguments) {
     }
 }
 
+/// Removes the index files of a replica that was given up.
+fn clear_folder(folder: &Path) {
+    match std::fs::remove_dir_all(folder) {
+        Err(fault) if fault.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %fault, "index files of a replica that was given up are left behind");
+        }
+        _ => {}
+    }
+}
+
 impl ShardState {
     /// Keeps a replica of the shard, which waits for the group's leader to add it.
     async fn host(&mut self, myself: &ActorRef<ShardMessage>) -> Result<ReplicaId, ServiceError> {
@@ -283,24 +307,45 @@ impl ShardState {
             return Ok(()); // it has been done before
         }
         tracing::info!(shard = %self.arguments.shard, %replica, "gives up a replica that has left its group");
+        self.end_replica().await;
+        let (store, name) = (self.arguments.ground.store.clone(), self.arguments.shard.group_name());
+        let folder = self.arguments.shard_folder();
+        let clear = move || {
+            clear_folder(&folder);
+            store.retire_replica(&name)
+        };
+        let cleared = tokio::task::spawn_blocking(clear).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+        cleared.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))
+    }
+
+    async fn end_replica(&mut self) {
         self.running = None;
         for id in self.partitions.keys().copied().collect::<Vec<_>>() {
             self.unload(&id);
         }
         end_group(&self.arguments).await;
+    }
+
+    /// Goes on alone, with what the replica has; founds the shard when there is none.
+    async fn recover(&mut self, myself: &ActorRef<ShardMessage>) -> Result<ReplicaId, ServiceError> {
+        self.end_replica().await;
         let (store, name) = (self.arguments.ground.store.clone(), self.arguments.shard.group_name());
         let folder = self.arguments.shard_folder();
-        let clear = move || {
-            match std::fs::remove_dir_all(&folder) {
-                Err(fault) if fault.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(folder = %folder.display(), %fault, "index files of a replica that was given up are left behind");
-                }
-                _ => {}
+        let separate = move || match store.replica_of(&name).map(|replica| make_sole_voter(&store, replica)) {
+            Some(Ok(_)) => Ok(false),
+            None | Some(Err(RecoveryError::Empty(_))) => {
+                clear_folder(&folder);
+                Ok(true)
             }
-            store.retire_replica(&name)
+            Some(Err(fault)) => Err(fault),
         };
-        let cleared = tokio::task::spawn_blocking(clear).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
-        cleared.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))
+        let separated = tokio::task::spawn_blocking(separate).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+        let founds = separated.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?;
+        let started = start_group(&self.arguments, founds, myself).await;
+        let running = started.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?;
+        let replica = running.group.group().replica();
+        self.running = Some(running);
+        Ok(replica)
     }
 
     fn not_hosted(&self) -> ServiceError {

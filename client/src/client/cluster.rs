@@ -2,7 +2,9 @@
 
 use super::Client;
 use super::call::Call;
-use crate::cluster::{ClusterNode, Diagnosis, JoinToken, NewJoinToken, NodeList, ShardList};
+use crate::cluster::{
+    ClusterNode, Diagnosis, JoinToken, NewJoinToken, NodeList, Rebalanced, RecoveredShard, Recovery, ShardList,
+};
 use crate::error::ClientError;
 use reqwest::Method;
 
@@ -26,6 +28,18 @@ impl Client {
     /// Makes a token that lets one node join, once.
     pub async fn make_join_token(&self, new: &NewJoinToken) -> Result<JoinToken, ClientError> {
         self.inner.fetch(&Call::write(Method::POST, &["api", "v1", "cluster", "tokens"]).json(new)?).await
+    }
+
+    /// Has the next steps towards an even cluster made at once; none are left when it names none.
+    pub async fn rebalance(&self) -> Result<Rebalanced, ClientError> {
+        self.inner.fetch(&Call::write(Method::POST, &["api", "v1", "cluster", "rebalance"])).await
+    }
+
+    /// Has a shard without a majority go on with what is left of it.
+    pub async fn recover_shard(&self, shard: u16, recovery: &Recovery) -> Result<RecoveredShard, ClientError> {
+        let shard = shard.to_string();
+        let call = Call::write(Method::POST, &["api", "v1", "cluster", "shards", &shard, "recover"]);
+        self.inner.fetch(&call.json(recovery)?).await
     }
 
     /// Has a node's replicas moved to others.

@@ -4,10 +4,10 @@ use crate::api::problem::Problem;
 use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::{Call, json};
-use ragged_actors::{Finding, NodeReport, NodeState, Session, ShardReport};
+use ragged_actors::{Finding, NodeReport, NodeState, Session, ShardId, ShardReport};
 use ragged_client::{
     ClusterNode, ClusterReplica, ClusterShard, Diagnosis, GroupFinding, JoinToken, NewJoinToken, NodeList, NodeStanding,
-    ReplicaRole, ReplicaState, ShardList,
+    Rebalanced, RecoveredShard, Recovery, ReplicaRole, ReplicaState, ShardList,
 };
 use std::time::Duration;
 use warp::http::StatusCode;
@@ -62,6 +62,35 @@ pub async fn token(mut call: Call, session: Session) -> Answer {
     }
     let token = session.make_join_token(Duration::from_secs(seconds.into())).await?;
     json::reply(StatusCode::CREATED, &JoinToken { token })
+}
+
+/// `POST /api/v1/cluster/rebalance`.
+#[utoipa::path(post, path = "/api/v1/cluster/rebalance", tag = "cluster", operation_id = "rebalance",
+    summary = "Even out the cluster at once",
+    description = "Makes the next steps towards an even cluster, which it otherwise makes by itself within a second, and says which. Ask again until there are none.",
+    responses((status = 200, description = "What was done", body = Rebalanced)))]
+pub async fn rebalance(call: Call, session: Session) -> Answer {
+    Query::parse(&call.query)?.end()?;
+    json::ok(&Rebalanced { steps: session.rebalance().await? })
+}
+
+/// `POST /api/v1/cluster/shards/{shard}/recover`.
+#[utoipa::path(post, path = "/api/v1/cluster/shards/{shard}/recover", tag = "cluster", operation_id = "recover_shard",
+    summary = "Recover a shard without a majority",
+    description = "Has a shard go on with the best of the replicas that are left, or empty when none is. What only the lost replicas had is lost. A conflict while a \
+                   lost node may come back (remove it first), while the shard has a leader or a majority, and unless the loss is accepted.",
+    params(("shard" = u16, Path, description = "Number of the shard", example = 3)),
+    request_body(content = Recovery, example = json!({"accept_loss": true})),
+    responses((status = 200, description = "What it goes on with", body = RecoveredShard)))]
+pub async fn recover(mut call: Call, session: Session) -> Answer {
+    Query::parse(&call.query)?.end()?;
+    let wanted: Recovery = call.json().await?;
+    let unknown = |_| {
+        Problem::new(StatusCode::NOT_FOUND, "shard_not_found", "there is no shard of that number; numbers are whole, from 0 on")
+    };
+    let shard = call.parameter(0)?.parse().map(ShardId).map_err(unknown)?;
+    let recovered = session.recover_shard(shard, wanted.accept_loss).await?;
+    json::ok(&RecoveredShard { id: shard.0, node: recovered.node.0, empty: recovered.empty })
 }
 
 /// `POST /api/v1/cluster/nodes/{node}/drain`.

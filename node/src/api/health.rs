@@ -23,7 +23,8 @@ pub fn livez(_api: &Api) -> Answer {
 
 /// `GET /readyz`.
 #[utoipa::path(get, path = "/readyz", tag = "operation", operation_id = "readyz", security(()),
-    summary = "Can the node serve requests?", description = "Says what it waits for when it cannot.",
+    summary = "Can the node serve requests?",
+    description = "Says what it waits for when it cannot, and which of its shards are not well. A node is ready when it can serve, from others where its own replicas cannot.",
     responses(
         (status = 200, description = "It can", body = Readiness),
         (status = 503, description = "It cannot: it is starting, stopping, or a part of it is being restarted", body = Readiness),
@@ -39,5 +40,7 @@ pub fn readyz(api: &Api) -> Answer {
     };
     let ready = waiting_for.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json::reply(status, &Readiness { ready, waiting_for })
+    let ailing = api.engine.get().map(|engine| engine.ailing_shards()).unwrap_or_default();
+    let ailing_shards = ailing.into_iter().map(|shard| NotReady { part: shard.part, reason: shard.reason }).collect();
+    json::reply(status, &Readiness { ready, waiting_for, ailing_shards })
 }

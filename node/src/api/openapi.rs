@@ -62,6 +62,8 @@ const BEARER: &str = "key";
         cluster::shards,
         cluster::doctor,
         cluster::token,
+        cluster::rebalance,
+        cluster::recover,
         cluster::drain,
         cluster::remove,
     ),

@@ -80,6 +80,8 @@ pub static ROUTES: &[Route] = &[
     keyed(Method::GET, "/api/v1/cluster/shards", |call, session| Box::pin(cluster::shards(call, session))),
     keyed(Method::GET, "/api/v1/cluster/doctor", |call, session| Box::pin(cluster::doctor(call, session))),
     keyed(Method::POST, "/api/v1/cluster/tokens", |call, session| Box::pin(cluster::token(call, session))),
+    keyed(Method::POST, "/api/v1/cluster/rebalance", |call, session| Box::pin(cluster::rebalance(call, session))),
+    keyed(Method::POST, "/api/v1/cluster/shards/{shard}/recover", |call, session| Box::pin(cluster::recover(call, session))),
     keyed(Method::POST, "/api/v1/cluster/nodes/{node}/drain", |call, session| Box::pin(cluster::drain(call, session))),
     keyed(Method::DELETE, "/api/v1/cluster/nodes/{node}", |call, session| Box::pin(cluster::remove(call, session))),
 ];

@@ -1,11 +1,20 @@
-//! `ragged cluster`: status, nodes, shards, doctor, token, drain and remove.
+//! `ragged cluster`: status, nodes, shards, doctor, token, rebalance, drain, remove, and the ways out of a majority that is lost.
 
 use crate::cli::error::{CliError, Exit};
 use crate::cli::globals::Globals;
 use crate::cli::output::{Output, printable, render};
+use crate::cli::settings;
 use clap::Subcommand;
 use comfy_table::Cell;
-use ragged_client::{ClusterNode, Diagnosis, NewJoinToken, NodeList, NodeStanding, ReplicaRole, ShardList};
+use ragged_actors::{ShardId, StoreOptions};
+use ragged_client::{
+    Client, ClusterNode, Diagnosis, NewJoinToken, NodeList, NodeStanding, Rebalanced, Recovery, ReplicaRole, ShardList,
+};
+use std::time::{Duration, Instant};
+
+/// How long `rebalance` waits between two rounds of steps, and for how long there must be none until it ends.
+const REBALANCE_PAUSE: Duration = Duration::from_millis(300);
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Commands of `ragged cluster`.
 #[derive(Subcommand)]
@@ -30,6 +39,33 @@ pub enum Command {
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=604_800))]
         valid: Option<u32>,
     },
+    /// Even out replicas and leaders at once, and say what is done until nothing is left to do
+    ///
+    /// The cluster does this by itself within a second; the command shows it, and waits for its end.
+    Rebalance {
+        /// Make the next steps only, and do not wait
+        #[arg(long)]
+        once: bool,
+    },
+    /// Have a shard that has lost its majority for good go on with what is left of it
+    ///
+    /// Remove the lost nodes first. Without --accept-loss it only says what would be lost.
+    Recover {
+        /// Number of the shard
+        shard: u16,
+        /// Go on although what only the lost replicas had is lost
+        #[arg(long)]
+        accept_loss: bool,
+    },
+    /// Make a cluster of one of what this machine's node has, when most voters of the meta group are lost for good
+    ///
+    /// Works on the data folder (--data-dir) of a node that is stopped. Start it afterwards, and let new nodes join. Nodes of the old cluster are refused
+    /// should they return. Use it on one node only: the one with the most.
+    Refound {
+        /// Go on although what only the lost nodes had is lost
+        #[arg(long)]
+        accept_loss: bool,
+    },
     /// Have a node's replicas moved to others; it serves meanwhile
     Drain {
         /// Id of the node
@@ -47,6 +83,9 @@ pub enum Command {
 
 /// Runs a command of `ragged cluster`.
 pub async fn run(command: Command, globals: &Globals, output: &Output) -> Result<Exit, CliError> {
+    if let Command::Refound { accept_loss } = command {
+        return refound(accept_loss, globals, output).await;
+    }
     let client = globals.client()?;
     match command {
         Command::Status => {
@@ -75,12 +114,78 @@ pub async fn run(command: Command, globals: &Globals, output: &Output) -> Result
             let made = client.make_join_token(&NewJoinToken { valid_seconds: valid }).await?;
             output.either(&made, || made.token.clone())?;
         }
+        Command::Rebalance { once } => {
+            let steps = rebalance(&client, once, output).await?;
+            output.either(&Rebalanced { steps: steps.clone() }, || match steps.len() {
+                0 => "nothing to do: replicas and leaders are spread evenly".to_owned(),
+                made => format!("{made} steps"),
+            })?;
+        }
+        Command::Recover { shard, accept_loss } => {
+            let recovered = client.recover_shard(shard, &Recovery { accept_loss }).await?;
+            output.either(&recovered, || match recovered.empty {
+                true => format!("shard {shard} goes on empty on node {}", recovered.node),
+                false => format!("shard {shard} goes on with what node {} has", recovered.node),
+            })?;
+        }
+        Command::Refound { .. } => unreachable!("this command was run before"),
         Command::Drain { node } => {
             let node = client.drain_node(node).await?;
             output.either(&node, || table_of_nodes(std::slice::from_ref(&node), output))?;
         }
         Command::Remove { node, force } => client.remove_node(node, force).await?,
     }
+    Ok(Exit::Success)
+}
+
+/// Has steps made until none is left, and shows them; all that were made.
+async fn rebalance(client: &Client, once: bool, output: &Output) -> Result<Vec<String>, CliError> {
+    let (mut made, mut quiet_since) = (Vec::new(), None::<Instant>);
+    loop {
+        let Rebalanced { steps } = client.rebalance().await?;
+        for step in &steps {
+            output.note(step);
+        }
+        let ended = steps.is_empty();
+        made.extend(steps);
+        // Between two steps there may be nothing to do for a moment, as while a replica is being filled.
+        let quiet_since = if ended { *quiet_since.get_or_insert_with(Instant::now) } else { *quiet_since.insert(Instant::now()) };
+        let settled = ended && quiet_since.elapsed() > SETTLED && client.cluster_doctor().await?.healthy;
+        if once || settled {
+            return Ok(made);
+        }
+        tokio::time::sleep(REBALANCE_PAUSE).await;
+    }
+}
+
+async fn refound(accept_loss: bool, globals: &Globals, output: &Output) -> Result<Exit, CliError> {
+    let config = settings::load(globals, Vec::new())?.config;
+    if !accept_loss {
+        return Err(CliError::Usage(format!(
+            "this makes a cluster of one of what is in {}, and parts it from all other nodes for good: what only they had is lost. Start the others again if any \
+             way is left; otherwise say --accept-loss",
+            config.data_dir.display()
+        )));
+    }
+    let options = StoreOptions { block_cache_bytes: config.memory.block_cache_bytes.as_usize(), ..StoreOptions::default() };
+    let refounded = ragged_actors::refound(&config.data_dir, options).await.map_err(|fault| CliError::Node(fault.into()))?;
+    let numbers = |shards: &[ShardId]| shards.iter().map(|shard| shard.0).collect::<Vec<u16>>();
+    let (kept, lost) = (numbers(&refounded.shards), numbers(&refounded.lost));
+    let value = serde_json::json!({ "cluster": refounded.cluster.to_string(), "node": refounded.node.0, "shards": kept, "lost_shards": lost });
+    output.either(&value, || {
+        let mut text = format!(
+            "node {} is a cluster of one now, with {} shards. Start it, and let new nodes join.",
+            refounded.node.0,
+            kept.len()
+        );
+        if !lost.is_empty() {
+            text += &format!(
+                "\nIt has nothing of {} shards: {lost:?}. They go on empty by `ragged cluster recover SHARD --accept-loss`.",
+                lost.len()
+            );
+        }
+        text
+    })?;
     Ok(Exit::Success)
 }
 

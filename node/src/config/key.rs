@@ -131,6 +131,27 @@ pub const KEYS: &[Key] = &[
         meaning: "The token that lets the node join, once; `ragged cluster token` makes it.",
     },
     Key {
+        path: "cluster.certificate_file",
+        kind: Kind::Text,
+        default: "the cluster's own",
+        unit: "",
+        meaning: "The operator's certificate of this node (PEM, with those between it and the authority's), for the host that other nodes dial. All nodes have one, or none has.",
+    },
+    Key {
+        path: "cluster.key_file",
+        kind: Kind::Text,
+        default: "the cluster's own",
+        unit: "",
+        meaning: "The private key of that certificate (PEM).",
+    },
+    Key {
+        path: "cluster.authority_file",
+        kind: Kind::Text,
+        default: "the cluster's own",
+        unit: "",
+        meaning: "The authority's certificates (PEM). Whoever has a certificate of theirs is trusted as a node: use an authority that certifies nothing else.",
+    },
+    Key {
         path: "cluster.replication",
         kind: Kind::Integer,
         default: "3",
@@ -143,6 +164,13 @@ pub const KEYS: &[Key] = &[
         default: "300000",
         unit: "milliseconds",
         meaning: "A node that has been gone for so long is replaced, when there are others to take its place.",
+    },
+    Key {
+        path: "cluster.snapshot_bytes_per_second",
+        kind: Kind::Text,
+        default: "128 MiB",
+        unit: "bytes a second",
+        meaning: "What this node sends of snapshots at most, to all nodes together: they fill new replicas and those that were away for long.",
     },
     Key {
         path: "cluster.shards",

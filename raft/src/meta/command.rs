@@ -78,7 +78,7 @@ pub enum MetaCommand {
         /// Milliseconds since 1970-01-01 UTC.
         at_ms: u64,
     },
-    /// Lets a node join with a token, which is used up. Sent again for the same node, it changes nothing.
+    /// Lets a node join with a token, which is used up. Sent again for the same node, it notes the address only.
     Admit {
         /// The token's id.
         token_id: String,
@@ -109,6 +109,13 @@ pub enum MetaCommand {
         shard: ShardId,
         /// Where they are.
         places: ShardPlaces,
+    },
+    /// The cluster goes on as another, of one node: all others are removed, and no token that was made before lets anybody in.
+    Refound {
+        /// Identity of the cluster from here on.
+        cluster: ulid::Ulid,
+        /// The node that is left.
+        survivor: NodeId,
     },
 }
 

@@ -7,7 +7,7 @@ use crate::machine::Application;
 use crate::meta::collection::{Collection, VectorSettings};
 use crate::meta::command::{MetaCommand, MetaReply};
 use crate::meta::group::ClusterRow;
-use crate::meta::node::{JoinToken, NodeRow, NodeState};
+use crate::meta::node::{JoinToken, NodeRow, NodeState, SpentToken};
 use crate::store::{Space, Store, write_error};
 use rocksdb::WriteBatch;
 use serde::Serialize;
@@ -116,6 +116,7 @@ impl MetaApplication {
                 self.put(batch, self.global(RowKind::ShardPlaces, &shard.0.to_be_bytes()), &places)?;
                 Ok(MetaReply::Done)
             }
+            MetaCommand::Refound { cluster, survivor } => self.refound(cluster, survivor, batch),
         }
     }
 
@@ -185,6 +186,25 @@ impl MetaApplication {
         Ok(MetaReply::Done)
     }
 
+    fn refound(&self, cluster: ulid::Ulid, survivor: NodeId, batch: &mut WriteBatch) -> io::Result<MetaReply> {
+        let key = self.global(RowKind::Cluster, b"");
+        let Some(row) = self.store.row::<ClusterRow>(&key)? else { return Ok(MetaReply::NotFound) };
+        self.put(batch, key, &ClusterRow { cluster, ..row })?;
+        let nodes = self.global(RowKind::Node, b"");
+        for row in self.store.scan(&nodes, end_of(&nodes)) {
+            let row = codec::decode::<NodeRow>(&row.map_err(io::Error::other)?.1)?;
+            let state = if row.node == survivor { NodeState::Active } else { NodeState::Removed };
+            self.put_node(&NodeRow { state, ..row }, batch)?;
+        }
+        for kind in [RowKind::JoinToken, RowKind::SpentToken] {
+            let tokens = self.global(kind, b"");
+            for row in self.store.scan(&tokens, end_of(&tokens)) {
+                batch.delete_cf(self.store.rows(), row.map_err(io::Error::other)?.0);
+            }
+        }
+        Ok(MetaReply::Done)
+    }
+
     fn put_token(&self, token: &JoinToken, at_ms: u64, batch: &mut WriteBatch) -> io::Result<MetaReply> {
         if token.id.len() > NAME_BYTES_MAX {
             return Ok(MetaReply::LimitExceeded(format!("a token's id has at most {NAME_BYTES_MAX} bytes")));
@@ -197,6 +217,13 @@ impl MetaApplication {
                 batch.delete_cf(self.store.rows(), key);
             } else {
                 waiting += 1;
+            }
+        }
+        let spent = self.global(RowKind::SpentToken, b"");
+        for row in self.store.scan(&spent, end_of(&spent)) {
+            let (key, value) = row.map_err(io::Error::other)?;
+            if codec::decode::<SpentToken>(&value)?.token.expires_at_ms <= at_ms {
+                batch.delete_cf(self.store.rows(), key);
             }
         }
         if waiting >= TOKENS_MAX {
@@ -215,9 +242,11 @@ impl MetaApplication {
         batch: &mut WriteBatch,
     ) -> io::Result<MetaReply> {
         let refused = |why: &str| Ok(MetaReply::Refused(why.to_owned()));
-        let key = self.global(RowKind::JoinToken, token_id.as_bytes());
-        let token = self.store.row::<JoinToken>(&key)?;
-        let known = self.node(node.node)?;
+        let (key, spent_key) =
+            (self.global(RowKind::JoinToken, token_id.as_bytes()), self.global(RowKind::SpentToken, token_id.as_bytes()));
+        let spent = self.store.row::<SpentToken>(&spent_key)?.filter(|spent| spent.node == node.node);
+        let is_again = spent.is_some();
+        let token = self.store.row::<JoinToken>(&key)?.or(spent.map(|spent| spent.token));
         let Some(token) = token else {
             return refused(
                 "the join token is not known: it was used before, or is another cluster's; make one with `ragged cluster token`",
@@ -230,8 +259,14 @@ impl MetaApplication {
         if token.expires_at_ms <= at_ms {
             return refused("the join token has expired; make one with `ragged cluster token`");
         }
-        if known.is_some() {
-            return refused("a node of this identity is in the cluster already: let a node join with an empty data folder");
+        match self.node(node.node)? {
+            Some(known) if is_again && known.state != NodeState::Removed && known.meta_replica == node.meta_replica => {
+                return self.put_node(&NodeRow { address: node.address, ..known }, batch);
+            }
+            Some(_) => {
+                return refused("a node of this identity is in the cluster already: let a node join with an empty data folder");
+            }
+            None => {}
         }
         let prefix = self.global(RowKind::Node, b"");
         let mut present = 0;
@@ -243,6 +278,7 @@ impl MetaApplication {
             return Ok(MetaReply::LimitExceeded(format!("the cluster has {NODES_MAX} nodes, which is its limit")));
         }
         batch.delete_cf(self.store.rows(), key);
+        self.put(batch, spent_key, &SpentToken { token, node: node.node })?;
         self.put_node(&node, batch)
     }
 

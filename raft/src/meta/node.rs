@@ -50,6 +50,15 @@ pub struct JoinToken {
     pub expires_at_ms: u64,
 }
 
+/// A token that has let a node join. Until it would have expired, the node may ask again: the answer may have been lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpentToken {
+    /// The token.
+    pub token: JoinToken,
+    /// The node that it let in.
+    pub node: NodeId,
+}
+
 /// What nodes' certificates are issued with. Every node has it, so that any of them can let another join.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Authority {

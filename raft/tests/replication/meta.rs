@@ -2,9 +2,10 @@
 
 use crate::fixture::*;
 use ragged_raft::group::Ground;
-use ragged_raft::ids::{CollectionId, ShardId, TenantId};
+use ragged_raft::ids::{CollectionId, NodeId, ReplicaId, ShardId, TenantId};
 use ragged_raft::meta::collection::{Collection, VectorSettings};
 use ragged_raft::meta::command::{KeyRecord, MetaCommand, MetaReply, Role};
+use ragged_raft::meta::node::{JoinToken, NodeRow, NodeState};
 use ragged_raft::meta::{Founding, MetaGroup};
 
 fn key(id: &str) -> KeyRecord {
@@ -100,4 +101,53 @@ async fn a_tenant_has_a_limit_of_collections_and_another_tenant_its_own() {
     created(&meta, TenantId(2), "more", 1).await;
     meta.propose(&MetaCommand::DeleteCollection { tenant: TENANT, name: "c5".into() }).await.unwrap();
     created(&meta, TENANT, "more", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_lets_one_node_in_which_may_ask_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let meta = MetaGroup::start(Ground::alone(open(folder.path()))).await.unwrap();
+    meta.found(founding()).await.unwrap();
+    let token = |expires_at_ms| JoinToken { id: "t".into(), secret_sha256: [3; 32], expires_at_ms };
+    let node = |id: u64| NodeRow {
+        node: NodeId(id),
+        address: format!("10.0.0.{id}:7401"),
+        meta_replica: ReplicaId(id * 10),
+        state: NodeState::Active,
+        joined_at_ms: 5,
+    };
+    let admit = |secret: u8, row: NodeRow, at_ms: u64| {
+        let meta = meta.clone();
+        async move {
+            let command = MetaCommand::Admit { token_id: "t".into(), secret_sha256: [secret; 32], node: row, at_ms };
+            meta.propose(&command).await.unwrap().1
+        }
+    };
+    let is_refused =
+        |reply: MetaReply, why: &str| assert!(matches!(&reply, MetaReply::Refused(said) if said.contains(why)), "{reply:?}");
+    is_refused(admit(3, node(1), 10).await, "not known");
+    meta.propose(&MetaCommand::PutToken { token: token(100), at_ms: 1 }).await.unwrap();
+    is_refused(admit(4, node(1), 10).await, "wrong");
+    is_refused(admit(3, node(1), 100).await, "expired");
+    assert_eq!(admit(3, node(1), 10).await, MetaReply::Done);
+    // The answer was lost, and the node asks again, from another address.
+    let moved = NodeRow { address: "10.0.0.9:7401".into(), joined_at_ms: 7, ..node(1) };
+    is_refused(admit(4, moved.clone(), 11).await, "wrong");
+    assert_eq!(admit(3, moved.clone(), 11).await, MetaReply::Done);
+    assert_eq!(meta.node(NodeId(1)).unwrap(), Some(NodeRow { joined_at_ms: 5, ..moved.clone() }));
+    is_refused(admit(3, node(2), 12).await, "used before");
+    is_refused(admit(3, NodeRow { meta_replica: ReplicaId(77), ..node(1) }, 12).await, "empty data folder");
+    is_refused(admit(3, moved, 100).await, "expired");
+    meta.propose(&MetaCommand::SetNodeState { node: NodeId(1), state: NodeState::Removed }).await.unwrap();
+    is_refused(admit(3, node(1), 12).await, "empty data folder");
+
+    // Another cluster of the survivor alone, which no token of the old one lets anybody into.
+    meta.propose(&MetaCommand::PutToken { token: token(1_000), at_ms: 20 }).await.unwrap();
+    let cluster = ulid::Ulid::new();
+    let refounded = meta.propose(&MetaCommand::Refound { cluster, survivor: NodeId(1) }).await.unwrap().1;
+    assert_eq!(refounded, MetaReply::Done);
+    assert_eq!(meta.cluster().unwrap().unwrap().cluster, cluster);
+    assert_eq!(meta.node(NodeId(1)).unwrap().unwrap().state, NodeState::Active);
+    is_refused(admit(3, node(3), 30).await, "not known");
+    meta.group().shutdown().await;
 }

@@ -7,6 +7,7 @@ use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
 use ragged_raft::membership::Standing;
 use ragged_raft::network::{Destination, PeerError, Transport};
+use ragged_raft::recovery::{RecoveryError, log_end, make_sole_voter};
 use ragged_raft::shard::command::ShardReply;
 use ragged_raft::shard::group::ShardGroup;
 use ragged_raft::{ProposeError, Store};
@@ -257,6 +258,45 @@ async fn a_leader_that_is_cut_off_cannot_say_what_holds_and_the_others_go_on() {
     let index = write(leader, "meanwhile").await;
     wires.cut.lock().unwrap().clear();
     assert_same(&members, index).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_majority_is_lost_goes_on_alone_and_grows_again() {
+    let wires = Arc::new(Wires::default());
+    let members = three(&wires).await;
+    for number in 0..20 {
+        write(&members[0], &format!("d{number}")).await;
+    }
+    let last = members[0].group.group().applied_index();
+    assert_same(&members, last).await;
+    let ids: Vec<ReplicaId> = members.iter().map(Member::id).collect();
+    let mut folders = Vec::new();
+    for member in members {
+        folders.push(member.stop(&wires).await);
+    }
+    // One that follows, not the one that led.
+    let folder = folders.remove(2);
+    let end = {
+        let store = reopen(folder.path());
+        assert!(matches!(make_sole_voter(&store, ReplicaId(77)), Err(RecoveryError::Empty(_))), "one that has nothing");
+        let before = log_end(&store, ids[2]).unwrap().unwrap();
+        let end = make_sole_voter(&store, ids[2]).unwrap();
+        assert!(end > before && log_end(&store, ids[2]).unwrap() == Some(end), "{before:?} {end:?}");
+        store.close();
+        end
+    };
+    let survivor = Member::restart(folder, &wires).await;
+    assert_eq!(survivor.id(), ids[2], "it is the same replica");
+    survivor.until("it leads alone", |standing| standing.leads() && standing.voters.len() == 1).await;
+    let index = write(&survivor, "after").await;
+    assert!(index > end.index && end.index > last);
+    assert_eq!(check_partition(&survivor.group.reader(), TENANT, COLLECTION).len(), 21);
+    let newcomer = Member::start(&wires, Beginning::Join).await;
+    survivor.add(&newcomer).await;
+    let voters = BTreeSet::from([survivor.id(), newcomer.id()]);
+    survivor.group.group().set_voters(&survivor.group.group().standing(), &voters).await.unwrap();
+    let index = write(&survivor, "both").await;
+    assert_same(&[survivor, newcomer], index).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
