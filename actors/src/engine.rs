@@ -39,7 +39,7 @@ use ractor::concurrency::Duration;
 use ractor::{Actor, ActorRef, ActorStatus, SpawnErr};
 use ragged_kernels::{CpuDevice, Model};
 use ragged_raft::group::{Beginning, Ground};
-use ragged_raft::ids::DEFAULT_TENANT;
+use ragged_raft::ids::{DEFAULT_TENANT, NodeId};
 use ragged_raft::meta::command::{MetaCommand, Role};
 use ragged_raft::meta::node::{NodeRow, NodeState};
 use ragged_raft::meta::{Founding, MetaGroup};
@@ -151,6 +151,9 @@ pub enum StartError {
     /// Who the node is.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Refounding the cluster was cut off.
+    #[error("the cluster in {0} was being refounded, and that was cut off: run `ragged cluster refound` over it again")]
+    HalfRefounded(PathBuf),
     /// Joining.
     #[error(transparent)]
     Join(#[from] join::JoinError),
@@ -226,7 +229,7 @@ impl Engine {
     /// Starts a node. With a new data folder it founds a cluster, and then writes the admin key; or it joins one.
     pub async fn start(options: EngineOptions, registry: Registry) -> Result<Engine, StartError> {
         let (store, model, device) = open(&options).await?;
-        let Begun { identity, found_shards } = begin(&store, &options).await?;
+        let Begun { identity, found_shards, removed } = begin(&store, &options).await?;
         let restarts =
             IntCounterVec::new(Opts::new("ragged_actor_restarts_total", "Restarts of actors."), &["supervisor", "actor"])?;
         registry.register(Box::new(restarts.clone()))?;
@@ -236,6 +239,8 @@ impl Engine {
             None => Credentials::of_cluster(&identity)?,
         };
         let links = Links::new(&identity, credentials, options.cluster.advertise.clone())?;
+        // Before anybody is let in.
+        removed.into_iter().for_each(|node| links.forget(node));
         let replicas = Replicas::default();
         let transport = LinkTransport::new(links.clone(), Pace::new(options.cluster.snapshot_bytes_per_second));
         let ground = Ground { store: store.clone(), beginning: Beginning::Join, transport };
@@ -250,6 +255,7 @@ impl Engine {
         let jobs_metrics = JobsMetrics::register(&registry)?;
         let reconciler = Arc::new(Address::<ReconcilerMessage>::new("reconciler"));
         let services = Arc::new(Services {
+            store: store.clone(),
             succession: Succession::default(),
             identity: identity.clone(),
             links,
@@ -425,6 +431,8 @@ struct Begun {
     identity: NodeIdentity,
     /// Whether it founds the shards' groups: it founded the cluster, and nobody has noted yet where they are.
     found_shards: bool,
+    /// Nodes that have left for good, as far as it knows.
+    removed: Vec<NodeId>,
 }
 
 /// Finds out who this node is: a member since before, the founder of a new cluster, or one that joins.
@@ -440,7 +448,7 @@ async fn begin(store: &Arc<Store>, options: &EngineOptions) -> Result<Begun, Sta
         let identity = join::join(joining, node, &options.cluster.advertise, meta_replica).await?;
         identity.save(&options.data_dir)?;
         tracing::info!(%node, cluster = %identity.cluster, seed = joining.seed, "joined the cluster");
-        return Ok(Begun { identity, found_shards: false });
+        return Ok(Begun { identity, found_shards: false, removed: Vec::new() });
     }
     let beginning = if known.is_none() { Beginning::Found } else { Beginning::Join };
     let ground = Ground { beginning, ..Ground::alone(store.clone()) };
@@ -449,11 +457,16 @@ async fn begin(store: &Arc<Store>, options: &EngineOptions) -> Result<Begun, Sta
         Some(identity) => identity,
         None => found(&group, options).await?,
     };
+    let cluster = group.cluster()?;
+    if cluster.as_ref().is_some_and(|row| row.cluster != identity.cluster) {
+        group.group().shutdown().await;
+        return Err(StartError::HalfRefounded(options.data_dir.clone()));
+    }
     // Nobody else can have moved them before they were noted.
-    let founded = group.cluster()?.is_some_and(|cluster| cluster.founded_by == node);
-    let found_shards = founded && group.all_places()?.is_empty();
+    let found_shards = cluster.is_some_and(|row| row.founded_by == node) && group.all_places()?.is_empty();
+    let removed = group.nodes()?.into_iter().filter(|row| row.state == NodeState::Removed).map(|row| row.node).collect();
     group.group().shutdown().await; // the meta actor starts its own
-    Ok(Begun { identity, found_shards })
+    Ok(Begun { identity, found_shards, removed })
 }
 
 /// Founds the cluster, as far as that has not been done, and certifies this node.

@@ -87,7 +87,7 @@ async fn assert_all_found(session: &Session, count: usize) {
         assert_eq!(found.hits.len(), count, "{mode:?}");
     }
     for number in 0..count {
-        assert!(session.document("c", &format!("d{number}")).await.unwrap().text.is_some());
+        assert!(session.document("c", &format!("d{number}"), &crate::search::Freshness::Eventual).await.unwrap().text.is_some());
     }
 }
 

@@ -142,7 +142,7 @@ impl Meta {
         Fut: Future<Output = Result<Answer, ServiceError>>,
     {
         let deadline = Instant::now() + LEADER_TIMEOUT;
-        let own = self.links.hello().node;
+        let own = self.links.own();
         let mut hint = None;
         loop {
             let mut why = "no node was asked".to_owned();
@@ -187,7 +187,7 @@ impl Meta {
         let mut nodes: Vec<NodeId> = first.into_iter().collect();
         let rows = group.nodes()?;
         let others = rows.iter().filter(|row| row.state != NodeState::Removed).map(|row| row.node);
-        for node in others.chain([self.links.hello().node]) {
+        for node in others.chain([self.links.own()]) {
             if !nodes.contains(&node) {
                 nodes.push(node);
             }

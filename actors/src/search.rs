@@ -337,7 +337,8 @@ fn may_do_without(search: &Search, fault: &ServiceError) -> bool {
     search.allow_partial && fault.kind == ErrorKind::Unavailable
 }
 
-fn freshness_of(freshness: &Freshness, shard: ShardId) -> ShardFreshness {
+/// How fresh a shard must be for that.
+pub(crate) fn freshness_of(freshness: &Freshness, shard: ShardId) -> ShardFreshness {
     match freshness {
         Freshness::Eventual => ShardFreshness::Eventual,
         Freshness::Session(token) => token.index(shard).map_or(ShardFreshness::Eventual, ShardFreshness::AtLeast),

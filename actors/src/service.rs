@@ -8,9 +8,9 @@ use crate::ingest::document::{DOCUMENTS_MAX, UploadDocument, check_dimension, ch
 use crate::ingest::import::Import;
 use crate::ingest::jobs;
 use crate::ingest::pipeline::{Idempotency, now_ms, refusal};
-use crate::search::{Search, SearchOutcome};
+use crate::search::{Freshness, Search, SearchOutcome, freshness_of};
 use crate::session::{ApiKey, Permit, Principal};
-use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse, StoredDocument};
+use crate::shard::request::{ShardRequest, ShardResponse, StoredDocument};
 use crate::token::WriteToken;
 use ragged_raft::ids::{ShardId, TenantId};
 use ragged_raft::meta::collection::{Collection, ModelRevision, VectorSettings};
@@ -320,11 +320,11 @@ impl Session {
     }
 
     /// A document with its text.
-    pub async fn document(&self, collection: &str, id: &str) -> Result<StoredDocument, ServiceError> {
+    pub async fn document(&self, collection: &str, id: &str, freshness: &Freshness) -> Result<StoredDocument, ServiceError> {
         check_id(id, "id")?;
         let collection = self.find(collection).await?;
         let shard = collection.shard_of(id);
-        match self.ask(shard, ShardRequest::Document { collection, id: id.to_owned() }).await? {
+        match self.ask_as_of(shard, freshness, ShardRequest::Document { collection, id: id.to_owned() }).await? {
             ShardResponse::Documents(documents) => documents.into_iter().next().ok_or_else(|| no_document(id)),
             other => Err(other.mismatch()),
         }
@@ -337,6 +337,7 @@ impl Session {
         cursor: Option<&str>,
         limit: usize,
         with_text: bool,
+        freshness: &Freshness,
     ) -> Result<(Vec<StoredDocument>, Option<String>), ServiceError> {
         let collection = self.find(collection).await?;
         let asks = collection.shards.iter().map(|shard| {
@@ -346,7 +347,7 @@ impl Session {
                 limit: limit + 1,
                 with_text,
             };
-            self.ask(*shard, request)
+            self.ask_as_of(*shard, freshness, request)
         });
         let mut page = Vec::new();
         for answer in futures::future::join_all(asks).await {
@@ -506,7 +507,16 @@ impl Session {
     }
 
     async fn ask(&self, shard: ShardId, request: ShardRequest) -> Result<ShardResponse, ServiceError> {
-        self.parts.shards.ask(shard, self.tenant(), ShardFreshness::Eventual, request).await
+        self.ask_as_of(shard, &Freshness::Eventual, request).await
+    }
+
+    async fn ask_as_of(
+        &self,
+        shard: ShardId,
+        freshness: &Freshness,
+        request: ShardRequest,
+    ) -> Result<ShardResponse, ServiceError> {
+        self.parts.shards.ask(shard, self.tenant(), freshness_of(freshness, shard), request).await
     }
 }
 

@@ -13,6 +13,7 @@ use futures::stream::FuturesUnordered;
 use parking_lot::RwLock;
 use ractor::concurrency::Duration;
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId, TenantId};
+use ragged_raft::recovery::LogEnd;
 use ragged_raft::shard::command::{ShardCommand, ShardReply};
 use ragged_raft::shard::group::ShardGroup;
 use rand::seq::SliceRandom;
@@ -114,9 +115,9 @@ impl Shards {
         self.here(shard)?.address.call(HOST_TIMEOUT, Repeat::Safe, |reply| ShardMessage::Unhost { replica, reply }).await
     }
 
-    /// Has this node's replica of a shard go on alone, or founds the shard here when there is none.
-    pub async fn recover(&self, shard: ShardId) -> Result<ReplicaId, ServiceError> {
-        self.here(shard)?.address.call(HOST_TIMEOUT, Repeat::Unsafe, |reply| ShardMessage::Recover { reply }).await
+    /// Has this node's replica of a shard go on alone from there, or founds the shard here when nothing of it is.
+    pub async fn recover(&self, shard: ShardId, from: Option<(ReplicaId, LogEnd)>) -> Result<ReplicaId, ServiceError> {
+        self.here(shard)?.address.call(HOST_TIMEOUT, Repeat::Unsafe, |reply| ShardMessage::Recover { from, reply }).await
     }
 
     /// Asks a shard, on whatever node it is.
@@ -173,7 +174,7 @@ impl Shards {
     }
 
     fn own(&self) -> NodeId {
-        self.inner.links.hello().node
+        self.inner.links.own()
     }
 
     /// Nodes with a replica of a shard, this one first when it has one, the others in any order.
@@ -185,12 +186,13 @@ impl Shards {
         Ok(nodes)
     }
 
-    /// Other nodes with a replica of a shard, in any order.
+    /// Other nodes with a replica of a shard, in any order, but those last that are slow or gone.
     fn other_hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
         let own = self.own();
         let places = self.inner.meta.group()?.places(shard)?.unwrap_or_default();
         let mut nodes: Vec<NodeId> = places.replicas.iter().map(|(node, _)| *node).filter(|node| *node != own).collect();
         nodes.shuffle(&mut rand::rng());
+        nodes.sort_by_cached_key(|node| self.inner.hedge.is_overtaken(*node) || self.inner.links.is_unreachable(*node));
         Ok(nodes)
     }
 
@@ -276,41 +278,45 @@ impl Shards {
             Ok(others.as_mut().and_then(Iterator::next))
         };
         let hedge = &self.inner.hedge;
-        let (begun, slow) = (Instant::now(), tokio::time::sleep(hedge.patience(request)));
+        let slow = tokio::time::sleep(hedge.patience(request));
         tokio::pin!(slow);
-        let (mut count, mut hedged, mut why) = (0, None, "no node is known to keep one".to_owned());
-        let ask =
-            |number: usize, node: NodeId| async move { (number, self.ask_node(node, shard, tenant, freshness, request).await) };
+        let ask = |node: NodeId, is_second: bool| async move {
+            let begun = Instant::now();
+            let answer = self.ask_node(node, shard, tenant, freshness, request).await;
+            (node, is_second, begun.elapsed(), answer)
+        };
         let mut asked = FuturesUnordered::new();
+        let (mut current, mut hedged) = (None, false);
+        let (mut why, mut refusal) = ("no node is known to keep one".to_owned(), None);
         loop {
             if asked.is_empty() {
+                // A refusal that is no replica's own fault counts when nobody else is being asked.
+                if let Some(fault) = refusal {
+                    return Err(fault);
+                }
                 let Some(node) = next()? else { return Ok(Err(why)) };
-                asked.push(ask(count, node));
-                count += 1;
+                current = Some(node);
+                asked.push(ask(node, false));
             }
             tokio::select! {
-                Some((number, answer)) = asked.next() => {
-                    if number == 0 {
-                        hedge.note(request, begun.elapsed());
-                    }
-                    match answer {
-                        Ok(response) => {
-                            if hedged == Some(number) {
-                                hedge.note(request, begun.elapsed()); // the first would have taken longer still
-                                hedge.won.inc();
-                            }
-                            return Ok(Ok(response));
+                Some((_, is_second, took, answer)) = asked.next() => match answer {
+                    Ok(response) => {
+                        hedge.note(request, took);
+                        if let Some(overtaken) = current.filter(|_| is_second && !asked.is_empty()) {
+                            hedge.note_overtaken(overtaken);
                         }
-                        Err(LinkError::Refused(fault)) if !may_answer_elsewhere(&fault) => return Err(fault),
-                        Err(fault) => why = fault.to_string(),
+                        return Ok(Ok(response));
                     }
-                }
-                () = &mut slow, if hedged.is_none() && count == 1 => {
-                    hedged = Some(count);
-                    if let Some(node) = next()? {
-                        hedge.asked.inc();
-                        asked.push(ask(count, node));
-                        count += 1;
+                    Err(LinkError::Refused(fault)) if !may_answer_elsewhere(&fault) => refusal = Some(fault),
+                    Err(fault) => why = fault.to_string(),
+                },
+                () = &mut slow, if !hedged => {
+                    hedged = true;
+                    // That nobody else is known is no reason to give up the one that is being asked.
+                    if let Ok(Some(node)) = next()
+                        && hedge.may_ask()
+                    {
+                        asked.push(ask(node, true));
                     }
                 }
             }

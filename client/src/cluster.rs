@@ -148,8 +148,10 @@ pub struct JoinToken {
 /// Answer of `POST /api/v1/cluster/rebalance`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Rebalanced {
-    /// Steps that were made at once, or could not be made, in words; none when nothing is left to do.
+    /// Steps that were made, in words.
     pub steps: Vec<String>,
+    /// Steps that could not be made, and why; they are tried again. When there are neither, nothing is left to do.
+    pub failed: Vec<String>,
 }
 
 /// Body of `POST /api/v1/cluster/shards/{shard}/recover`.

@@ -1,6 +1,7 @@
 //! Documents: upload, import, listing, deletion.
 
 use crate::filter::Filter;
+use crate::metadata::Metadata;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -119,7 +120,7 @@ pub struct Document {
     pub format: Format,
     /// The metadata as uploaded; `{}` when there was none.
     #[schema(value_type = Object)]
-    pub metadata: Map<String, Value>,
+    pub metadata: Metadata,
     /// Chunks that the text was cut into.
     pub chunks: u32,
     /// 1 for a new document, one more with each replacement.

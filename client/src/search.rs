@@ -1,8 +1,8 @@
 //! Searches: by meaning, by words, or both.
 
 use crate::filter::Filter;
+use crate::metadata::Metadata;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 /// Body of `POST /api/v1/collections/{collection}/search`.
@@ -146,7 +146,7 @@ pub struct Hit {
     pub span: Span,
     /// Metadata of the document.
     #[schema(value_type = Object)]
-    pub metadata: Map<String, Value>,
+    pub metadata: Metadata,
     /// How the score came about; with `explain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<Explanation>,

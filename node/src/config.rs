@@ -201,7 +201,8 @@ impl Config {
         let pointer = format!("/{}", path.replace('.', "/"));
         let tree = serde_json::to_value(self).ok()?;
         let value = tree.pointer(&pointer)?;
-        let number_of_bytes = value.as_u64().filter(|_| path.ends_with("_bytes"));
+        let counts_bytes = Key::find(path).is_some_and(|key| key.unit.starts_with("bytes"));
+        let number_of_bytes = value.as_u64().filter(|_| counts_bytes);
         Some(match (number_of_bytes, value) {
             (Some(bytes), _) => ByteSize(bytes).to_string(),
             (None, serde_json::Value::String(text)) => text.clone(),

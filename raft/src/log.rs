@@ -39,7 +39,8 @@ impl GroupLog {
         GroupLog { store, replica }
     }
 
-    fn mark<T: DeserializeOwned>(&self, kind: LogKind) -> io::Result<Option<T>> {
+    /// What is noted beside the entries.
+    pub(crate) fn mark<T: DeserializeOwned>(&self, kind: LogKind) -> io::Result<Option<T>> {
         let frame = self.store.db().get_cf(self.store.log(), log_key(self.replica, kind)).map_err(io::Error::other)?;
         Ok(frame.map(|frame| codec::decode(&frame)).transpose()?)
     }
@@ -71,14 +72,8 @@ impl GroupLog {
         Ok(self.last_entry()?.map(|entry| entry.log_id).max(self.purged()?))
     }
 
-    /// A batch that puts an entry where it belongs.
-    pub(crate) fn batch_of(&self, entry: &Entry) -> io::Result<WriteBatch> {
-        let mut batch = WriteBatch::default();
-        self.put_entry(entry, &mut batch)?;
-        Ok(batch)
-    }
-
-    fn put_entry(&self, entry: &Entry, batch: &mut WriteBatch) -> io::Result<()> {
+    /// Puts an entry where it belongs.
+    pub(crate) fn put_entry(&self, entry: &Entry, batch: &mut WriteBatch) -> io::Result<()> {
         batch.put_cf(self.store.log(), entry_key(self.replica, entry.log_id.index), codec::encode(entry)?);
         Ok(())
     }
@@ -140,8 +135,17 @@ impl GroupLog {
         tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
     }
 
-    fn put_mark<T: Serialize>(&self, kind: LogKind, mark: &T, batch: &mut WriteBatch) -> io::Result<()> {
+    pub(crate) fn put_mark<T: Serialize>(&self, kind: LogKind, mark: &T, batch: &mut WriteBatch) -> io::Result<()> {
         batch.put_cf(self.store.log(), log_key(self.replica, kind), codec::encode(mark)?);
+        Ok(())
+    }
+
+    /// Deletes entries up to and with this one, and notes that.
+    pub(crate) fn purge_through(&self, log_id: LogId, batch: &mut WriteBatch) -> io::Result<()> {
+        let before = self.purged()?;
+        self.put_mark(LogKind::Purged, &before.map_or(log_id, |before| before.max(log_id)), batch)?;
+        // From where the last one ended, so that no deletion covers all earlier ones.
+        self.delete_entries(before.map_or(0, |before| before.index), log_id.index + 1, batch);
         Ok(())
     }
 
@@ -281,14 +285,7 @@ impl RaftLogStorage<Types> for GroupLog {
     /// leaves is a prefix of it, and RocksDB syncs closed write-ahead logs before it counts a flush of either column family: so the entries
     /// are never gone without the rows being there.
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
-        let purge = move |log: &Self, batch: &mut WriteBatch| {
-            let before = log.purged()?;
-            log.put_mark(LogKind::Purged, &before.map_or(log_id, |before| before.max(log_id)), batch)?;
-            // From where the last one ended, so that no deletion covers all earlier ones.
-            log.delete_entries(before.map_or(0, |before| before.index), log_id.index + 1, batch);
-            Ok(())
-        };
-        self.write(purge).await
+        self.write(move |log, batch| log.purge_through(log_id, batch)).await
     }
 }
 

@@ -27,6 +27,8 @@ async fn finds(node: &Node, id: &str, token: &str) -> Result<()> {
     let query = json!({ "query": format!("albatross {id}"), "mode": "text", "limit": 100, "token": token });
     let found = node.post("/collections/birds/search", &query).await?.expect(200)?;
     ensure!(entries(&found, "hits").any(|hit| hit["document_id"] == id), "{id} is not found: {found}");
+    node.get(&format!("/collections/birds/documents/{id}?token={token}")).await?.expect(200)?;
+    node.get(&format!("/collections/birds/documents/{id}?consistency=strong")).await?.expect(200)?;
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use ulid::Ulid;
 
 /// How long connecting may take, all steps together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -89,7 +90,9 @@ pub struct Links {
 type SharedLane = Arc<tokio::sync::Mutex<LaneState>>;
 
 struct Inner {
-    hello: Hello,
+    own: NodeId,
+    cluster: Ulid,
+    own_address: String,
     credentials: Credentials,
     connector: TlsConnector,
     addresses: RwLock<HashMap<NodeId, String>>,
@@ -112,10 +115,11 @@ struct LaneState {
 impl Links {
     /// Links of a node that others reach at `address`.
     pub fn new(identity: &NodeIdentity, credentials: Credentials, address: String) -> Result<Links, TlsError> {
-        let hello = Hello { cluster: identity.cluster, node: identity.node, address, version: env!("CARGO_PKG_VERSION").into() };
         let connector = TlsConnector::from(Arc::new(credentials.client()?));
         let inner = Inner {
-            hello,
+            own: identity.node,
+            cluster: identity.cluster,
+            own_address: address,
             credentials,
             connector,
             addresses: RwLock::default(),
@@ -126,9 +130,20 @@ impl Links {
         Ok(Links { inner: Arc::new(inner) })
     }
 
-    /// This node, as it presents itself.
-    pub fn hello(&self) -> &Hello {
-        &self.inner.hello
+    /// This node.
+    pub fn own(&self) -> NodeId {
+        self.inner.own
+    }
+
+    /// Where this node is reached.
+    pub fn own_address(&self) -> &str {
+        &self.inner.own_address
+    }
+
+    /// This node, as it presents itself to another.
+    fn hello(&self, to: NodeId) -> Hello {
+        let Inner { own, cluster, own_address, .. } = &*self.inner;
+        Hello { cluster: *cluster, node: *own, to, address: own_address.clone(), version: env!("CARGO_PKG_VERSION").into() }
     }
 
     /// What this node shows others.
@@ -275,7 +290,7 @@ impl Links {
                 tracing::debug!(%node, %fault, "a connection has ended");
             }
         });
-        let hello = codec::encode(&Call::Hello(self.inner.hello.clone())).map_err(|fault| fault.to_string())?;
+        let hello = codec::encode(&Call::Hello(self.hello(node))).map_err(|fault| fault.to_string())?;
         let answer = sender.send_request(post(CALL_PATH, hello)).await.map_err(|fault| format!("{address}: {fault}"))?;
         let body =
             Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await.map_err(|fault| fault.to_string())?.to_bytes();

@@ -1,6 +1,7 @@
 //! What an operator asks of the cluster, and orders.
 
 use crate::cluster::overview::{NodeView, Overview};
+use crate::cluster::reconciler::Round;
 use crate::cluster::services::Services;
 use crate::cluster::tls;
 use crate::cluster::token::JoinToken;
@@ -166,14 +167,14 @@ impl Session {
     }
 
     /// Has the next steps towards an even cluster made at once, and says which; none when nothing is left to do.
-    pub async fn rebalance(&self) -> Result<Vec<String>, ServiceError> {
+    pub async fn rebalance(&self) -> Result<Round, ServiceError> {
         let services = self.services();
         let overview = services.overview().await?;
         let (leader, _) = overview
             .leader(GroupName::Meta)
             .ok_or_else(|| ServiceError::unavailable("no_leader", "the meta group has no leader: nobody can plan now"))?;
         match services.ask(leader, Call::Reconcile, REBALANCE_TIMEOUT).await? {
-            Answer::Steps(steps) => Ok(steps),
+            Answer::Steps { made, failed } => Ok(Round { made, failed }),
             _ => Err(ServiceError::internal("a node answered another question than it was asked")),
         }
     }

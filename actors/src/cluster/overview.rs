@@ -88,7 +88,7 @@ impl Services {
             return Some(self.status());
         }
         match self.links.call(node, Lane::Calls, &Call::Status, STATUS_TIMEOUT).await {
-            Ok(Answer::Status(status)) => Some(status),
+            Ok(Answer::Status(status)) if status.node == node => Some(status),
             _ => None,
         }
     }

@@ -233,7 +233,8 @@ impl Situation<'_> {
         }
         if kept.len() < wanted {
             let target = self.keepers().map(|view| view.row.node).filter(|node| self.answers(*node));
-            let target = target.filter(|node| !standing.nodes.values().any(|member| member == node));
+            let target =
+                target.filter(|node| !standing.nodes.values().any(|member| member == node) && self.has_nothing_of(shard, *node));
             if let Some(node) = target.min_by_key(|node| (self.replicas_on(*node), *node)).filter(|_| may_grow) {
                 return vec![Step::Grow { shard, node }];
             }
@@ -278,6 +279,12 @@ impl Situation<'_> {
         voters.into_iter().take(wanted).collect()
     }
 
+    /// Whether a node keeps no replica of a shard, not even one that has left its group: that is given up before another comes.
+    fn has_nothing_of(&self, shard: ShardId, node: NodeId) -> bool {
+        let status = self.overview.node(node).and_then(|view| view.status.as_ref());
+        status.is_none_or(|status| !status.kept.contains(&shard))
+    }
+
     /// Replicas that a node keeps though they are in no group any more.
     fn give_up_orphans(&self, shard: ShardId, standing: &Standing) -> Vec<Step> {
         let mut steps = Vec::new();
@@ -314,7 +321,9 @@ impl Situation<'_> {
         }
         let movable = |shard: &ShardId| {
             self.standing(GroupName::Shard(*shard)).is_some_and(|standing| {
-                standing.nodes.values().any(|node| node == from) && !standing.nodes.values().any(|node| node == to)
+                standing.nodes.values().any(|node| node == from)
+                    && !standing.nodes.values().any(|node| node == to)
+                    && self.has_nothing_of(*shard, *to)
             })
         };
         // One that is not led there moves without a hand-over.

@@ -78,9 +78,18 @@ pub enum ReconcilerMessage {
     Look,
     /// Look at once; only where the meta group is led.
     LookNow {
-        /// Told the steps that were made, or failed.
-        reply: Reply<Vec<String>>,
+        /// Told the steps.
+        reply: Reply<Round>,
     },
+}
+
+/// Steps that were tried at once, in words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Those that were made.
+    pub made: Vec<String>,
+    /// Those that could not be made, and why; they are planned anew.
+    pub failed: Vec<String>,
 }
 
 /// What it knows.
@@ -118,7 +127,7 @@ impl Actor for Reconciler {
             return Ok(());
         }
         let pause = match state.look().await {
-            Ok(steps) if steps.is_empty() => PAUSE.1,
+            Ok(round) if round == Round::default() => PAUSE.1,
             Ok(_) => PAUSE.0,
             Err(fault) => {
                 tracing::debug!(%fault, "the cluster could not be looked after, trying again");
@@ -132,7 +141,7 @@ impl Actor for Reconciler {
 
 impl ReconcilerState {
     /// Makes the next steps; refused when it is not this node's to make them.
-    async fn look_where_led(&mut self) -> Result<Vec<String>, ServiceError> {
+    async fn look_where_led(&mut self) -> Result<Round, ServiceError> {
         if !self.arguments.services.meta.group()?.group().leads() {
             return Err(ServiceError::unavailable("not_leader", "another node leads the meta group, ask again"));
         }
@@ -140,7 +149,7 @@ impl ReconcilerState {
     }
 
     /// Makes the next steps, if it is this node's to make them, and says which.
-    async fn look(&mut self) -> Result<Vec<String>, ServiceError> {
+    async fn look(&mut self) -> Result<Round, ServiceError> {
         let services = self.arguments.services.clone();
         self.learn_addresses()?;
         if !self.announced {
@@ -149,7 +158,7 @@ impl ReconcilerState {
         if !services.meta.group()?.group().leads() {
             self.seen.clear();
             self.arguments.metrics.planned.set(0);
-            return Ok(Vec::new());
+            return Ok(Round::default());
         }
         let overview = services.overview().await?;
         let given_up = self.given_up(&overview);
@@ -157,22 +166,22 @@ impl ReconcilerState {
         let steps = situation.plan();
         self.arguments.metrics.planned.set(steps.len() as i64);
         let made = steps.iter().map(|step| make(&services, &overview, step));
-        let mut said = Vec::with_capacity(steps.len());
+        let mut round = Round::default();
         for (step, outcome) in steps.iter().zip(futures::future::join_all(made).await) {
             match outcome {
                 Ok(()) => {
                     tracing::info!(%step, "cluster: step made");
                     self.arguments.metrics.made.inc();
-                    said.push(step.to_string());
+                    round.made.push(step.to_string());
                 }
                 Err(fault) => {
                     tracing::info!(%step, %fault, "cluster: step not made, it will be planned anew");
                     self.arguments.metrics.failed.inc();
-                    said.push(format!("{step}: not made, it will be planned anew ({fault})"));
+                    round.failed.push(format!("{step}: {fault}"));
                 }
             }
         }
-        Ok(said)
+        Ok(round)
     }
 
     /// Learns from the meta group where nodes are reached.
@@ -191,12 +200,11 @@ impl ReconcilerState {
     /// Has the cluster note where this node is reached, when it has moved.
     async fn announce(&mut self) -> Result<(), ServiceError> {
         let services = &self.arguments.services;
-        let hello = services.links.hello();
-        let Some(row) = services.meta.group()?.node(hello.node)? else { return Ok(()) };
-        if row.address != hello.address {
-            let moved = MetaCommand::MoveNode { node: hello.node, address: hello.address.clone() };
-            services.meta.change(moved).await?;
-            tracing::info!(from = row.address, to = hello.address, "this node is reached at another address now");
+        let (own, address) = (services.links.own(), services.links.own_address());
+        let Some(row) = services.meta.group()?.node(own)? else { return Ok(()) };
+        if row.address != address {
+            services.meta.change(MetaCommand::MoveNode { node: own, address: address.to_owned() }).await?;
+            tracing::info!(from = row.address, to = address, "this node is reached at another address now");
         }
         self.announced = true;
         Ok(())

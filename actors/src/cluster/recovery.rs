@@ -2,20 +2,19 @@
 //! left, or empty; and, when the meta group has lost its majority, a node refounds the cluster with what it has.
 
 use crate::cluster::identity::{IdentityError, NodeIdentity};
-use crate::cluster::overview::Overview;
+use crate::cluster::overview::{NodeView, Overview};
 use crate::cluster::services::Services;
 use crate::cluster::wire::{Answer, Call, GroupName};
 use crate::error::{ErrorKind, ServiceError};
 use crate::service::Session;
 use ragged_raft::group::Ground;
-use ragged_raft::ids::{NodeId, ShardId};
+use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
 use ragged_raft::membership::Standing;
 use ragged_raft::meta::MetaGroup;
-use ragged_raft::meta::command::MetaCommand;
+use ragged_raft::meta::command::{MetaCommand, MetaReply};
 use ragged_raft::meta::node::NodeState;
-use ragged_raft::recovery::{LogEnd, RecoveryError, make_sole_voter};
+use ragged_raft::recovery::{LogEnd, RecoveryError, knows_itself, log_end, make_sole_voter};
 use ragged_raft::{ProposeError, ReadError, Store, StoreError, StoreOptions};
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,70 +32,96 @@ pub struct Recovered {
     pub empty: bool,
 }
 
+/// A replica that is left, as its node says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Left {
+    /// First, so that the greatest is the one with the most.
+    end: LogEnd,
+    votes: bool,
+    node: NodeId,
+    replica: ReplicaId,
+}
+
 impl Session {
-    /// Has a shard without a majority go on with what is left of it. Refused while the nodes that lack may come back, and unless the loss is accepted.
+    /// Has a shard without a majority go on with what is left of it. Refused while a replica of it may come back, and unless the loss is accepted.
     pub async fn recover_shard(&self, shard: ShardId, accepts_loss: bool) -> Result<Recovered, ServiceError> {
         let services = self.services();
+        // Who has been removed must be known: what is not known counts as present.
+        services.meta.catch_up().await?;
         let overview = services.overview().await?;
         if usize::from(shard.0) >= overview.places.len() {
             return Err(ServiceError::not_found("shard_not_found", format!("there is no {shard}")));
         }
-        let left = what_is_left(&overview, shard)?;
-        let mut best: Option<(LogEnd, NodeId)> = None;
-        for node in left {
-            best = best.max(log_end(services, node, shard).await?.map(|end| (end, node)));
-        }
+        check_lost(&overview, shard)?;
+        let best = what_is_left(services, &overview, shard).await?.into_iter().max();
         if !accepts_loss {
-            let detail = match best {
-                Some((end, node)) => format!(
-                    "{shard} would go on with what {node} has, its log ends at entry {}: what only the lost replicas had is lost; accept that to go on",
-                    end.index
-                ),
-                None => {
-                    format!("no replica of {shard} is left: it would go on empty, its documents are lost; accept that to go on")
-                }
-            };
-            return Err(ServiceError::new(ErrorKind::Conflict, "loss_not_accepted", detail));
+            return Err(ServiceError::new(ErrorKind::Conflict, "loss_not_accepted", loss(shard, best)));
         }
-        let node = best.map_or_else(|| emptiest(&overview), |(_, node)| Ok(node))?;
-        tracing::warn!(%shard, %node, empty = best.is_none(), "the shard goes on with what is left of it, as an operator has ordered");
-        services.ask(node, Call::Recover(shard), RECOVER_TIMEOUT).await?;
+        let node = best.map_or_else(|| emptiest(&overview), |left| Ok(left.node))?;
+        tracing::warn!(%shard, %node, ?best, "the shard goes on with what is left of it, as an operator has ordered");
+        let from = best.map(|left| (left.replica, left.end));
+        services.ask(node, Call::Recover { shard, from }, RECOVER_TIMEOUT).await?;
         Ok(Recovered { node, empty: best.is_none() })
     }
 }
 
-/// Nodes that have a replica of a shard which has lost its majority for good.
-fn what_is_left(overview: &Overview, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
+fn conflict(code: &'static str, detail: String) -> Result<(), ServiceError> {
+    Err(ServiceError::new(ErrorKind::Conflict, code, detail))
+}
+
+/// Refuses a shard that has not lost its majority, or of which a replica may be where nobody can see it now.
+fn check_lost(overview: &Overview, shard: ShardId) -> Result<(), ServiceError> {
     let group = GroupName::Shard(shard);
-    let conflict = |code, detail| Err(ServiceError::new(ErrorKind::Conflict, code, detail));
     if let Some((leader, _)) = overview.working_leader(group) {
         return conflict("shard_has_leader", format!("{shard} is led by {leader}: there is nothing to recover"));
     }
-    let running = overview.nodes.iter().filter_map(|view| Some((view.row.node, view.replica(group)?)));
-    let voting: Vec<_> = running.filter(|(_, replica)| replica.standing.voters.contains(&replica.standing.replica)).collect();
-    let noted = overview.places[usize::from(shard.0)].replicas.iter().map(|(node, _)| *node);
-    let members: BTreeSet<NodeId> =
-        voting.iter().flat_map(|(_, replica)| replica.standing.nodes.values().copied()).chain(noted).collect();
-    let may_return = members.iter().filter(|node| overview.node(**node).is_some_and(|view| view.status.is_none()));
-    let may_return: Vec<String> = may_return.map(|node| node.0.to_string()).collect();
-    if !may_return.is_empty() {
+    // Any node may have one that is not noted yet; and one that has just started does not run all of its own.
+    let hides = |view: &&NodeView| match &view.status {
+        None => true,
+        Some(status) => status.kept.contains(&shard) && view.replica(group).is_none(),
+    };
+    let hiding: Vec<String> = overview.nodes.iter().filter(hides).map(|view| view.row.node.0.to_string()).collect();
+    if !hiding.is_empty() {
         let detail = format!(
-            "nodes {} keep replicas of {shard} and do not answer: start them again, which loses nothing; or, when they are gone for good, remove them first (ragged cluster remove NODE --force)",
-            may_return.join(", ")
+            "nodes {} may have replicas of {shard}, and do not answer or do not run them yet: start them again, which loses nothing; or, when they are gone for good, remove them first (ragged cluster remove NODE --force)",
+            hiding.join(", ")
         );
         return conflict("replicas_may_return", detail);
     }
     let has_majority = |standing: &Standing| overview.voters_that_run(group, standing) * 2 > standing.voters.len();
-    if voting.iter().any(|(_, replica)| has_majority(&replica.standing)) {
+    let mut standings = overview.nodes.iter().filter_map(|view| Some(&view.replica(group)?.standing));
+    if standings.any(|standing| standing.voters.contains(&standing.replica) && has_majority(standing)) {
         return conflict("shard_has_majority", format!("a majority of {shard} answers: it will elect a leader by itself"));
     }
-    Ok(voting.into_iter().map(|(node, _)| node).collect())
+    Ok(())
 }
 
-async fn log_end(services: &Services, node: NodeId, shard: ShardId) -> Result<Option<LogEnd>, ServiceError> {
-    match services.ask(node, Call::LogEnd(shard), RECOVER_TIMEOUT).await? {
-        Answer::LogEnd(end) => Ok(end),
-        _ => Err(ServiceError::internal("a node answered another question than it was asked")),
+/// All replicas of a shard that have anything.
+async fn what_is_left(services: &Services, overview: &Overview, shard: ShardId) -> Result<Vec<Left>, ServiceError> {
+    let mut left = Vec::new();
+    for view in &overview.nodes {
+        let Some(status) = view.replica(GroupName::Shard(shard)) else { continue };
+        let (node, replica) = (view.row.node, status.standing.replica);
+        match services.ask(node, Call::LogEnd(shard), RECOVER_TIMEOUT).await? {
+            Answer::LogEnd(Some(end)) => left.push(Left { end, votes: status.standing.voters.contains(&replica), node, replica }),
+            Answer::LogEnd(None) => {}
+            _ => return Err(ServiceError::internal("a node answered another question than it was asked")),
+        }
+    }
+    Ok(left)
+}
+
+/// What a shard would go on with.
+fn loss(shard: ShardId, best: Option<Left>) -> String {
+    match best {
+        Some(Left { end, votes, node, .. }) => {
+            let standing = if votes { "" } else { ", which was being filled or had left the group, and may lack more," };
+            format!(
+                "{shard} would go on with what {node}{standing} has, its log ends at entry {}: what only the lost replicas had is lost; accept that to go on",
+                end.index
+            )
+        }
+        None => format!("no replica of {shard} is left: it would go on empty, its documents are lost; accept that to go on"),
     }
 }
 
@@ -121,6 +146,9 @@ pub enum RefoundError {
     /// Who the node is.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The node has not been told enough.
+    #[error("the node in {0} has not got so far as to know its cluster: it cannot refound it, and nothing was changed")]
+    KnowsNothing(std::path::PathBuf),
     /// The data folder is of no cluster.
     #[error("the data folder {0} does not belong to a cluster: there is nothing to refound")]
     NoMember(std::path::PathBuf),
@@ -160,7 +188,10 @@ pub async fn refound(data_dir: &Path, options: StoreOptions) -> Result<Refounded
     let refounded = group.propose(&MetaCommand::Refound { cluster: identity.cluster, survivor: identity.node }).await;
     group.group().shutdown().await;
     tokio::task::spawn_blocking(move || store.close()).await?;
-    refounded?;
+    match refounded?.1 {
+        MetaReply::Done => {}
+        other => return Err(RefoundError::Group(format!("it answered {other:?}"))),
+    }
     Ok(Refounded { cluster: identity.cluster, node: identity.node, shards, lost })
 }
 
@@ -176,19 +207,32 @@ fn separate(data_dir: &Path, options: StoreOptions) -> Result<Separated, Refound
     let store = Store::open(&folder, options)?;
     let mut identity = NodeIdentity::load(data_dir, store.node())?.ok_or_else(no_member)?;
     let meta = store.replica_of("meta").ok_or_else(no_member)?;
-    // First of all: from here on no node of the old cluster is talked to.
+    // What cannot be done is found out before anything is changed.
+    if log_end(&store, meta)?.is_none() || !knows_itself(&store, meta, identity.node)? {
+        return Err(RefoundError::KnowsNothing(data_dir.to_owned()));
+    }
+    let mut shards = Vec::new();
+    let (mut empty, mut lost) = (Vec::new(), Vec::new());
+    for shard in (0..identity.shard_count).map(ShardId) {
+        match store.replica_of(&shard.group_name()) {
+            Some(replica) if log_end(&store, replica)?.is_some() => shards.push((shard, replica)),
+            Some(_) => empty.push(shard),
+            None => lost.push(shard),
+        }
+    }
+    // From here on no node of the old cluster is talked to.
     identity.cluster = Ulid::new();
     identity.save(data_dir)?;
     make_sole_voter(&store, meta)?;
-    let (mut shards, mut lost) = (Vec::new(), Vec::new());
-    for shard in (0..identity.shard_count).map(ShardId) {
-        let alone = store.replica_of(&shard.group_name()).map(|replica| make_sole_voter(&store, replica));
-        match alone {
-            Some(Ok(_)) => shards.push(shard),
-            // One that was about to be filled has nothing.
-            None | Some(Err(RecoveryError::Empty(_))) => lost.push(shard),
-            Some(Err(fault)) => return Err(fault.into()),
-        }
+    for (_, replica) in &shards {
+        make_sole_voter(&store, *replica)?;
     }
+    for shard in &empty {
+        // It was about to be filled, by nobody that is left.
+        store.retire_replica(&shard.group_name())?;
+    }
+    lost.extend(empty);
+    lost.sort_unstable();
+    let shards = shards.into_iter().map(|(shard, _)| shard).collect();
     Ok((store, identity, shards, lost))
 }

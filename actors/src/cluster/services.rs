@@ -4,7 +4,7 @@ use crate::address::{Address, Repeat};
 use crate::cluster::authority;
 use crate::cluster::identity::NodeIdentity;
 use crate::cluster::links::{self, Lane, LinkError, Links};
-use crate::cluster::reconciler::ReconcilerMessage;
+use crate::cluster::reconciler::{ReconcilerMessage, Round};
 use crate::cluster::replicas::Replicas;
 use crate::cluster::succession::Succession;
 use crate::cluster::token::presented;
@@ -18,6 +18,7 @@ use crate::ingest::pipeline::now_ms;
 use crate::meta::Meta;
 use crate::shards::Shards;
 use ractor::concurrency::Duration;
+use ragged_raft::Store;
 use ragged_raft::group::Group;
 use ragged_raft::ids::{NodeId, ShardId};
 use ragged_raft::membership::{ChangeError, Standing};
@@ -36,6 +37,8 @@ const RECONCILE_TIMEOUT: Duration = Duration::from_secs(35);
 pub struct Services {
     /// Who it is.
     pub identity: NodeIdentity,
+    /// Its database.
+    pub store: Arc<Store>,
     /// How it asks others.
     pub links: Links,
     /// Its replicas.
@@ -63,16 +66,26 @@ impl Services {
         };
         let forbidden = |code, detail| ServiceError::new(ErrorKind::Forbidden, code, detail);
         if hello.cluster != self.identity.cluster {
-            let detail = format!("this is cluster {}, not {}", self.identity.cluster, hello.cluster);
-            return refuse(forbidden("wrong_cluster", detail));
+            return refuse(forbidden("wrong_cluster", format!("cluster {} is another", hello.cluster)));
         }
         if hello.node == self.identity.node {
             let detail = format!("{} is this node: two nodes run on copies of one data folder", hello.node);
             return refuse(forbidden("same_node", detail));
         }
-        let row = self.meta.group().ok().and_then(|group| group.node(hello.node).ok().flatten());
-        if row.is_some_and(|row| row.state == NodeState::Removed) {
+        if hello.to != self.identity.node {
+            // The node that is meant lived here before: it must not seem to answer.
+            return refuse(forbidden("another_node", format!("this is {}, not {}", self.identity.node, hello.to)));
+        }
+        let known = |node| self.meta.group().ok().and_then(|group| group.node(node).ok().flatten());
+        let row = known(hello.node);
+        if self.links.has_removed(hello.node) || row.as_ref().is_some_and(|row| row.state == NodeState::Removed) {
             return refuse(links::removed(hello.node));
+        }
+        // Its certificate does not say that the cluster has let it in. One that has just joined comes again; and a node that has just joined itself
+        // knows nobody yet, and has to be told.
+        let is_told = || known(self.identity.node).is_some();
+        if row.is_none() && !self.links.credentials().name_nodes() && is_told() {
+            return refuse(forbidden("unknown_node", format!("{} is not known to have joined the cluster", hello.node)));
         }
         self.links.note_address(hello.node, &hello.address);
         Ok(Answer::Done)
@@ -111,10 +124,10 @@ impl Services {
                 Ok(Answer::Hash { index, hash })
             }
             Call::LogEnd(shard) => self.log_end(shard).await.map(Answer::LogEnd),
-            Call::Recover(shard) => self.shards.recover(shard).await.map(Answer::Hosted),
+            Call::Recover { shard, from } => self.shards.recover(shard, from).await.map(Answer::Hosted),
             Call::Reconcile => {
                 let steps = self.reconciler.call(RECONCILE_TIMEOUT, Repeat::Safe, |reply| ReconcilerMessage::LookNow { reply });
-                steps.await.map(Answer::Steps)
+                steps.await.map(|Round { made, failed }| Answer::Steps { made, failed })
             }
             Call::RunJob { tenant, id } => {
                 self.jobs.cast(JobsMessage::Run { tenant, id });
@@ -154,7 +167,9 @@ impl Services {
         for shard in self.shards.ids() {
             replicas.extend(self.shards.group_here(shard).iter().map(|running| of(GroupName::Shard(shard), running.group())));
         }
-        NodeStatus { node: self.identity.node, version: env!("CARGO_PKG_VERSION").into(), replicas }
+        let is_kept = |shard: &ShardId| self.store.replica_of(&shard.group_name()).is_some();
+        let kept = self.shards.ids().filter(is_kept).collect();
+        NodeStatus { node: self.identity.node, version: env!("CARGO_PKG_VERSION").into(), replicas, kept }
     }
 
     /// Changes a group's members; its leader must be here.

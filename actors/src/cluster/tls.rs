@@ -150,6 +150,11 @@ impl Credentials {
         }
     }
 
+    /// Whether certificates say which node it is.
+    pub fn name_nodes(&self) -> bool {
+        self.naming == Naming::Node
+    }
+
     /// Whether a certificate, which has been verified, may be this node's.
     pub fn may_be_of(&self, certificate: &CertificateDer<'_>, node: NodeId) -> bool {
         self.naming == Naming::Host || is_of(certificate, node)

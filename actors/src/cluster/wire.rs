@@ -99,8 +99,13 @@ pub enum Call {
     StateHash(ShardId),
     /// How far the log of the node's replica of a shard goes. Answered by `LogEnd`.
     LogEnd(ShardId),
-    /// Have the node's replica of a shard go on alone, or found the shard anew when it has none. Answered by `Hosted`.
-    Recover(ShardId),
+    /// Have the node's replica of a shard go on alone, or found the shard anew when nothing of it is there. Answered by `Hosted`.
+    Recover {
+        /// The shard.
+        shard: ShardId,
+        /// The replica that goes on, and how far its log goes, as they were when that was decided; none to found the shard.
+        from: Option<(ReplicaId, LogEnd)>,
+    },
     /// Make the next steps towards how the cluster should be at once, for the leader of the meta group. Answered by `Steps`.
     Reconcile,
 }
@@ -140,8 +145,13 @@ pub enum Answer {
     },
     /// How far a log goes; none when it is empty.
     LogEnd(Option<LogEnd>),
-    /// Steps that were made, or failed, in words.
-    Steps(Vec<String>),
+    /// Steps, in words.
+    Steps {
+        /// Those that were made.
+        made: Vec<String>,
+        /// Those that could not be made, and why.
+        failed: Vec<String>,
+    },
 }
 
 /// How a call ended.
@@ -154,6 +164,8 @@ pub struct Hello {
     pub cluster: Ulid,
     /// The node.
     pub node: NodeId,
+    /// The node that it means to talk to.
+    pub to: NodeId,
     /// Where it is reached.
     pub address: String,
     /// Its program's version.
@@ -204,8 +216,10 @@ pub struct NodeStatus {
     pub node: NodeId,
     /// Its program's version.
     pub version: String,
-    /// Its replicas.
+    /// Its replicas that run.
     pub replicas: Vec<ReplicaStatus>,
+    /// Shards that it keeps a replica of on its disk, whether that runs or not.
+    pub kept: Vec<ShardId>,
 }
 
 /// How a replica stands.

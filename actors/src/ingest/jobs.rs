@@ -316,7 +316,7 @@ pub async fn put(shards: &Shards, tenant: TenantId, mut job: JobRow) -> Result<J
 pub async fn start(shards: &Shards, here: &Address<JobsMessage>, tenant: TenantId, id: Ulid) {
     let links = shards.links();
     match shards.leader_node(shards.shard_of(&id.to_bytes())) {
-        Some(node) if node != links.hello().node => {
+        Some(node) if node != links.own() => {
             if let Err(fault) = links.call(node, Lane::Calls, &Call::RunJob { tenant, id }, FORWARD_TIMEOUT).await {
                 tracing::debug!(%node, %fault, "a node was not told of a job");
             }
@@ -329,13 +329,11 @@ pub async fn start(shards: &Shards, here: &Address<JobsMessage>, tenant: TenantI
 pub async fn stop(shards: &Shards, here: &Address<JobsMessage>, id: Ulid) -> Result<bool, ServiceError> {
     let links = shards.links();
     match shards.leader_node(shards.shard_of(&id.to_bytes())) {
-        Some(node) if node != links.hello().node => {
-            match links.call(node, Lane::Calls, &Call::CancelJob(id), FORWARD_TIMEOUT).await {
-                Ok(Answer::Flag(running)) => Ok(running),
-                Ok(_) => Err(ServiceError::internal("a node answered another question than it was asked")),
-                Err(fault) => Err(fault.into_unavailable()),
-            }
-        }
+        Some(node) if node != links.own() => match links.call(node, Lane::Calls, &Call::CancelJob(id), FORWARD_TIMEOUT).await {
+            Ok(Answer::Flag(running)) => Ok(running),
+            Ok(_) => Err(ServiceError::internal("a node answered another question than it was asked")),
+            Err(fault) => Err(fault.into_unavailable()),
+        },
         _ => here.call(FORWARD_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id, reply }).await,
     }
 }

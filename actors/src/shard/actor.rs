@@ -19,7 +19,7 @@ use ractor::concurrency::{Duration, JoinHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::ids::{CollectionId, ReplicaId, ShardId, TenantId};
-use ragged_raft::recovery::{RecoveryError, make_sole_voter};
+use ragged_raft::recovery::{LogEnd, RecoveryError, log_end, make_sole_voter};
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
 use std::collections::HashMap;
@@ -59,8 +59,10 @@ pub enum ShardMessage {
         /// Told when it is gone.
         reply: Reply<()>,
     },
-    /// Go on alone, without the group's other replicas; or found the shard, when there is no replica.
+    /// Go on alone, without the group's other replicas; or found the shard, when nothing of it is here.
     Recover {
+        /// The replica that is to go on, and where its log must end; none to found the shard.
+        from: Option<(ReplicaId, LogEnd)>,
         /// Told the replica.
         reply: Reply<ReplicaId>,
     },
@@ -225,8 +227,8 @@ impl Actor for ShardActor {
                 let given_up = state.unhost(replica).await;
                 let _ = reply.send(given_up); // the caller may have gone
             }
-            ShardMessage::Recover { reply } => {
-                let recovered = state.recover(&myself).await;
+            ShardMessage::Recover { from, reply } => {
+                let recovered = state.recover(from, &myself).await;
                 let fault = recovered.as_ref().err().map(|fault| StorageFault(fault.to_string()));
                 let _ = reply.send(recovered); // the caller may have gone
                 if let Some(fault) = fault {
@@ -326,26 +328,38 @@ impl ShardState {
         end_group(&self.arguments).await;
     }
 
-    /// Goes on alone, with what the replica has; founds the shard when there is none.
-    async fn recover(&mut self, myself: &ActorRef<ShardMessage>) -> Result<ReplicaId, ServiceError> {
+    /// Goes on alone from there, or founds the shard. Refused when what is here is not what that was decided on.
+    async fn recover(
+        &mut self,
+        from: Option<(ReplicaId, LogEnd)>,
+        myself: &ActorRef<ShardMessage>,
+    ) -> Result<ReplicaId, ServiceError> {
         self.end_replica().await;
         let (store, name) = (self.arguments.ground.store.clone(), self.arguments.shard.group_name());
         let folder = self.arguments.shard_folder();
-        let separate = move || match store.replica_of(&name).map(|replica| make_sole_voter(&store, replica)) {
-            Some(Ok(_)) => Ok(false),
-            None | Some(Err(RecoveryError::Empty(_))) => {
-                clear_folder(&folder);
-                Ok(true)
+        let separate = move || -> Result<(), String> {
+            let text = |fault: RecoveryError| fault.to_string();
+            let here = match store.replica_of(&name) {
+                Some(replica) => log_end(&store, replica).map_err(text)?.map(|end| (replica, end)),
+                None => None,
+            };
+            if here != from {
+                return Err(format!("what is here has changed: {here:?} instead of {from:?}"));
             }
-            Some(Err(fault)) => Err(fault),
+            if let Some((replica, _)) = here {
+                return make_sole_voter(&store, replica).map(|_| ()).map_err(text);
+            }
+            clear_folder(&folder);
+            // One that was about to be filled may have voted, and could not found anything.
+            store.retire_replica(&name).map_err(|fault| fault.to_string())
         };
         let separated = tokio::task::spawn_blocking(separate).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
-        let founds = separated.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?;
-        let started = start_group(&self.arguments, founds, myself).await;
+        separated.map_err(|why| ServiceError::unavailable("shard_unavailable", why))?;
+        let started = start_group(&self.arguments, from.is_none(), myself).await;
         let running = started.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?;
-        let replica = running.group.group().replica();
+        let (replica, leads) = (running.group.group().replica(), running.group.group().leads());
         self.running = Some(running);
-        Ok(replica)
+        if leads { Ok(replica) } else { Err(ServiceError::unavailable("shard_unavailable", "the replica does not lead")) }
     }
 
     fn not_hosted(&self) -> ServiceError {

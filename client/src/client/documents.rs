@@ -6,6 +6,7 @@ use super::{Client, ListOptions};
 use crate::document::{AcceptedJob, DeleteByFilter, DeletedDocuments, Document, DocumentList, NewDocument, UploadedDocuments};
 use crate::error::ClientError;
 use crate::filter::Filter;
+use crate::search::Consistency;
 use bytes::Bytes;
 use reqwest::{Method, StatusCode, multipart};
 use serde::Serialize;
@@ -78,12 +79,41 @@ impl Client {
         Ok(UploadReply::Stored(stored))
     }
 
-    /// A document with its text.
+    /// A document with its text, as this client has last written it, if it has.
     pub async fn get_document(&self, collection: &str, id: &str) -> Result<Document, ClientError> {
-        self.inner.fetch(&Call::read(Method::GET, &["api", "v1", "collections", collection, "documents", id])).await
+        self.get_document_as_of(collection, id, None).await
     }
 
-    /// A page of the documents, in a stable order, without their texts unless asked for.
+    /// A document with its text, as fresh as wanted; without a wish, it sees what this client wrote before.
+    pub async fn get_document_as_of(
+        &self,
+        collection: &str,
+        id: &str,
+        consistency: Option<Consistency>,
+    ) -> Result<Document, ClientError> {
+        let query = self.freshness(collection, consistency);
+        let call = Call::read(Method::GET, &["api", "v1", "collections", collection, "documents", id]);
+        self.inner.fetch(&call.query(query)).await
+    }
+
+    /// A document with its text, as it is once the write of this token is seen.
+    pub async fn get_document_since(&self, collection: &str, id: &str, token: &str) -> Result<Document, ClientError> {
+        let call = Call::read(Method::GET, &["api", "v1", "collections", collection, "documents", id]);
+        self.inner.fetch(&call.query(vec![("token", token.to_owned())])).await
+    }
+
+    /// What a read says of how fresh it must be.
+    fn freshness(&self, collection: &str, consistency: Option<Consistency>) -> Vec<(&'static str, String)> {
+        let written = || self.inner.tokens().and_then(|tokens| tokens.last(collection));
+        let token = |token: String| ("token", token);
+        match consistency {
+            Some(Consistency::Strong) => vec![("consistency", "strong".to_owned())],
+            Some(Consistency::Eventual) => vec![("consistency", "eventual".to_owned())],
+            None | Some(Consistency::Session) => written().map(token).into_iter().collect(),
+        }
+    }
+
+    /// A page of the documents as this client has last written them, in a stable order, without their texts unless asked for.
     pub async fn list_documents(
         &self,
         collection: &str,
@@ -94,6 +124,7 @@ impl Client {
         if with_text {
             query.push(("text", "true".to_owned()));
         }
+        query.extend(self.freshness(collection, None));
         let call = Call::read(Method::GET, &["api", "v1", "collections", collection, "documents"]).query(query);
         self.inner.fetch(&call).await
     }

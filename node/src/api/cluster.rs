@@ -71,7 +71,8 @@ pub async fn token(mut call: Call, session: Session) -> Answer {
     responses((status = 200, description = "What was done", body = Rebalanced)))]
 pub async fn rebalance(call: Call, session: Session) -> Answer {
     Query::parse(&call.query)?.end()?;
-    json::ok(&Rebalanced { steps: session.rebalance().await? })
+    let round = session.rebalance().await?;
+    json::ok(&Rebalanced { steps: round.made, failed: round.failed })
 }
 
 /// `POST /api/v1/cluster/shards/{shard}/recover`.

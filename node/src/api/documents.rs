@@ -4,13 +4,13 @@ use crate::api::problem::Problem;
 use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::upload_form::{self, UploadForm};
-use crate::api::{Call, filter, json};
+use crate::api::{Call, filter, freshness, json};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ragged_actors::{Deleted, Session, StoredDocument, TextFormat, UploadDocument, Uploaded};
 use ragged_client::{
-    AcceptedJob, DeleteByFilter, DeletedDocuments, Document, DocumentList, Format, NewDocument, NewDocuments, UploadedDocument,
-    UploadedDocuments,
+    AcceptedJob, Consistency, DeleteByFilter, DeletedDocuments, Document, DocumentList, Format, NewDocument, NewDocuments,
+    UploadedDocument, UploadedDocuments,
 };
 use warp::http::StatusCode;
 
@@ -75,6 +75,8 @@ async fn read_documents(call: &mut Call) -> Result<Vec<UploadDocument>, Problem>
             minimum = 1, maximum = 1000),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before.", max_length = 1024),
         ("text" = Option<bool>, Query, description = "Whether to include the texts. Default false."),
+        ("consistency" = Option<Consistency>, Query, description = "How fresh the answer must be. Default `eventual`, or `session` with a token."),
+        ("token" = Option<String>, Query, description = "Token of a write that must be seen."),
     ),
     responses((status = 200, description = "A page", body = DocumentList)))]
 pub async fn list(call: Call, session: Session) -> Answer {
@@ -83,9 +85,10 @@ pub async fn list(call: Call, session: Session) -> Answer {
     let (max, default) = if with_text { (PAGE_WITH_TEXT_MAX, PAGE_WITH_TEXT_DEFAULT) } else { (PAGE_MAX, PAGE_DEFAULT) };
     let limit = query.number("limit", 1..=max, default)?;
     let after = query.cursor()?.map(|cursor| id_of(&cursor)).transpose()?;
+    let freshness = freshness::of_query(&mut query)?;
     query.end()?;
-    let (page, next) = session.documents(call.parameter(0)?, after.as_deref(), limit, with_text).await?;
-    let documents = page.into_iter().map(to_wire).collect::<Result<_, _>>()?;
+    let (page, next) = session.documents(call.parameter(0)?, after.as_deref(), limit, with_text, &freshness).await?;
+    let documents = page.into_iter().map(to_wire).collect();
     json::ok(&DocumentList { documents, next_cursor: next.map(|id| URL_SAFE_NO_PAD.encode(id)) })
 }
 
@@ -101,11 +104,15 @@ fn id_of(cursor: &str) -> Result<String, Problem> {
     params(
         ("collection" = String, Path, description = "Name of the collection", pattern = "^[a-z0-9][a-z0-9_-]{0,62}$", example = "handbook"),
         ("id" = String, Path, description = "Id of the document, percent-encoded", min_length = 1, max_length = 256, example = "raft.md"),
+        ("consistency" = Option<Consistency>, Query, description = "How fresh the answer must be. Default `eventual`, or `session` with a token."),
+        ("token" = Option<String>, Query, description = "Token of a write that must be seen."),
     ),
     responses((status = 200, description = "The document", body = Document)))]
 pub async fn get(call: Call, session: Session) -> Answer {
-    Query::parse(&call.query)?.end()?;
-    json::ok(&to_wire(session.document(call.parameter(0)?, call.parameter(1)?).await?)?)
+    let mut query = Query::parse(&call.query)?;
+    let freshness = freshness::of_query(&mut query)?;
+    query.end()?;
+    json::ok(&to_wire(session.document(call.parameter(0)?, call.parameter(1)?, &freshness).await?))
 }
 
 /// `DELETE /api/v1/collections/{collection}/documents/{id}`.
@@ -166,24 +173,24 @@ pub fn from_wire(wire: NewDocument) -> UploadDocument {
     }
 }
 
-fn to_wire(stored: StoredDocument) -> Result<Document, Problem> {
+fn to_wire(stored: StoredDocument) -> Document {
     let head = stored.head;
     let format = match head.format {
         TextFormat::Plain => Format::Plain,
         TextFormat::Markdown => Format::Markdown,
         TextFormat::Html => Format::Html,
     };
-    Ok(Document {
+    Document {
         id: head.id,
         title: head.title,
         text: stored.text,
         format,
-        metadata: json::stored_object(&head.metadata)?,
+        metadata: json::stored_metadata(head.metadata),
         chunks: head.chunks,
         version: head.version,
         created_at_ms: head.created_at_ms,
         updated_at_ms: head.updated_at_ms,
-    })
+    }
 }
 
 fn uploaded_to_wire(uploaded: Uploaded) -> UploadedDocuments {

@@ -1,6 +1,7 @@
 //! JSON in and out, with errors that say what was wrong and where.
 
 use crate::api::problem::Problem;
+use ragged_client::Metadata;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
@@ -55,6 +56,11 @@ pub fn parse_now<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if text.trim_ascii().is_empty() {
         return Err(Problem::invalid("malformed_json", "the body is empty; a JSON object is expected"));
     }
+    // Where a fault is, is only found out when there is one: keeping track costs as much as reading.
+    serde_json::from_str(text).or_else(|_| parse_with_place(text))
+}
+
+fn parse_with_place<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -103,12 +109,9 @@ fn not_a_number_hint(text: &str, line: usize, column: usize) -> &'static str {
     }
 }
 
-/// A JSON object that the engine keeps as text.
-pub fn stored_object(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
-    if text.is_empty() {
-        return Ok(serde_json::Map::new());
-    }
-    serde_json::from_str(text).map_err(|error| Problem::internal(format!("stored metadata is not a JSON object: {error}")))
+/// Metadata that the engine keeps as text; none is empty.
+pub fn stored_metadata(text: String) -> Metadata {
+    if text.is_empty() { Metadata::default() } else { Metadata::of_text(text) }
 }
 
 /// An answer with a JSON body.

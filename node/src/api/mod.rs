@@ -10,6 +10,7 @@ pub mod collections;
 pub mod dispatch;
 pub mod documents;
 pub mod filter;
+pub mod freshness;
 pub mod health;
 pub mod import;
 pub mod jobs;

@@ -63,6 +63,11 @@ impl Query {
         }
     }
 
+    /// A text.
+    pub fn text(&mut self, name: &'static str) -> Option<String> {
+        self.take(name)
+    }
+
     fn take(&mut self, name: &'static str) -> Option<String> {
         self.known.push(name);
         let index = self.left.iter().position(|(given, _)| given == name)?;

@@ -3,12 +3,11 @@
 use crate::api::problem::Problem;
 use crate::api::query::Query;
 use crate::api::routes::Answer;
-use crate::api::{Call, filter, json};
+use crate::api::{Call, filter, freshness, json};
 use futures::{StreamExt, TryStreamExt};
-use ragged_actors::{Found, Freshness, Search, SearchOutcome, Session, WriteToken};
+use ragged_actors::{Found, Search, SearchOutcome, Session};
 use ragged_client::{
-    Consistency, Explanation, GroupBy, Hit, Mode, SearchBatch, SearchBatchResponse, SearchRequest, SearchResponse, ShardPlan,
-    Span,
+    Explanation, GroupBy, Hit, Mode, SearchBatch, SearchBatchResponse, SearchRequest, SearchResponse, ShardPlan, Span,
 };
 use std::time::Instant;
 
@@ -77,11 +76,11 @@ async fn run(session: &Session, collection: &str, request: SearchRequest) -> Res
     let search = from_wire(request)?;
     let began = Instant::now();
     let outcome = session.search(collection, search).await?;
-    to_wire(outcome, explain, began)
+    Ok(to_wire(outcome, explain, began))
 }
 
 fn from_wire(request: SearchRequest) -> Result<Search, Problem> {
-    let freshness = freshness(request.consistency, request.token)?;
+    let freshness = freshness::freshness(request.consistency, request.token)?;
     let weights = request.weights.unwrap_or_default();
     let mode = request.mode.map(|mode| match mode {
         Mode::Dense => ragged_actors::Mode::Dense,
@@ -103,69 +102,35 @@ fn from_wire(request: SearchRequest) -> Result<Search, Problem> {
     })
 }
 
-fn freshness(consistency: Option<Consistency>, token: Option<String>) -> Result<Freshness, Problem> {
-    // Read even where it decides nothing: a wrong token is a mistake in the client.
-    let token = token.map(|text| WriteToken::parse(&text)).transpose()?;
-    match (consistency, token) {
-        (None | Some(Consistency::Session), Some(token)) => Ok(Freshness::Session(token)),
-        (Some(Consistency::Session), None) => {
-            Err(Problem::invalid("missing_token", "consistency session needs the token of the write that the search must see"))
-        }
-        (Some(Consistency::Eventual), Some(_)) => Err(Problem::invalid(
-            "contradicting_consistency",
-            "a token asks for consistency session, but consistency says eventual",
-        )),
-        // Everything acknowledged before the search includes the token's write.
-        (Some(Consistency::Strong), _) => Ok(Freshness::Strong),
-        (None | Some(Consistency::Eventual), None) => Ok(Freshness::Eventual),
-    }
-}
-
-fn to_wire(outcome: SearchOutcome, explain: bool, began: Instant) -> Result<SearchResponse, Problem> {
-    let hits = outcome.hits.into_iter().map(|found| hit(found, explain)).collect::<Result<_, _>>()?;
+fn to_wire(outcome: SearchOutcome, explain: bool, began: Instant) -> SearchResponse {
+    let hits = outcome.hits.into_iter().map(|found| hit(found, explain)).collect();
     let shard = |plan: ragged_actors::ShardPlan| ShardPlan { shard: plan.shard, steps: plan.steps, took_ms: plan.took_ms };
     let plan = explain.then(|| outcome.plan.into_iter().map(shard).collect());
     let missing_shards: Vec<u16> = outcome.missing.iter().map(|shard| shard.0).collect();
     let partial = (!missing_shards.is_empty()).then_some(true);
-    Ok(SearchResponse { hits, took_ms: took_ms(began), plan, partial, missing_shards })
+    SearchResponse { hits, took_ms: took_ms(began), plan, partial, missing_shards }
 }
 
-fn hit(found: Found, explain: bool) -> Result<Hit, Problem> {
+fn hit(found: Found, explain: bool) -> Hit {
     let explanation = explain.then(|| Explanation {
         dense_score: found.dense.map(|(score, _)| score),
         dense_rank: found.dense.map(|(_, rank)| rank),
         text_score: found.text_match.map(|(score, _)| score),
         text_rank: found.text_match.map(|(_, rank)| rank),
     });
-    Ok(Hit {
+    Hit {
         document_id: found.document_id,
         chunk: found.chunk,
         score: found.score,
         title: found.title,
         text: found.text,
         span: Span { start: found.start, end: found.end },
-        metadata: json::stored_object(&found.metadata)?,
+        metadata: json::stored_metadata(found.metadata),
         explanation,
-    })
+    }
 }
 
 fn took_ms(began: Instant) -> f64 {
     // Microseconds are as fine as anyone wants to read.
     began.elapsed().as_micros() as f64 / 1e3
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_and_consistency_agree() {
-        let token = || Some(WriteToken::default().reveal().unwrap());
-        assert!(matches!(freshness(None, None), Ok(Freshness::Eventual)));
-        assert!(matches!(freshness(None, token()), Ok(Freshness::Session(_))));
-        assert!(matches!(freshness(Some(Consistency::Strong), token()), Ok(Freshness::Strong)));
-        assert_eq!(freshness(Some(Consistency::Session), None).err().unwrap().code, "missing_token");
-        assert_eq!(freshness(Some(Consistency::Eventual), token()).err().unwrap().code, "contradicting_consistency");
-        assert_eq!(freshness(Some(Consistency::Strong), Some("t".to_string())).err().unwrap().code, "invalid_token");
-    }
 }

@@ -8,13 +8,16 @@ use clap::Subcommand;
 use comfy_table::Cell;
 use ragged_actors::{ShardId, StoreOptions};
 use ragged_client::{
-    Client, ClusterNode, Diagnosis, NewJoinToken, NodeList, NodeStanding, Rebalanced, Recovery, ReplicaRole, ShardList,
+    Client, ClusterNode, Diagnosis, NewJoinToken, NodeList, NodeStanding, Rebalanced, Recovery, ReplicaRole, ReplicaState,
+    ShardList,
 };
 use std::time::{Duration, Instant};
 
 /// How long `rebalance` waits between two rounds of steps, and for how long there must be none until it ends.
 const REBALANCE_PAUSE: Duration = Duration::from_millis(300);
 const SETTLED: Duration = Duration::from_secs(1);
+/// Rounds of steps none of which could be made, after which it gives up.
+const VAIN_ROUNDS_MAX: u32 = 20;
 
 /// Commands of `ragged cluster`.
 #[derive(Subcommand)]
@@ -115,11 +118,14 @@ pub async fn run(command: Command, globals: &Globals, output: &Output) -> Result
             output.either(&made, || made.token.clone())?;
         }
         Command::Rebalance { once } => {
-            let steps = rebalance(&client, once, output).await?;
-            output.either(&Rebalanced { steps: steps.clone() }, || match steps.len() {
-                0 => "nothing to do: replicas and leaders are spread evenly".to_owned(),
+            let rebalanced = rebalance(&client, once, output).await?;
+            output.either(&rebalanced, || match rebalanced.steps.len() {
+                0 => "nothing to do: replicas and leaders are spread evenly, as far as nodes answer".to_owned(),
                 made => format!("{made} steps"),
             })?;
+            if !rebalanced.failed.is_empty() {
+                return Ok(Exit::PartlyFailed);
+            }
         }
         Command::Recover { shard, accept_loss } => {
             let recovered = client.recover_shard(shard, &Recovery { accept_loss }).await?;
@@ -138,24 +144,32 @@ pub async fn run(command: Command, globals: &Globals, output: &Output) -> Result
     Ok(Exit::Success)
 }
 
-/// Has steps made until none is left, and shows them; all that were made.
-async fn rebalance(client: &Client, once: bool, output: &Output) -> Result<Vec<String>, CliError> {
-    let (mut made, mut quiet_since) = (Vec::new(), None::<Instant>);
+/// Has steps made until none is left and no replica is being filled, and shows them: all that were made, and those that fail again and again.
+async fn rebalance(client: &Client, once: bool, output: &Output) -> Result<Rebalanced, CliError> {
+    let (mut made, mut quiet_since, mut vain) = (Vec::new(), None::<Instant>, 0);
     loop {
-        let Rebalanced { steps } = client.rebalance().await?;
+        let Rebalanced { steps, failed } = client.rebalance().await?;
         for step in &steps {
             output.note(step);
         }
-        let ended = steps.is_empty();
+        let is_quiet = steps.is_empty() && failed.is_empty();
+        vain = if steps.is_empty() && !failed.is_empty() { vain + 1 } else { 0 };
         made.extend(steps);
-        // Between two steps there may be nothing to do for a moment, as while a replica is being filled.
-        let quiet_since = if ended { *quiet_since.get_or_insert_with(Instant::now) } else { *quiet_since.insert(Instant::now()) };
-        let settled = ended && quiet_since.elapsed() > SETTLED && client.cluster_doctor().await?.healthy;
-        if once || settled {
-            return Ok(made);
+        // Between two steps there may be nothing to do for a moment.
+        quiet_since = if is_quiet { quiet_since.or_else(|| Some(Instant::now())) } else { None };
+        let is_settled = quiet_since.is_some_and(|since| since.elapsed() > SETTLED) && !is_filling(client).await?;
+        if once || is_settled || vain == VAIN_ROUNDS_MAX {
+            return Ok(Rebalanced { steps: made, failed });
         }
         tokio::time::sleep(REBALANCE_PAUSE).await;
     }
+}
+
+/// Whether a replica that answers is being filled.
+async fn is_filling(client: &Client) -> Result<bool, CliError> {
+    let shards = client.cluster_shards(false).await?.shards;
+    let mut replicas = shards.iter().flat_map(|shard| &shard.replicas);
+    Ok(replicas.any(|replica| replica.role == ReplicaRole::Learner && replica.state == ReplicaState::Running))
 }
 
 async fn refound(accept_loss: bool, globals: &Globals, output: &Output) -> Result<Exit, CliError> {

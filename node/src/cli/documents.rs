@@ -158,12 +158,11 @@ fn print(page: &DocumentList, first: bool, output: &Output) -> Result<(), CliErr
 }
 
 fn describe(document: &Document, output: &Output) -> String {
-    let metadata = serde_json::Value::Object(document.metadata.clone());
     let rows = [
         ("id", printable(&document.id)),
         ("title", printable(document.title.as_deref().unwrap_or(""))),
         ("format", format!("{:?}", document.format).to_lowercase()),
-        ("metadata", printable(&metadata.to_string())),
+        ("metadata", printable(document.metadata.text())),
         ("chunks", document.chunks.to_string()),
         ("version", document.version.to_string()),
         ("created", timestamp::of_ms(document.created_at_ms)),

@@ -189,6 +189,9 @@ impl MetaApplication {
     fn refound(&self, cluster: ulid::Ulid, survivor: NodeId, batch: &mut WriteBatch) -> io::Result<MetaReply> {
         let key = self.global(RowKind::Cluster, b"");
         let Some(row) = self.store.row::<ClusterRow>(&key)? else { return Ok(MetaReply::NotFound) };
+        if self.node(survivor)?.is_none() {
+            return Ok(MetaReply::NotFound);
+        }
         self.put(batch, key, &ClusterRow { cluster, ..row })?;
         let nodes = self.global(RowKind::Node, b"");
         for row in self.store.scan(&nodes, end_of(&nodes)) {

@@ -103,8 +103,13 @@ impl Model {
                 .map(|(shard, replica)| self.status(&self.shards[usize::from(shard.0)], GroupName::Shard(*shard), *replica));
             let meta = self.meta.nodes.contains_key(&member.row.meta_replica);
             let meta = meta.then(|| self.status(&self.meta, GroupName::Meta, member.row.meta_replica));
-            let replicas = shards.chain(meta).collect();
-            let status = NodeStatus { node: member.row.node, version: "1".into(), replicas };
+            let replicas: Vec<ReplicaStatus> = shards.chain(meta).collect();
+            let shard = |replica: &ReplicaStatus| match replica.group {
+                GroupName::Meta => None,
+                GroupName::Shard(shard) => Some(shard),
+            };
+            let kept = replicas.iter().filter_map(shard).collect();
+            let status = NodeStatus { node: member.row.node, version: "1".into(), replicas, kept };
             NodeView { row: member.row.clone(), status: member.alive.then_some(status) }
         });
         Overview { nodes: nodes.collect(), places: self.shards.iter().map(|group| group.places.clone()).collect() }

@@ -83,11 +83,12 @@ fn lists_for(count: usize) -> usize {
 }
 
 /// faiss's name for the index that suits vectors of this length. Products of four values with four bits each are scanned in registers;
-/// other lengths get eight bits a value.
+/// other lengths get eight bits a value. Blocks of 64 codes: with those of 32 faiss takes its way for many queries at once, which costs one query
+/// a third more at the same recall (63,436 vectors of MiniLM, faiss 1.15).
 fn description(count: usize, dimension: usize) -> String {
     let lists = lists_for(count);
     if dimension >= 16 && dimension.is_multiple_of(4) {
-        format!("IVF{lists},PQ{}x4fs", dimension / 4)
+        format!("IVF{lists},PQ{}x4fs_64", dimension / 4)
     } else {
         format!("IVF{lists},SQ8")
     }
