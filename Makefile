@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster failover test lint fmt docs-check bench eval clean
+.PHONY: help setup run cluster failover chaos test lint fmt docs-check bench eval clean
 
 help: ## show this list
 	@echo "ragged: make COMMAND"
@@ -34,6 +34,9 @@ docs-check: ## check the documents: links, examples, commands
 
 failover: setup ## kill the nodes of a cluster in turn, 20 times; say how long writes waited
 	@scripts/failover
+
+chaos: setup ## break a cluster for two minutes and check what it promised; with root also its network
+	@scripts/run-chaos
 
 bench: setup ## measure embedding beside ONNX Runtime, then search; needs ../shared
 	@bench/run

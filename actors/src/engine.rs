@@ -20,7 +20,7 @@ use crate::cluster::services::Services;
 use crate::cluster::succession::{Succession, hand_over};
 use crate::cluster::tls::{CertificateFiles, Credentials, TlsError};
 use crate::cluster::transport::{LinkTransport, Receptions};
-use crate::cluster::{authority, join, listener};
+use crate::cluster::{authority, join, listener, recovery};
 use crate::embedding::{Embedder, EmbedderArguments, EmbedderMessage, Embedding, EmbeddingMetrics};
 use crate::hedge::Hedge;
 use crate::ingest::jobs::{JobsActor, JobsArguments, JobsMessage, JobsMetrics};
@@ -438,6 +438,9 @@ struct Begun {
 /// Finds out who this node is: a member since before, the founder of a new cluster, or one that joins.
 async fn begin(store: &Arc<Store>, options: &EngineOptions) -> Result<Begun, StartError> {
     let node = store.node();
+    if recovery::is_being_refounded(&options.data_dir) {
+        return Err(StartError::HalfRefounded(options.data_dir.clone()));
+    }
     let known = NodeIdentity::load(&options.data_dir, node)?;
     if known.is_none()
         && let Some(joining) = &options.cluster.joining
@@ -458,10 +461,6 @@ async fn begin(store: &Arc<Store>, options: &EngineOptions) -> Result<Begun, Sta
         None => found(&group, options).await?,
     };
     let cluster = group.cluster()?;
-    if cluster.as_ref().is_some_and(|row| row.cluster != identity.cluster) {
-        group.group().shutdown().await;
-        return Err(StartError::HalfRefounded(options.data_dir.clone()));
-    }
     // Nobody else can have moved them before they were noted.
     let found_shards = cluster.is_some_and(|row| row.founded_by == node) && group.all_places()?.is_empty();
     let removed = group.nodes()?.into_iter().filter(|row| row.state == NodeState::Removed).map(|row| row.node).collect();

@@ -17,6 +17,7 @@ use ragged_raft::recovery::LogEnd;
 use ragged_raft::shard::command::{ShardCommand, ShardReply};
 use ragged_raft::shard::group::ShardGroup;
 use rand::seq::SliceRandom;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -265,18 +266,7 @@ impl Shards {
         freshness: ShardFreshness,
         request: &ShardRequest,
     ) -> Result<Result<ShardResponse, String>, ServiceError> {
-        // The usual case, without looking up where the others are.
-        let mut first = self.group_here(shard).map(|_| self.own());
-        let mut others: Option<std::vec::IntoIter<NodeId>> = None;
-        let mut next = || -> Result<Option<NodeId>, ServiceError> {
-            if let Some(own) = first.take() {
-                return Ok(Some(own));
-            }
-            if others.is_none() {
-                others = Some(self.other_hosts(shard)?.into_iter());
-            }
-            Ok(others.as_mut().and_then(Iterator::next))
-        };
+        let mut candidates = Candidates::of(self, shard);
         let hedge = &self.inner.hedge;
         let slow = tokio::time::sleep(hedge.patience(request));
         tokio::pin!(slow);
@@ -294,7 +284,7 @@ impl Shards {
                 if let Some(fault) = refusal {
                     return Err(fault);
                 }
-                let Some(node) = next()? else { return Ok(Err(why)) };
+                let Some(node) = candidates.next()? else { return Ok(Err(why)) };
                 current = Some(node);
                 asked.push(ask(node, false));
             }
@@ -313,10 +303,11 @@ impl Shards {
                 () = &mut slow, if !hedged => {
                     hedged = true;
                     // That nobody else is known is no reason to give up the one that is being asked.
-                    if let Ok(Some(node)) = next()
-                        && hedge.may_ask()
-                    {
-                        asked.push(ask(node, true));
+                    if let Ok(Some(node)) = candidates.next() {
+                        match hedge.may_ask() {
+                            true => asked.push(ask(node, true)),
+                            false => candidates.put_back(node),
+                        }
                     }
                 }
             }
@@ -334,6 +325,42 @@ impl Shards {
             ShardResponse::Applied { index, reply } => Ok((index, reply)),
             other => Err(other.mismatch()),
         }
+    }
+}
+
+/// Nodes with a replica of a shard, in the order that they are asked: this one first, or last when another was faster lately; the others are looked up when
+/// they are needed.
+struct Candidates<'a> {
+    shards: &'a Shards,
+    shard: ShardId,
+    own: Option<NodeId>,
+    own_is_last: bool,
+    others: Option<VecDeque<NodeId>>,
+}
+
+impl<'a> Candidates<'a> {
+    fn of(shards: &'a Shards, shard: ShardId) -> Self {
+        let own = shards.group_here(shard).map(|_| shards.own());
+        let own_is_last = own.is_some_and(|own| shards.inner.hedge.is_overtaken(own));
+        Candidates { shards, shard, own, own_is_last, others: None }
+    }
+
+    fn next(&mut self) -> Result<Option<NodeId>, ServiceError> {
+        if !self.own_is_last
+            && let Some(own) = self.own.take()
+        {
+            return Ok(Some(own));
+        }
+        let others = match &mut self.others {
+            Some(others) => others,
+            None => self.others.insert(self.shards.other_hosts(self.shard)?.into()),
+        };
+        Ok(others.pop_front().or_else(|| self.own.take()))
+    }
+
+    /// The next one, after all.
+    fn put_back(&mut self, node: NodeId) {
+        self.others.get_or_insert_default().push_front(node);
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Standing {
     pub nodes: BTreeMap<ReplicaId, NodeId>,
     /// Whether a change of the voters was begun and is not finished.
     pub is_changing: bool,
+    /// Of each of these a majority is needed: the voters; while a change is under way, those before it and those after it.
+    quorums: Vec<BTreeSet<ReplicaId>>,
     /// Index of the last entry in the log.
     pub last_index: u64,
     /// On the leader: up to which index the log of each other replica is known to be the same.
@@ -47,6 +49,12 @@ impl Standing {
         replica == self.replica || self.matching.get(&replica).is_some_and(|index| index + lag >= self.last_index)
     }
 
+    /// Whether the replicas that this holds for can decide for the group.
+    pub fn is_majority(&self, holds: impl Fn(ReplicaId) -> bool) -> bool {
+        let is_majority = |voters: &BTreeSet<ReplicaId>| voters.iter().filter(|voter| holds(**voter)).count() * 2 > voters.len();
+        self.quorums.iter().all(is_majority)
+    }
+
     fn of(metrics: &RaftMetrics<Types>) -> Standing {
         let members = &metrics.membership_config;
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
@@ -58,6 +66,7 @@ impl Standing {
             voters: members.voter_ids().map(ReplicaId).collect(),
             nodes: members.nodes().map(|(replica, node)| (ReplicaId(*replica), NodeId(node.node))).collect(),
             is_changing: members.get_joint_config().len() > 1,
+            quorums: members.get_joint_config().iter().map(|voters| voters.iter().copied().map(ReplicaId).collect()).collect(),
             last_index: metrics.last_log_index.unwrap_or_default(),
             matching: matching.collect(),
             members_since: *members.log_id(),
@@ -73,7 +82,19 @@ impl Standing {
         last_index: u64,
         matching: BTreeMap<ReplicaId, u64>,
     ) -> Standing {
-        Standing { replica, term: 1, leader, voters, nodes, is_changing: false, last_index, matching, members_since: None }
+        let quorums = vec![voters.clone()];
+        Standing {
+            replica,
+            term: 1,
+            leader,
+            voters,
+            nodes,
+            is_changing: false,
+            quorums,
+            last_index,
+            matching,
+            members_since: None,
+        }
     }
 
     /// Whether the replica that sees it so leads.

@@ -5,7 +5,7 @@ use crate::ids::{NodeId, ReplicaId};
 use crate::keys::end_of;
 use crate::syncer::{OnSyncFailure, Sync, Syncer, end_process};
 use crate::watermark::Watermark;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction,
     IteratorMode, Options, ReadOptions, WriteBatch,
@@ -208,6 +208,8 @@ pub struct Store {
     syncer: Syncer,
     db: Arc<DB>,
     identity: Mutex<Identity>,
+    /// The groups' replicas, for whoever only looks: the identity is held while the disk is waited for.
+    replicas: RwLock<BTreeMap<String, ReplicaId>>,
     spaces: Mutex<HashMap<ReplicaId, Arc<Space>>>,
     folder: PathBuf,
 }
@@ -241,8 +243,14 @@ impl Store {
             None => Identity { node: NodeId(random_id()), given: 0, replicas: BTreeMap::new(), spaces: BTreeMap::new() },
         };
         let syncer = Syncer::start(sync_with_watermark(db.clone(), watermark), on_failure).map_err(StoreError::Syncer)?;
-        let store =
-            Store { syncer, db, identity: Mutex::new(identity.clone()), spaces: Mutex::default(), folder: folder.to_owned() };
+        let store = Store {
+            syncer,
+            db,
+            identity: Mutex::new(identity.clone()),
+            replicas: RwLock::new(identity.replicas.clone()),
+            spaces: Mutex::default(),
+            folder: folder.to_owned(),
+        };
         store.save_identity(&identity, WriteBatch::default())?;
         empty_snapshots(&store.snapshot_folder()).map_err(cannot_use)?;
         Ok(Arc::new(store))
@@ -275,6 +283,7 @@ impl Store {
         changed.replicas.insert(group.to_owned(), replica);
         changed.spaces.insert(replica, Spaces { current: replica.0, other: None });
         self.save_identity(&changed, WriteBatch::default())?;
+        self.replicas.write().clone_from(&changed.replicas);
         *identity = changed;
         Ok(replica)
     }
@@ -297,6 +306,7 @@ impl Store {
         let log = replica.0.to_be_bytes();
         batch.delete_range_cf(self.log(), log.to_vec(), end_of(&log));
         self.save_identity(&changed, batch)?;
+        self.replicas.write().clone_from(&changed.replicas);
         *identity = changed;
         drop(identity);
         self.spaces.lock().remove(&replica);
@@ -305,7 +315,12 @@ impl Store {
 
     /// The replica of a group on this node, if there is one.
     pub fn replica_of(&self, group: &str) -> Option<ReplicaId> {
-        self.identity.lock().replicas.get(group).copied()
+        self.replicas.read().get(group).copied()
+    }
+
+    /// The replicas on this node, by their groups. Waits for nothing.
+    pub fn replicas(&self) -> BTreeMap<String, ReplicaId> {
+        self.replicas.read().clone()
     }
 
     /// Where a replica's rows are; all callers share it.

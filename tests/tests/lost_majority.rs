@@ -167,6 +167,11 @@ async fn a_node_refounds_the_cluster_with_what_it_has() -> Result<()> {
     let done = refound(nodes[2].data_dir(), &["--accept-loss"])?;
     let said: Value = serde_json::from_slice(&done.stdout).with_context(|| format!("{done:?}"))?;
     ensure!(entries(&said, "shards").count() == 16 && entries(&said, "lost_shards").count() == 0, "{said}");
+    // As if that had been cut off: the node does not start, and it can be done again.
+    std::fs::write(nodes[2].data_dir().join("refounding"), "")?;
+    ensure!(nodes[2].restart().await.is_err(), "a node that is half refounded starts");
+    let again = refound(nodes[2].data_dir(), &["--accept-loss"])?;
+    ensure!(again.status.success(), "{again:?}");
     // Not the founder, and not the one that led.
     nodes[2].restart().await?;
     ensure!(found(&nodes[2]).await? == DOCUMENTS, "everything is there");

@@ -4,7 +4,7 @@ use crate::cluster::links::Lane;
 use crate::cluster::services::Services;
 use crate::cluster::wire::{Answer, Call, GroupName, NodeStatus, ReplicaStatus};
 use crate::error::ServiceError;
-use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
+use ragged_raft::ids::{NodeId, ShardId};
 use ragged_raft::membership::Standing;
 use ragged_raft::meta::node::{NodeRow, NodeState, ShardPlaces};
 use std::time::Duration;
@@ -51,16 +51,15 @@ impl Overview {
 
     /// The same when a majority of the group's voters run: a leader that has lost its majority does not know it at once.
     pub fn working_leader(&self, group: GroupName) -> Option<(NodeId, &ReplicaStatus)> {
-        self.leader(group).filter(|(_, status)| self.voters_that_run(group, &status.standing) * 2 > status.standing.voters.len())
+        self.leader(group).filter(|(_, status)| self.has_majority(group, &status.standing))
     }
 
-    /// How many of a group's voters run.
-    pub fn voters_that_run(&self, group: GroupName, standing: &Standing) -> usize {
-        let runs = |replica: &&ReplicaId| {
-            let view = standing.nodes.get(*replica).and_then(|node| self.node(*node));
-            view.and_then(|view| view.replica(group)).is_some_and(|status| status.standing.replica == **replica)
-        };
-        standing.voters.iter().filter(runs).count()
+    /// Whether enough of a group's voters run to decide anything: while the voters are being changed, of those before and of those after.
+    pub fn has_majority(&self, group: GroupName, standing: &Standing) -> bool {
+        standing.is_majority(|replica| {
+            let view = standing.nodes.get(&replica).and_then(|node| self.node(*node));
+            view.and_then(|view| view.replica(group)).is_some_and(|status| status.standing.replica == replica)
+        })
     }
 }
 

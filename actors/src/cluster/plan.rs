@@ -282,17 +282,16 @@ impl Situation<'_> {
     /// Whether a node keeps no replica of a shard, not even one that has left its group: that is given up before another comes.
     fn has_nothing_of(&self, shard: ShardId, node: NodeId) -> bool {
         let status = self.overview.node(node).and_then(|view| view.status.as_ref());
-        status.is_none_or(|status| !status.kept.contains(&shard))
+        status.is_none_or(|status| status.kept.iter().all(|(kept, _)| *kept != shard))
     }
 
     /// Replicas that a node keeps though they are in no group any more.
     fn give_up_orphans(&self, shard: ShardId, standing: &Standing) -> Vec<Step> {
         let mut steps = Vec::new();
         for view in &self.overview.nodes {
-            if let Some(found) = view.replica(GroupName::Shard(shard))
-                && !standing.nodes.contains_key(&found.standing.replica)
-            {
-                steps.push(Step::Unhost { shard, node: view.row.node, replica: found.standing.replica });
+            let kept = view.status.iter().flat_map(|status| &status.kept).filter(|(kept, _)| *kept == shard);
+            for (_, replica) in kept.filter(|(_, replica)| !standing.nodes.contains_key(replica)) {
+                steps.push(Step::Unhost { shard, node: view.row.node, replica: *replica });
             }
         }
         steps

@@ -9,7 +9,6 @@ use crate::error::{ErrorKind, ServiceError};
 use crate::service::Session;
 use ragged_raft::group::Ground;
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
-use ragged_raft::membership::Standing;
 use ragged_raft::meta::MetaGroup;
 use ragged_raft::meta::command::{MetaCommand, MetaReply};
 use ragged_raft::meta::node::NodeState;
@@ -76,21 +75,29 @@ fn check_lost(overview: &Overview, shard: ShardId) -> Result<(), ServiceError> {
         return conflict("shard_has_leader", format!("{shard} is led by {leader}: there is nothing to recover"));
     }
     // Any node may have one that is not noted yet; and one that has just started does not run all of its own.
-    let hides = |view: &&NodeView| match &view.status {
-        None => true,
-        Some(status) => status.kept.contains(&shard) && view.replica(group).is_none(),
-    };
-    let hiding: Vec<String> = overview.nodes.iter().filter(hides).map(|view| view.row.node.0.to_string()).collect();
-    if !hiding.is_empty() {
-        let detail = format!(
-            "nodes {} may have replicas of {shard}, and do not answer or do not run them yet: start them again, which loses nothing; or, when they are gone for good, remove them first (ragged cluster remove NODE --force)",
-            hiding.join(", ")
-        );
-        return conflict("replicas_may_return", detail);
+    let silent: Vec<NodeId> = overview.nodes.iter().filter(|view| view.status.is_none()).map(|view| view.row.node).collect();
+    let keeps = |view: &&NodeView| view.status.as_ref().is_some_and(|status| status.kept.iter().any(|(kept, _)| *kept == shard));
+    let idle: Vec<NodeId> =
+        overview.nodes.iter().filter(keeps).filter(|view| view.replica(group).is_none()).map(|view| view.row.node).collect();
+    if !silent.is_empty() || !idle.is_empty() {
+        let list = |nodes: &[NodeId]| nodes.iter().map(|node| node.0.to_string()).collect::<Vec<_>>().join(", ");
+        let mut detail = String::new();
+        if !silent.is_empty() {
+            detail = format!(
+                "nodes {} do not answer and may have replicas of {shard}: start them again, which loses nothing; or, when they are gone for good, remove them first (ragged cluster remove NODE --force). ",
+                list(&silent)
+            );
+        }
+        if !idle.is_empty() {
+            detail += &format!(
+                "nodes {} have replicas of {shard} that do not run: wait until they do; their logs say why they cannot, if they cannot",
+                list(&idle)
+            );
+        }
+        return conflict("replicas_may_return", detail.trim_end().to_owned());
     }
-    let has_majority = |standing: &Standing| overview.voters_that_run(group, standing) * 2 > standing.voters.len();
     let mut standings = overview.nodes.iter().filter_map(|view| Some(&view.replica(group)?.standing));
-    if standings.any(|standing| standing.voters.contains(&standing.replica) && has_majority(standing)) {
+    if standings.any(|standing| standing.voters.contains(&standing.replica) && overview.has_majority(group, standing)) {
         return conflict("shard_has_majority", format!("a majority of {shard} answers: it will elect a leader by itself"));
     }
     Ok(())
@@ -152,6 +159,9 @@ pub enum RefoundError {
     /// The data folder is of no cluster.
     #[error("the data folder {0} does not belong to a cluster: there is nothing to refound")]
     NoMember(std::path::PathBuf),
+    /// The file that marks a folder that is being refounded.
+    #[error("the data folder {0} cannot be written to: {1}")]
+    Mark(std::path::PathBuf, std::io::Error),
     /// A replica.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
@@ -189,10 +199,29 @@ pub async fn refound(data_dir: &Path, options: StoreOptions) -> Result<Refounded
     group.group().shutdown().await;
     tokio::task::spawn_blocking(move || store.close()).await?;
     match refounded?.1 {
-        MetaReply::Done => {}
+        MetaReply::Done => unmark(data_dir)?,
         other => return Err(RefoundError::Group(format!("it answered {other:?}"))),
     }
     Ok(Refounded { cluster: identity.cluster, node: identity.node, shards, lost })
+}
+
+/// The file that says that a folder is being refounded, and that its node must not be started.
+const REFOUNDING: &str = "refounding";
+
+/// Whether refounding was begun over this folder, and not ended.
+pub fn is_being_refounded(data_dir: &Path) -> bool {
+    data_dir.join(REFOUNDING).exists()
+}
+
+fn mark(data_dir: &Path) -> Result<(), RefoundError> {
+    let mark =
+        || std::fs::File::create(data_dir.join(REFOUNDING))?.sync_all().and_then(|()| std::fs::File::open(data_dir)?.sync_all());
+    mark().map_err(|fault| RefoundError::Mark(data_dir.to_owned(), fault))
+}
+
+fn unmark(data_dir: &Path) -> Result<(), RefoundError> {
+    let unmark = || std::fs::remove_file(data_dir.join(REFOUNDING)).and_then(|()| std::fs::File::open(data_dir)?.sync_all());
+    unmark().map_err(|fault| RefoundError::Mark(data_dir.to_owned(), fault))
 }
 
 type Separated = (Arc<Store>, NodeIdentity, Vec<ShardId>, Vec<ShardId>);
@@ -220,6 +249,7 @@ fn separate(data_dir: &Path, options: StoreOptions) -> Result<Separated, Refound
             None => lost.push(shard),
         }
     }
+    mark(data_dir)?;
     // From here on no node of the old cluster is talked to.
     identity.cluster = Ulid::new();
     identity.save(data_dir)?;

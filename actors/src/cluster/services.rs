@@ -76,16 +76,9 @@ impl Services {
             // The node that is meant lived here before: it must not seem to answer.
             return refuse(forbidden("another_node", format!("this is {}, not {}", self.identity.node, hello.to)));
         }
-        let known = |node| self.meta.group().ok().and_then(|group| group.node(node).ok().flatten());
-        let row = known(hello.node);
-        if self.links.has_removed(hello.node) || row.as_ref().is_some_and(|row| row.state == NodeState::Removed) {
+        let row = self.meta.group().ok().and_then(|group| group.node(hello.node).ok().flatten());
+        if self.links.has_removed(hello.node) || row.is_some_and(|row| row.state == NodeState::Removed) {
             return refuse(links::removed(hello.node));
-        }
-        // Its certificate does not say that the cluster has let it in. One that has just joined comes again; and a node that has just joined itself
-        // knows nobody yet, and has to be told.
-        let is_told = || known(self.identity.node).is_some();
-        if row.is_none() && !self.links.credentials().name_nodes() && is_told() {
-            return refuse(forbidden("unknown_node", format!("{} is not known to have joined the cluster", hello.node)));
         }
         self.links.note_address(hello.node, &hello.address);
         Ok(Answer::Done)
@@ -167,8 +160,8 @@ impl Services {
         for shard in self.shards.ids() {
             replicas.extend(self.shards.group_here(shard).iter().map(|running| of(GroupName::Shard(shard), running.group())));
         }
-        let is_kept = |shard: &ShardId| self.store.replica_of(&shard.group_name()).is_some();
-        let kept = self.shards.ids().filter(is_kept).collect();
+        let on_disk = self.store.replicas();
+        let kept = self.shards.ids().filter_map(|shard| Some((shard, *on_disk.get(&shard.group_name())?))).collect();
         NodeStatus { node: self.identity.node, version: env!("CARGO_PKG_VERSION").into(), replicas, kept }
     }
 

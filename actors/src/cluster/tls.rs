@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What both sides must speak: a node of another protocol version is refused in the handshake.
-pub const PROTOCOL: &[u8] = b"ragged-cluster/1";
+pub const PROTOCOL: &[u8] = b"ragged-cluster/2";
 
 /// Why a stream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -148,11 +148,6 @@ impl Credentials {
             Naming::Node => ServerName::try_from(node_name(node)),
             Naming::Host => host_name(address),
         }
-    }
-
-    /// Whether certificates say which node it is.
-    pub fn name_nodes(&self) -> bool {
-        self.naming == Naming::Node
     }
 
     /// Whether a certificate, which has been verified, may be this node's.

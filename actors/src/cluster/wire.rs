@@ -218,8 +218,8 @@ pub struct NodeStatus {
     pub version: String,
     /// Its replicas that run.
     pub replicas: Vec<ReplicaStatus>,
-    /// Shards that it keeps a replica of on its disk, whether that runs or not.
-    pub kept: Vec<ShardId>,
+    /// Shards that it keeps a replica of on its disk, whether that runs or not, and which.
+    pub kept: Vec<(ShardId, ReplicaId)>,
 }
 
 /// How a replica stands.

@@ -305,7 +305,8 @@ impl ShardState {
 
     /// Gives up a replica that has left its group, with everything it kept.
     async fn unhost(&mut self, replica: ReplicaId) -> Result<(), ServiceError> {
-        if self.running.as_ref().is_none_or(|running| running.group.group().replica() != replica) {
+        // One that could not be started is given up as well.
+        if self.arguments.ground.store.replica_of(&self.arguments.shard.group_name()) != Some(replica) {
             return Ok(()); // it has been done before
         }
         tracing::info!(shard = %self.arguments.shard, %replica, "gives up a replica that has left its group");

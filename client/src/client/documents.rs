@@ -79,12 +79,12 @@ impl Client {
         Ok(UploadReply::Stored(stored))
     }
 
-    /// A document with its text, as this client has last written it, if it has.
+    /// A document with its text. The last write of this client to the collection is seen; earlier ones to other shards may not be yet.
     pub async fn get_document(&self, collection: &str, id: &str) -> Result<Document, ClientError> {
         self.get_document_as_of(collection, id, None).await
     }
 
-    /// A document with its text, as fresh as wanted; without a wish, it sees what this client wrote before.
+    /// A document with its text, as fresh as wanted; without a wish, as [`Client::get_document`] reads it.
     pub async fn get_document_as_of(
         &self,
         collection: &str,
@@ -113,7 +113,7 @@ impl Client {
         }
     }
 
-    /// A page of the documents as this client has last written them, in a stable order, without their texts unless asked for.
+    /// A page of the documents, the last write of this client among them, in a stable order, without their texts unless asked for.
     pub async fn list_documents(
         &self,
         collection: &str,

@@ -106,7 +106,7 @@ impl Model {
             let replicas: Vec<ReplicaStatus> = shards.chain(meta).collect();
             let shard = |replica: &ReplicaStatus| match replica.group {
                 GroupName::Meta => None,
-                GroupName::Shard(shard) => Some(shard),
+                GroupName::Shard(shard) => Some((shard, replica.standing.replica)),
             };
             let kept = replicas.iter().filter_map(shard).collect();
             let status = NodeStatus { node: member.row.node, version: "1".into(), replicas, kept };

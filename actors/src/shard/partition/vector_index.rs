@@ -74,8 +74,8 @@ pub(super) struct VectorIndex {
 /// Converts vectors by their positions: `read(first, until, into)` replaces `into` with them, one after the other.
 pub(super) type ReadVectors<'a> = dyn Fn(usize, usize, &mut Vec<f32>) + 'a;
 
-/// Lists for so many vectors: about twice the square root, but enough vectors in each to train with. Codes are scanned 32 at a time, so
-/// that twice as many lists cost two thirds more time at nearly the same recall (63,436 vectors of MiniLM).
+/// Lists for so many vectors: about twice the square root, but enough vectors in each to train with. Codes are scanned in blocks, so
+/// that twice as many lists cost two thirds more time at nearly the same recall (63,436 vectors of MiniLM, blocks of 32).
 fn lists_for(count: usize) -> usize {
     let wanted = 2 * count.isqrt();
     let rounded = if wanted > 128 { wanted.div_ceil(64) * 64 } else { wanted };

@@ -1,0 +1,207 @@
+//! `ragged-chaos`: starts a cluster of the real binary, breaks it in the ways that a machine room does, and checks what clients were told against what
+//! docs/consistency.md promises.
+//!
+//! A [`schedule`] drawn from a seed says which [`fault`] comes when to the [`cluster`] and its [`network`]; a [`workload`] writes its [`history`]
+//! meanwhile; the [`verdict`] is by [`linearizability`], checked again by [`intervals`], and by what the mended cluster shows. A [`run`] is all of it.
+
+mod cluster;
+mod fault;
+mod history;
+mod intervals;
+mod linearizability;
+mod network;
+mod run;
+mod schedule;
+mod verdict;
+mod workload;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand, ValueEnum};
+use cluster::Installation;
+use fault::Class;
+use network::Network;
+use run::{Options, Report};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long a connection may take that is to show whether one comes about.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Exit codes: what a run has shown.
+const VIOLATED: u8 = 1;
+const HARNESS_FAILED: u8 = 2;
+const INVALID: u8 = 3;
+
+/// Breaks clusters on purpose, and checks what they promised.
+#[derive(Parser)]
+#[command(
+    name = "ragged-chaos",
+    version,
+    after_help = "Exit codes: 0 every promise was kept, 1 one was not, 2 the run itself failed, 3 it has shown nothing"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a cluster, break it, and check it
+    Run(Run),
+    /// Do again what a seed gives, with the default nodes, faults and time
+    Replay {
+        /// The seed
+        seed: u64,
+        /// The program `ragged`
+        #[arg(long, value_name = "FILE", default_value = "target/release/ragged")]
+        binary: PathBuf,
+    },
+    /// List the faults, and which of them can be injected here
+    List,
+    /// Say by the exit code whether a connection comes about; run inside a node's network
+    #[command(hide = true)]
+    Probe {
+        /// Where to
+        address: SocketAddr,
+    },
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// Nodes of the cluster
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=15))]
+    nodes: u8,
+    /// Faults, separated by commas; all that can be injected here, by default
+    #[arg(long, value_delimiter = ',')]
+    faults: Vec<Class>,
+    /// Seconds for which it is broken
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// What everything is drawn from; another one each time, by default
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Folder for the report
+    #[arg(long, value_name = "FOLDER")]
+    report: Option<PathBuf>,
+    /// The program `ragged`
+    #[arg(long, value_name = "FILE", default_value = "target/release/ragged")]
+    binary: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Probe { address } => match TcpStream::connect_timeout(&address, PROBE_TIMEOUT) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Command::List => {
+            for class in Class::value_variants() {
+                let here = if is_possible(*class) { "" } else { "  (not here: it needs root and iproute2)" };
+                println!("{:<12} {}{here}", name(*class), class.meaning());
+            }
+            ExitCode::SUCCESS
+        }
+        Command::Run(run) => ended(start(run)),
+        Command::Replay { seed, binary } => {
+            ended(start(Run { nodes: 3, faults: Vec::new(), seconds: 60, seed: Some(seed), report: None, binary }))
+        }
+    }
+}
+
+fn name(class: Class) -> String {
+    class.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+fn is_possible(class: Class) -> bool {
+    !class.is_of_network() || Network::has_namespaces()
+}
+
+fn ended(run: Result<Report>) -> ExitCode {
+    match run {
+        Ok(report) if !report.violations.is_empty() => ExitCode::from(VIOLATED),
+        Ok(report) if !report.invalid.is_empty() => ExitCode::from(INVALID),
+        Ok(_) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("ragged-chaos: the run itself failed, which says nothing of the cluster: {fault:#}");
+            ExitCode::from(HARNESS_FAILED)
+        }
+    }
+}
+
+fn start(run: Run) -> Result<Report> {
+    let classes = match run.faults.is_empty() {
+        true => Class::value_variants().iter().copied().filter(|class| is_possible(*class)).collect(),
+        false => run.faults,
+    };
+    let impossible: Vec<String> = classes.iter().copied().filter(|class| !is_possible(*class)).map(name).collect();
+    ensure!(impossible.is_empty(), "these faults need root and iproute2: {}", impossible.join(", "));
+    let seed = run.seed.unwrap_or_else(rand::random);
+    let binary =
+        run.binary.canonicalize().with_context(|| format!("{}: build it first, or say --binary", run.binary.display()))?;
+    let installation = Installation { binary, model_dir: model_dir()? };
+    println!(
+        "seed {seed}, {} nodes, {} s, faults {}",
+        run.nodes,
+        run.seconds,
+        classes.iter().map(|class| name(*class)).collect::<Vec<_>>().join(" ")
+    );
+    let lasts = Duration::from_secs(run.seconds);
+    let options = Options { nodes: usize::from(run.nodes), classes, lasts, seed, installation };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(run::run(options))?;
+    tell(&report);
+    if let Some(folder) = run.report {
+        write(&report, &folder)?;
+    }
+    Ok(report)
+}
+
+fn model_dir() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("RAGGED_MODEL_DIR") {
+        return Ok(folder.into());
+    }
+    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+    let data =
+        data.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/share"))).context("there is no HOME")?;
+    Ok(data.join("ragged/models/all-MiniLM-L6-v2"))
+}
+
+fn tell(report: &Report) {
+    let Report { operations, .. } = report;
+    println!(
+        "{} operations answered, {} refused, {} of unknown outcome in {:.0} s ({:.0} a second)",
+        operations.done,
+        operations.refused,
+        operations.unknown,
+        report.seconds,
+        operations.done as f64 / report.seconds
+    );
+    let injected: Vec<String> = report.injections.iter().map(|(class, count)| format!("{} {count}", name(*class))).collect();
+    println!("injected: {}; {} times two at once", injected.join(", "), report.overlapping);
+    println!(
+        "whole again after {}; no write was acknowledged for {} ms at the longest",
+        report.recovery_ms.map_or("-".to_owned(), |ms| format!("{ms} ms")),
+        report.longest_write_gap_ms
+    );
+    for violation in &report.violations {
+        println!("VIOLATION ({}): {}", violation.check, violation.what);
+    }
+    for why in &report.invalid {
+        println!("INVALID: {why}");
+    }
+    match &report.kept {
+        Some(folder) => println!("the nodes' data and logs are in {}", folder.display()),
+        None if report.violations.is_empty() && report.invalid.is_empty() => println!("every promise was kept"),
+        None => {}
+    }
+}
+
+fn write(report: &Report, folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let path = folder.join(format!("run-{}.json", report.seed));
+    std::fs::write(&path, serde_json::to_vec_pretty(report)?).with_context(|| path.display().to_string())?;
+    println!("report: {}", path.display());
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! What clients do while the cluster is broken: each writes, deletes and reads documents through whatever node, and notes what it was told.
+
+use crate::cluster::Cluster;
+use crate::history::{Action, History, Operation, Outcome, Value};
+use anyhow::Result;
+use ragged_client::{
+    Client, ClientError, Consistency, Embedding, EmbeddingDimension, NewCollection, NewDocument, SearchRequest, UploadOptions,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// The collection that everything happens in.
+pub const COLLECTION: &str = "chaos";
+/// Shards that it is spread over.
+const SPREAD: u16 = 8;
+/// Values of a vector.
+const DIMENSION: u32 = 8;
+/// Documents that are worked on at a time, and for how long: a document's history stays short enough to be checked.
+const DOCUMENTS: u64 = 32;
+const EPOCH: Duration = Duration::from_secs(2);
+/// A client that was refused leaves a node alone for so long.
+const REFUSED_PAUSE: Duration = Duration::from_millis(20);
+
+/// Clients at work.
+pub struct Workload {
+    history: Arc<History>,
+    stop: watch::Sender<bool>,
+    clients: JoinSet<()>,
+}
+
+/// What all clients of a run share.
+struct Shared {
+    history: Arc<History>,
+    values: AtomicU64,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Workload {
+    /// Makes the collection, and has so many clients begin.
+    pub async fn start(cluster: &Cluster, clients: usize, seed: u64) -> Result<Workload> {
+        let embedding = Some(Embedding::External(EmbeddingDimension { dimension: DIMENSION }));
+        let new = NewCollection { name: COLLECTION.into(), spread: Some(SPREAD), embedding, chunking: None, language: None };
+        cluster.client(0)?.create_collection(&new).await?;
+        let (stop, stopped) = watch::channel(false);
+        let history = Arc::new(History::default());
+        let shared = Arc::new(Shared { history: history.clone(), values: AtomicU64::new(1), stopped });
+        let mut at_work = JoinSet::new();
+        for client in 0..clients {
+            // A client each for its tokens: a session is one client's, on all nodes.
+            let nodes = (0..cluster.len()).map(|node| cluster.client(node)).collect::<Result<Vec<_>>>()?;
+            let random = StdRng::seed_from_u64(seed ^ (client as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            at_work.spawn(work(client, nodes, random, shared.clone()));
+        }
+        Ok(Workload { history, stop, clients: at_work })
+    }
+
+    /// What they have done.
+    pub fn history(&self) -> &Arc<History> {
+        &self.history
+    }
+
+    /// Has them end what they are at, and no more.
+    pub async fn stop(mut self) -> Arc<History> {
+        self.stop.send_replace(true);
+        while self.clients.join_next().await.is_some() {}
+        self.history
+    }
+}
+
+async fn work(number: usize, nodes: Vec<Client>, mut random: StdRng, shared: Arc<Shared>) {
+    // A token names the shards of one write: it promises that write, and none to another document.
+    let mut tokens: HashMap<String, String> = HashMap::new();
+    let mut current = 0;
+    while !*shared.stopped.borrow() {
+        let node = random.random_range(0..nodes.len());
+        let epoch = shared.history.now().as_millis() as u64 / EPOCH.as_millis() as u64;
+        let key = format!("e{epoch}d{}", random.random_range(0..DOCUMENTS));
+        if epoch != current {
+            tokens.clear();
+            current = epoch;
+        }
+        let begun = shared.history.now();
+        let (action, outcome) = match random.random_range(0..100) {
+            0..40 => write(&nodes[node], &key, shared.values.fetch_add(1, Ordering::Relaxed), &mut tokens).await,
+            40..50 => delete(&nodes[node], &key, &mut tokens).await,
+            50..80 => read(&nodes[node], &key, None).await,
+            _ => read(&nodes[node], &key, tokens.get(&key).map(String::as_str)).await,
+        };
+        let ended = shared.history.now();
+        shared.history.note(Operation { client: number, node, key, action, outcome, begun, ended });
+        if outcome != Outcome::Done {
+            tokio::time::sleep(REFUSED_PAUSE).await;
+        }
+    }
+}
+
+/// The vector of a value: none is like another.
+pub fn vector_of(value: u64) -> Vec<f32> {
+    let mut random = StdRng::seed_from_u64(value);
+    (0..DIMENSION).map(|_| random.random_range(-1.0..1.0f32)).collect()
+}
+
+/// The text of a value, which has one word.
+pub fn text_of(value: u64) -> String {
+    format!("value{value}")
+}
+
+fn value_of(text: &str) -> Value {
+    text.strip_prefix("value").and_then(|digits| digits.parse().ok())
+}
+
+async fn write(client: &Client, key: &str, value: u64, tokens: &mut HashMap<String, String>) -> (Action, Outcome) {
+    let document = NewDocument {
+        id: Some(key.to_owned()),
+        title: None,
+        text: text_of(value),
+        format: None,
+        metadata: None,
+        vector: Some(vector_of(value)),
+    };
+    let written = client.upload(COLLECTION, &[document], UploadOptions::default()).await;
+    let outcome = match written {
+        Ok(ragged_client::UploadReply::Stored(stored)) => {
+            tokens.insert(key.to_owned(), stored.token);
+            Outcome::Done
+        }
+        Ok(ragged_client::UploadReply::Accepted(_)) => Outcome::Unknown,
+        Err(fault) => outcome_of(&fault),
+    };
+    (Action::Write(Some(value)), outcome)
+}
+
+async fn delete(client: &Client, key: &str, tokens: &mut HashMap<String, String>) -> (Action, Outcome) {
+    let outcome = match client.delete_document(COLLECTION, key).await {
+        Ok(deleted) => {
+            tokens.insert(key.to_owned(), deleted.token);
+            Outcome::Done
+        }
+        // That there is nothing to delete is an answer.
+        Err(fault) if fault.code() == Some("document_not_found") => Outcome::Done,
+        Err(fault) => outcome_of(&fault),
+    };
+    (Action::Write(None), outcome)
+}
+
+async fn read(client: &Client, key: &str, token: Option<&str>) -> (Action, Outcome) {
+    let document = match token {
+        Some(token) => client.get_document_since(COLLECTION, key, token).await,
+        None => client.get_document_as_of(COLLECTION, key, Some(Consistency::Strong)).await,
+    };
+    let (value, outcome) = match document {
+        Ok(document) => (document.text.as_deref().and_then(value_of), Outcome::Done),
+        Err(fault) if fault.code() == Some("document_not_found") => (None, Outcome::Done),
+        Err(_) => (None, Outcome::Refused),
+    };
+    (if token.is_some() { Action::SessionRead(value) } else { Action::Read(value) }, outcome)
+}
+
+/// What a client knows after an error, as `ragged-client` says.
+fn outcome_of(fault: &ClientError) -> Outcome {
+    match fault {
+        ClientError::Problem(_) | ClientError::Unreachable { .. } | ClientError::Invalid(_) => Outcome::Refused,
+        ClientError::UnknownOutcome { .. } | ClientError::Decode { .. } | ClientError::TooLarge { .. } => Outcome::Unknown,
+    }
+}
+
+/// Reads a document once more, as the last operation on it; what it holds.
+pub async fn read_last(client: &Client, history: &History, node: usize, key: &str) -> Result<Value> {
+    let begun = history.now();
+    let (action, outcome) = read(client, key, None).await;
+    history.note(Operation { client: usize::MAX, node, key: key.to_owned(), action, outcome, begun, ended: history.now() });
+    match (action, outcome) {
+        (Action::Read(value), Outcome::Done) => Ok(value),
+        _ => anyhow::bail!("{key} cannot be read through node {node} although everything has been mended"),
+    }
+}
+
+/// Whether a document is found by its words and by its vector.
+pub async fn is_found(client: &Client, key: &str, value: u64) -> Result<bool> {
+    let by_words = SearchRequest { query: Some(text_of(value)), mode: Some(ragged_client::Mode::Text), ..strong() };
+    let by_vector = SearchRequest { vector: Some(vector_of(value)), ..strong() };
+    for request in [by_words, by_vector] {
+        let found = client.search(COLLECTION, &request).await?;
+        if found.hits.first().is_none_or(|hit| hit.document_id != key) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn strong() -> SearchRequest {
+    SearchRequest { consistency: Some(Consistency::Strong), limit: Some(3), ..SearchRequest::default() }
+}
