@@ -167,7 +167,8 @@ impl Group {
     ) -> Result<Group, StartError> {
         let Ground { store, beginning, transport } = ground;
         let (opened, group_name) = (store.clone(), name.to_owned());
-        let replica = tokio::task::spawn_blocking(move || opened.replica(&group_name))
+        // What a replica before this one has appended may not be durable yet, and counts as if it were once the log is read.
+        let replica = tokio::task::spawn_blocking(move || opened.sync().and_then(|()| opened.replica(&group_name)))
             .await
             .map_err(|fault| StoreError::Syncer(fault.into()))??;
         let refused = |why: String| StartError::Raft { group: name.to_owned(), replica, why };
@@ -257,6 +258,11 @@ impl Group {
     /// Where its rows are.
     pub(crate) fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Whether it runs: one that has failed keeps what it last knew.
+    pub fn runs(&self) -> bool {
+        self.raft.metrics().borrow_watched().running_state.is_ok()
     }
 
     /// Whether it runs and knows of a leader.

@@ -135,13 +135,15 @@ impl Group {
     pub fn leader_node(&self) -> Option<NodeId> {
         let metrics = self.raft().metrics();
         let metrics = metrics.borrow_watched();
-        let leader = metrics.current_leader?;
+        let leader = metrics.current_leader.filter(|_| metrics.running_state.is_ok())?;
         metrics.membership_config.get_node(&leader).map(|node| NodeId(node.node))
     }
 
     /// Whether this replica leads, as far as it knows.
     pub fn leads(&self) -> bool {
-        self.raft().metrics().borrow_watched().current_leader == Some(self.replica().0)
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.running_state.is_ok() && metrics.current_leader == Some(self.replica().0)
     }
 
     /// Whether the group has a leader, as far as this replica knows: one that it follows or, when it leads itself, a majority that has answered it lately.

@@ -80,6 +80,8 @@ pub fn log_end(store: &Arc<Store>, replica: ReplicaId) -> Result<Option<LogEnd>,
 /// entry's place, which no other replica can have written: the entry is of a term of its own. Blocks.
 pub fn make_sole_voter(store: &Arc<Store>, replica: ReplicaId) -> Result<LogEnd, RecoveryError> {
     let failed = |fault| RecoveryError::Storage { replica, fault };
+    // Whoever still applies entries, or installs a snapshot, is refused from here on.
+    store.space(replica).take_over();
     let Ends { logged, applied, vote } = ends(store, replica)?;
     let last = logged.max(applied).ok_or(RecoveryError::Empty(replica))?;
     let voted = vote.map_or(0, |vote| vote.leader_id.term);

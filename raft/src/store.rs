@@ -67,7 +67,7 @@ pub enum StoreError {
     DiskFull(PathBuf),
     /// Its files are damaged.
     #[error(
-        "the data folder {folder} is damaged ({fault}): restore it from a backup, or let the node join anew with an empty folder"
+        "the data folder {folder} is damaged ({fault}): let the node join its cluster anew with an empty folder; a node that is alone is restored from a backup"
     )]
     Damaged {
         /// The folder.
@@ -77,7 +77,7 @@ pub enum StoreError {
     },
     /// Writes that had been acknowledged are not there.
     #[error(
-        "the data folder {folder} has lost acknowledged writes (it ends at {found}, synced was {synced}): restore it from a backup, or let the node join anew with an empty folder"
+        "the data folder {folder} has lost acknowledged writes (it ends at {found}, synced was {synced}): let the node join its cluster anew with an empty folder; a node that is alone is restored from a backup"
     )]
     LostWrites {
         /// The folder.

@@ -308,6 +308,10 @@ async fn nodes_may_show_an_operators_certificates() -> Result<()> {
     let token = upload(&second, "d1").await?;
     finds(&first, "d1", &token).await?;
 
+    let number = number_of(&first, &second).await?;
+    let refused = first.delete(&format!("/cluster/nodes/{number}")).await?;
+    ensure!(refused.status == 409 && refused.code() == "majority_needed", "a majority of two is two: {}", refused.body);
+
     let joins = |certified: Vec<(&'static str, String)>, token: String| -> Result<String> {
         let folder = tempfile::tempdir()?;
         let mut node = program();

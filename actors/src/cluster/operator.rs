@@ -186,7 +186,7 @@ impl Session {
         nodes.into_iter().find(|report| report.id == node).ok_or_else(|| no_node(node))
     }
 
-    /// Takes a node out of the cluster for good. Refused while it alone keeps a shard, unless `force`.
+    /// Takes a node out of the cluster for good. Refused while it alone keeps a shard, or a group has no majority without it, unless `force`.
     pub async fn remove_node(&self, node: NodeId, force: bool) -> Result<(), ServiceError> {
         let overview = self.services().overview().await?;
         let Some(view) = overview.node(node) else { return Err(no_node(node)) };
@@ -201,6 +201,14 @@ impl Session {
             );
             return Err(ServiceError::new(ErrorKind::Conflict, "last_replica", detail));
         }
+        // It is cut off at once: what needs its vote would never decide anything again, not even to go on without it.
+        if !force && let Some(group) = needed_by(&overview, node) {
+            let detail = format!(
+                "{group} has no majority without {}: drain it first and wait until it keeps nothing, and start nodes that do not answer (or force it, which may lose what it keeps)",
+                view.row.node
+            );
+            return Err(ServiceError::new(ErrorKind::Conflict, "majority_needed", detail));
+        }
         self.set_node_state(node, NodeState::Removed).await
     }
 
@@ -212,6 +220,24 @@ impl Session {
             other => Err(ServiceError::internal(format!("the meta group answered {other:?}"))),
         }
     }
+}
+
+/// A group that has no majority without a node, if there is one.
+fn needed_by(overview: &Overview, node: NodeId) -> Option<GroupName> {
+    let shards = (0..overview.places.len() as u16).map(|number| GroupName::Shard(ShardId(number)));
+    shards.chain([GroupName::Meta]).find(|group| match overview.leader(*group) {
+        Some((_, status)) => {
+            let standing = &status.standing;
+            let votes = standing.voters.iter().any(|voter| standing.nodes.get(voter) == Some(&node));
+            votes && !overview.has_majority_without(*group, standing, node)
+        }
+        None => match group {
+            GroupName::Meta => true,
+            GroupName::Shard(ShardId(number)) => {
+                overview.places[usize::from(*number)].replicas.iter().any(|(member, _)| *member == node)
+            }
+        },
+    })
 }
 
 fn shard_report(overview: &Overview, shard: ShardId) -> ShardReport {

@@ -4,7 +4,7 @@ use crate::cluster::links::Lane;
 use crate::cluster::services::Services;
 use crate::cluster::wire::{Answer, Call, GroupName, NodeStatus, ReplicaStatus};
 use crate::error::ServiceError;
-use ragged_raft::ids::{NodeId, ShardId};
+use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
 use ragged_raft::membership::Standing;
 use ragged_raft::meta::node::{NodeRow, NodeState, ShardPlaces};
 use std::time::Duration;
@@ -56,10 +56,17 @@ impl Overview {
 
     /// Whether enough of a group's voters run to decide anything: while the voters are being changed, of those before and of those after.
     pub fn has_majority(&self, group: GroupName, standing: &Standing) -> bool {
-        standing.is_majority(|replica| {
-            let view = standing.nodes.get(&replica).and_then(|node| self.node(*node));
-            view.and_then(|view| view.replica(group)).is_some_and(|status| status.standing.replica == replica)
-        })
+        standing.is_majority(|replica| self.runs(group, standing, replica))
+    }
+
+    /// The same without the voter on this node.
+    pub fn has_majority_without(&self, group: GroupName, standing: &Standing, node: NodeId) -> bool {
+        standing.is_majority(|replica| standing.nodes.get(&replica) != Some(&node) && self.runs(group, standing, replica))
+    }
+
+    fn runs(&self, group: GroupName, standing: &Standing, replica: ReplicaId) -> bool {
+        let view = standing.nodes.get(&replica).and_then(|node| self.node(*node));
+        view.and_then(|view| view.replica(group)).is_some_and(|status| status.standing.replica == replica)
     }
 }
 

@@ -156,10 +156,10 @@ impl Services {
             standing: running.standing(),
             applied_index: running.applied_index(),
         };
-        let mut replicas: Vec<ReplicaStatus> = self.meta.group().iter().map(|meta| of(GroupName::Meta, meta.group())).collect();
-        for shard in self.shards.ids() {
-            replicas.extend(self.shards.group_here(shard).iter().map(|running| of(GroupName::Shard(shard), running.group())));
-        }
+        let meta = self.meta.group().ok().map(|meta| (GroupName::Meta, meta.group().clone()));
+        let shard = |shard| Some((GroupName::Shard(shard), self.shards.group_here(shard)?.group().clone()));
+        let all = meta.into_iter().chain(self.shards.ids().filter_map(shard));
+        let replicas = all.filter(|(_, group)| group.runs()).map(|(name, group)| of(name, &group)).collect();
         let on_disk = self.store.replicas();
         let kept = self.shards.ids().filter_map(|shard| Some((shard, *on_disk.get(&shard.group_name())?))).collect();
         NodeStatus { node: self.identity.node, version: env!("CARGO_PKG_VERSION").into(), replicas, kept }
