@@ -109,7 +109,7 @@ impl Hedge {
         usual.store(moved.clamp(range.0, range.1).round() as u64, Ordering::Relaxed);
     }
 
-    /// Notes that a second replica has answered while the first, on this node, had not.
+    /// Notes that a second replica has answered while the one that was asked first, on `node`, had not.
     pub fn note_overtaken(&self, node: NodeId) {
         self.won.inc();
         let mut overtaken = self.overtaken.lock();

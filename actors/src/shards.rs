@@ -273,7 +273,7 @@ impl Shards {
         let ask = |node: NodeId, is_second: bool| async move {
             let begun = Instant::now();
             let answer = self.ask_node(node, shard, tenant, freshness, request).await;
-            (node, is_second, begun.elapsed(), answer)
+            (is_second, begun.elapsed(), answer)
         };
         let mut asked = FuturesUnordered::new();
         let (mut current, mut hedged) = (None, false);
@@ -289,7 +289,7 @@ impl Shards {
                 asked.push(ask(node, false));
             }
             tokio::select! {
-                Some((_, is_second, took, answer)) = asked.next() => match answer {
+                Some((is_second, took, answer)) = asked.next() => match answer {
                     Ok(response) => {
                         hedge.note(request, took);
                         if let Some(overtaken) = current.filter(|_| is_second && !asked.is_empty()) {

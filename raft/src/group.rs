@@ -167,8 +167,7 @@ impl Group {
     ) -> Result<Group, StartError> {
         let Ground { store, beginning, transport } = ground;
         let (opened, group_name) = (store.clone(), name.to_owned());
-        // What a replica before this one has appended may not be durable yet, and counts as if it were once the log is read.
-        let replica = tokio::task::spawn_blocking(move || opened.sync().and_then(|()| opened.replica(&group_name)))
+        let replica = tokio::task::spawn_blocking(move || opened.replica_to_start(&group_name))
             .await
             .map_err(|fault| StoreError::Syncer(fault.into()))??;
         let refused = |why: String| StartError::Raft { group: name.to_owned(), replica, why };

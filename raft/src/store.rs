@@ -187,6 +187,11 @@ impl Space {
         *opened
     }
 
+    /// Whether anyone has changed the rows since the process began.
+    fn was_taken_over(&self) -> bool {
+        *self.opened.lock() > 0
+    }
+
     /// Lets the one who took over last change rows, for as long as what is returned lives.
     pub(crate) fn enter(&self, opened: u64) -> io::Result<MutexGuard<'_, u64>> {
         let guard = self.opened.lock();
@@ -285,6 +290,16 @@ impl Store {
         self.save_identity(&changed, WriteBatch::default())?;
         self.replicas.write().clone_from(&changed.replicas);
         *identity = changed;
+        Ok(replica)
+    }
+
+    /// The same for whoever starts it. What it has appended earlier in this process may not be durable yet, and would count as if it were once the log
+    /// is read: then this blocks for a sync.
+    pub(crate) fn replica_to_start(&self, group: &str) -> Result<ReplicaId, StoreError> {
+        let replica = self.replica(group)?;
+        if self.space(replica).was_taken_over() {
+            self.sync()?;
+        }
         Ok(replica)
     }
 

@@ -78,6 +78,14 @@ impl LinkError {
             other => ServiceError::unavailable("node_unreachable", other.to_string()),
         }
     }
+
+    /// As the error of a change, which may have been made when the answer was lost.
+    pub fn into_failure(self) -> ServiceError {
+        match self {
+            LinkError::Lost { .. } => ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", self.to_string()),
+            other => other.into_unavailable(),
+        }
+    }
 }
 
 /// Connections to the other nodes.

@@ -1,5 +1,6 @@
 //! What an operator asks of the cluster, and orders.
 
+use crate::cluster::links::LinkError;
 use crate::cluster::overview::{NodeView, Overview};
 use crate::cluster::reconciler::Round;
 use crate::cluster::services::Services;
@@ -173,7 +174,7 @@ impl Session {
         let (leader, _) = overview
             .leader(GroupName::Meta)
             .ok_or_else(|| ServiceError::unavailable("no_leader", "the meta group has no leader: nobody can plan now"))?;
-        match services.ask(leader, Call::Reconcile, REBALANCE_TIMEOUT).await? {
+        match services.ask(leader, Call::Reconcile, REBALANCE_TIMEOUT).await.map_err(LinkError::into_failure)? {
             Answer::Steps { made, failed } => Ok(Round { made, failed }),
             _ => Err(ServiceError::internal("a node answered another question than it was asked")),
         }

@@ -1,6 +1,7 @@
 //! The actor that moves the cluster to how it should be. It runs on every node and acts on the one that leads the meta group.
 
 use crate::address::{Address, Reply};
+use crate::cluster::links::LinkError;
 use crate::cluster::overview::Overview;
 use crate::cluster::plan::{Situation, Step};
 use crate::cluster::services::Services;
@@ -228,16 +229,18 @@ impl ReconcilerState {
 async fn make(services: &Services, overview: &Overview, step: &Step) -> Result<(), ServiceError> {
     match step {
         Step::Grow { shard, node } => {
-            let replica = match services.ask(*node, Call::Host(*shard), STEP_TIMEOUT).await? {
+            let replica = match services.ask(*node, Call::Host(*shard), STEP_TIMEOUT).await.map_err(LinkError::into_failure)? {
                 Answer::Hosted(replica) => replica,
                 _ => return Err(mismatch()),
             };
             change(services, overview, GroupName::Shard(*shard), MemberChange::AddLearner { node: *node, replica }).await
         }
         Step::Change { group, change: members } => change(services, overview, *group, members.clone().into()).await,
-        Step::Unhost { shard, node, replica } => {
-            services.ask(*node, Call::Unhost { shard: *shard, replica: *replica }, STEP_TIMEOUT).await.map(|_| ())
-        }
+        Step::Unhost { shard, node, replica } => services
+            .ask(*node, Call::Unhost { shard: *shard, replica: *replica }, STEP_TIMEOUT)
+            .await
+            .map(|_| ())
+            .map_err(LinkError::into_failure),
         Step::Place { shard, places } => {
             services.meta.change(MetaCommand::PlaceShard { shard: *shard, places: places.clone() }).await.map(|_| ())
         }
@@ -248,7 +251,11 @@ async fn change(services: &Services, overview: &Overview, group: GroupName, chan
     let leader = overview.leader(group);
     let (node, status) = leader.ok_or_else(|| ServiceError::unavailable("no_leader", format!("{group} has no leader")))?;
     let seen = status.standing.clone();
-    services.ask(node, Call::ChangeMembers { group, seen, change }, STEP_TIMEOUT).await.map(|_| ())
+    services
+        .ask(node, Call::ChangeMembers { group, seen, change }, STEP_TIMEOUT)
+        .await
+        .map(|_| ())
+        .map_err(LinkError::into_failure)
 }
 
 fn mismatch() -> ServiceError {

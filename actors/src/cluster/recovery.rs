@@ -2,6 +2,7 @@
 //! left, or empty; and, when the meta group has lost its majority, a node refounds the cluster with what it has.
 
 use crate::cluster::identity::{IdentityError, NodeIdentity};
+use crate::cluster::links::LinkError;
 use crate::cluster::overview::{NodeView, Overview};
 use crate::cluster::services::Services;
 use crate::cluster::wire::{Answer, Call, GroupName};
@@ -59,7 +60,7 @@ impl Session {
         let node = best.map_or_else(|| emptiest(&overview), |left| Ok(left.node))?;
         tracing::warn!(%shard, %node, ?best, "the shard goes on with what is left of it, as an operator has ordered");
         let from = best.map(|left| (left.replica, left.end));
-        services.ask(node, Call::Recover { shard, from }, RECOVER_TIMEOUT).await?;
+        services.ask(node, Call::Recover { shard, from }, RECOVER_TIMEOUT).await.map_err(LinkError::into_failure)?;
         Ok(Recovered { node, empty: best.is_none() })
     }
 }
@@ -109,7 +110,7 @@ async fn what_is_left(services: &Services, overview: &Overview, shard: ShardId) 
     for view in &overview.nodes {
         let Some(status) = view.replica(GroupName::Shard(shard)) else { continue };
         let (node, replica) = (view.row.node, status.standing.replica);
-        match services.ask(node, Call::LogEnd(shard), RECOVER_TIMEOUT).await? {
+        match services.ask(node, Call::LogEnd(shard), RECOVER_TIMEOUT).await.map_err(LinkError::into_unavailable)? {
             Answer::LogEnd(Some(end)) => left.push(Left { end, votes: status.standing.voters.contains(&replica), node, replica }),
             Answer::LogEnd(None) => {}
             _ => return Err(ServiceError::internal("a node answered another question than it was asked")),
@@ -197,11 +198,15 @@ pub async fn refound(data_dir: &Path, options: StoreOptions) -> Result<Refounded
     let group = MetaGroup::start(Ground::alone(store.clone())).await.map_err(|fault| RefoundError::Group(fault.to_string()))?;
     let refounded = group.propose(&MetaCommand::Refound { cluster: identity.cluster, survivor: identity.node }).await;
     group.group().shutdown().await;
-    tokio::task::spawn_blocking(move || store.close()).await?;
-    match refounded?.1 {
-        MetaReply::Done => unmark(data_dir)?,
-        other => return Err(RefoundError::Group(format!("it answered {other:?}"))),
-    }
+    let folder = data_dir.to_owned();
+    let close = move || -> Result<(), RefoundError> {
+        store.close();
+        match refounded?.1 {
+            MetaReply::Done => unmark(&folder),
+            other => Err(RefoundError::Group(format!("it answered {other:?}"))),
+        }
+    };
+    tokio::task::spawn_blocking(close).await??;
     Ok(Refounded { cluster: identity.cluster, node: identity.node, shards, lost })
 }
 

@@ -134,11 +134,11 @@ impl Services {
     }
 
     /// Asks a node, which may be this one.
-    pub async fn ask(&self, node: NodeId, call: Call, within: Duration) -> Result<Answer, ServiceError> {
+    pub async fn ask(&self, node: NodeId, call: Call, within: Duration) -> Result<Answer, LinkError> {
         if node == self.identity.node {
-            return Box::pin(self.answer(node, call)).await;
+            return Box::pin(self.answer(node, call)).await.map_err(LinkError::Refused);
         }
-        self.links.call(node, Lane::Calls, &call, within).await.map_err(LinkError::into_unavailable)
+        self.links.call(node, Lane::Calls, &call, within).await
     }
 
     async fn log_end(&self, shard: ShardId) -> Result<Option<LogEnd>, ServiceError> {

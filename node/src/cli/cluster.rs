@@ -86,9 +86,6 @@ pub enum Command {
 
 /// Runs a command of `ragged cluster`.
 pub async fn run(command: Command, globals: &Globals, output: &Output) -> Result<Exit, CliError> {
-    if let Command::Refound { accept_loss } = command {
-        return refound(accept_loss, globals, output).await;
-    }
     let client = globals.client()?;
     match command {
         Command::Status => {
@@ -134,7 +131,7 @@ pub async fn run(command: Command, globals: &Globals, output: &Output) -> Result
                 false => format!("shard {shard} goes on with what node {} has", recovered.node),
             })?;
         }
-        Command::Refound { .. } => unreachable!("this command was run before"),
+        Command::Refound { accept_loss } => return refound(accept_loss, globals, output).await,
         Command::Drain { node } => {
             let node = client.drain_node(node).await?;
             output.either(&node, || table_of_nodes(std::slice::from_ref(&node), output))?;
