@@ -71,6 +71,17 @@ pub fn score(query: &[f32], rows: &[f16], dimension: usize, positions: &[u32]) -
     scores
 }
 
+/// The scores of all rows, in their order.
+///
+/// # Panics
+/// If `query` does not have `dimension` values, or `rows` is not a whole number of rows.
+pub(crate) fn score_all(query: &[f32], rows: &[f16], dimension: usize) -> Vec<Scored> {
+    let count = count_rows(query, rows, dimension);
+    let mut scores = Vec::with_capacity(count as usize);
+    score_each(query, rows, dimension, 0..count, |scored| scores.push(scored));
+    scores
+}
+
 /// Rounds to half precision, to nearest, ties to even; values beyond 65504 become infinite.
 pub fn to_f16(values: &[f32]) -> Vec<f16> {
     use half::slice::HalfFloatSliceExt;

@@ -1,9 +1,11 @@
-//! The text encoder of ragged and exact search over its vectors.
+//! The text encoder of ragged, and search over its vectors.
 //!
 //! A text passes through this crate in this order: [`tokenizer`] turns it into token ids, a [`device`] turns token
-//! ids into a vector with the weights of a [`model`], and [`exact`] compares vectors. The crate knows nothing of
+//! ids into a vector with the weights of a [`model`]; [`approximate`] finds the vectors that may be near another, and
+//! [`exact`] compares them. The crate knows nothing of
 //! tenants, documents, actors or networks; it depends on no other crate of the workspace.
 
+pub mod approximate;
 pub mod configuration;
 pub mod cpu;
 pub mod device;
@@ -13,6 +15,7 @@ pub mod model;
 pub mod tokenizer;
 pub mod weights;
 
+pub use approximate::{ApproximateIndex, IndexError};
 pub use configuration::{Activation, EncoderConfiguration, Pooling};
 pub use cpu::CpuDevice;
 pub use device::{Device, DeviceError};

@@ -1,4 +1,4 @@
-//! The allocator of the whole process, of RocksDB and faiss too: jemalloc.
+//! The allocator of the whole process, of RocksDB too: jemalloc.
 //!
 //! Searches allocate and free much from several threads at once; with the system's allocator they spent an eighth of their time there.
 

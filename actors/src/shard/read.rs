@@ -4,7 +4,7 @@ use crate::error::ServiceError;
 use crate::shard::request::{ChunkContent, StoredDocument};
 use ragged_raft::ids::{CollectionId, RowId, TenantId};
 use ragged_raft::shard::reader::ShardReader;
-use ragged_raft::shard::rows::DocumentHead;
+use ragged_raft::shard::rows::{DocumentHead, RowOwner};
 use std::collections::{BTreeSet, HashMap};
 
 /// Bytes of texts and metadata that the hits of one shard may hold; more are refused.
@@ -20,6 +20,17 @@ pub(super) fn read_chunks(
     rows: &[RowId],
 ) -> Result<Vec<Option<ChunkContent>>, ServiceError> {
     let owners = reader.owners(tenant, collection, rows)?;
+    read_chunks_of(reader, tenant, collection, rows, owners)
+}
+
+/// The same for rows whose owners are known.
+pub(super) fn read_chunks_of(
+    reader: &ShardReader,
+    tenant: TenantId,
+    collection: CollectionId,
+    rows: &[RowId],
+    owners: Vec<Option<RowOwner>>,
+) -> Result<Vec<Option<ChunkContent>>, ServiceError> {
     let texts = reader.chunks(tenant, collection, rows)?;
     let documents: BTreeSet<&str> = owners.iter().flatten().map(|owner| owner.document_id.as_str()).collect();
     let documents: Vec<&str> = documents.into_iter().collect();

@@ -4,12 +4,13 @@ use crate::error::{ServiceError, propose_error};
 use crate::fusion::{Page, Ranked};
 use crate::shard::actor::{ShardArguments, Slot};
 use crate::shard::partition::{Candidate, Partition, PartitionAnswer, PartitionContext, PartitionError};
-use crate::shard::read::{read_chunks, read_document, read_documents};
+use crate::shard::read::{read_chunks, read_chunks_of, read_document, read_documents};
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
+use ragged_raft::shard::rows::RowOwner;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,8 +43,11 @@ impl Request {
                 let (partition, shard) = (self.partition(&collection).await?, self.arguments.shard);
                 let search = move || {
                     let answer = partition.search(&query)?;
-                    let rows = page.map(|page| rows_shown(&page, shard, &answer));
-                    let shown = rows.map(|rows| read_chunks(&reader, tenant, collection.id, &rows)).transpose()?;
+                    let shown = page.map(|page| {
+                        let (rows, owners) = rows_shown(&page, shard, &answer);
+                        read_chunks_of(&reader, tenant, collection.id, &rows, owners)
+                    });
+                    let shown = shown.transpose()?;
                     Ok(ShardResponse::Found { answer, shown })
                 };
                 self.arguments.threads.run(search).await
@@ -177,10 +181,14 @@ pub(super) async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceErro
     }
 }
 
-/// Rows of the page's hits.
-fn rows_shown(page: &Page, shard: ShardId, answer: &PartitionAnswer) -> Vec<RowId> {
+/// Rows of the page's hits, and whose they are.
+fn rows_shown(page: &Page, shard: ShardId, answer: &PartitionAnswer) -> (Vec<RowId>, Vec<Option<RowOwner>>) {
     let ranked = |ranking: &[Candidate]| ranking.iter().map(|found| Ranked { shard, candidate: found.clone() }).collect();
-    page.of(ranked(&answer.dense), ranked(&answer.text)).into_iter().map(|hit| hit.best.candidate.row).collect()
+    let shown = page.of(ranked(&answer.dense), ranked(&answer.text)).into_iter().map(|hit| {
+        let Candidate { row, document_id, chunk, .. } = hit.best.candidate;
+        (row, Some(RowOwner { document_id, chunk }))
+    });
+    shown.unzip()
 }
 
 impl From<PartitionError> for ServiceError {

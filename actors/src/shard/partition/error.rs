@@ -29,9 +29,6 @@ pub enum PartitionError {
     /// The text index failed.
     #[error("the text index failed: {0}")]
     Text(#[from] tantivy::TantivyError),
-    /// The vector index failed.
-    #[error("the vector index failed: {0}")]
-    Vectors(String),
     /// The query's vector does not have the collection's length.
     #[error("the query's vector has {found} values, the collection's have {expected}")]
     Dimension {
@@ -53,7 +50,7 @@ impl PartitionError {
             PartitionError::Text(TantivyError::LockFailure(..)) | PartitionError::Rows(_) | PartitionError::Dimension { .. } => {
                 false
             }
-            PartitionError::Text(_) | PartitionError::Damaged { .. } | PartitionError::Vectors(_) => true,
+            PartitionError::Text(_) | PartitionError::Damaged { .. } => true,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! - `rows`: row ids in order, u32 in little endian
 //! - `vectors.f16`: the vectors in the same order, one after the other, f16 in little endian; mapped into memory
-//! - `vectors.faiss`: the approximate index over them, for larger segments
+//! - `vectors.index`: the approximate index over them, for larger segments; mapped into memory
 //! - `segment`: lengths and checksums of the others, framed by the codec; written last
 //!
 //! All checksums are compared when a segment is opened, but for `vectors.f16` beyond [`VERIFIED_BYTES_MAX`], of which only the length is:
@@ -10,10 +10,10 @@
 
 use super::error::PartitionError;
 use super::files;
-use super::vector_index::{self, Effort, VectorIndex};
+use super::vector_index::{self, Effort};
 use half::f16;
 use memmap2::Mmap;
-use ragged_kernels::{Scored, exact};
+use ragged_kernels::{ApproximateIndex, Scored, exact};
 use ragged_raft::codec;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ const VERIFIED_BYTES_MAX: u64 = 64 << 20;
 
 const ROWS: &str = "rows";
 const VECTORS: &str = "vectors.f16";
-const INDEX: &str = "vectors.faiss";
+const INDEX: &str = "vectors.index";
 const DESCRIPTION: &str = "segment";
 
 /// Content of the file `segment`.
@@ -73,7 +73,7 @@ pub(super) struct Segment {
     rows: Vec<u32>,
     row_set: RoaringBitmap,
     vectors: Option<Mmap>,
-    index: Option<(VectorIndex, Effort)>,
+    index: Option<(ApproximateIndex, Effort)>,
 }
 
 /// What a segment found.
@@ -102,7 +102,7 @@ impl Segment {
             Some((sum, effort)) => {
                 let path = folder.join(INDEX);
                 sum.compare(&path)?;
-                Some((VectorIndex::load(&path, rows.len(), dimension)?, effort))
+                Some((vector_index::open(&path, rows.len(), dimension)?, effort))
             }
         };
         let row_set = RoaringBitmap::from_sorted_iter(rows.iter().copied())
@@ -170,7 +170,7 @@ impl Segment {
         {
             let bitmap = allowed.map(|allowed| byte_bitmap(allowed, self.rows.len()));
             let rows = Rows { vectors: self.vectors(), dimension: self.dimension };
-            let scored = rows.nearest(index, *effort, query, wanted, bitmap.as_deref())?;
+            let scored = rows.nearest(index, *effort, query, wanted, bitmap.as_deref());
             if scored.len() >= wanted {
                 return Ok(SegmentHits { hits: self.named(&scored), method: "approximate, re-scored" });
             }
@@ -199,17 +199,21 @@ impl Rows<'_> {
     /// The nearest of what the index finds, with exact scores, best first.
     fn nearest(
         &self,
-        index: &VectorIndex,
+        index: &ApproximateIndex,
         effort: Effort,
         query: &[f32],
         wanted: usize,
         allowed: Option<&[u8]>,
-    ) -> Result<Vec<Scored>, PartitionError> {
-        let positions = index.search(query, effort, effort.candidates(wanted), allowed)?;
+    ) -> Vec<Scored> {
+        let positions = index.search(query, effort.probes as usize, effort.candidates(wanted), allowed);
         let mut scored = exact::score(query, self.vectors, self.dimension, &positions);
-        scored.sort_unstable_by(|one, other| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position)));
-        scored.truncate(wanted);
-        Ok(scored)
+        let by_score = |one: &Scored, other: &Scored| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position));
+        if wanted < scored.len() {
+            scored.select_nth_unstable_by(wanted, by_score);
+            scored.truncate(wanted);
+        }
+        scored.sort_unstable_by(by_score);
+        scored
     }
 
     fn of(&self, position: usize) -> Vec<f32> {
@@ -234,39 +238,39 @@ impl Rows<'_> {
     }
 
     /// The least effort that finds enough; none when even the most does not.
-    fn effort(&self, index: &VectorIndex) -> Result<Option<Effort>, PartitionError> {
+    fn effort(&self, index: &ApproximateIndex) -> Option<Effort> {
         let queries = self.trial_queries();
         let deepest = TRIAL_DEPTHS[TRIAL_DEPTHS.len() - 1];
         let right: Vec<Vec<Scored>> =
             queries.iter().map(|query| exact::top_k(query, self.vectors, self.dimension, None, deepest)).collect();
         'efforts: for effort in Effort::ladder(self.vectors.len() / self.dimension) {
             for depth in TRIAL_DEPTHS {
-                if self.recall(index, effort, depth, queries.iter().zip(&right))? < TRIAL_RECALL {
+                if self.recall(index, effort, depth, queries.iter().zip(&right)) < TRIAL_RECALL {
                     continue 'efforts;
                 }
             }
-            return Ok(Some(effort));
+            return Some(effort);
         }
-        Ok(None)
+        None
     }
 
     /// Part of the `depth` nearest rows that is found. By score, so that of equal rows any will do.
     fn recall<'q>(
         &self,
-        index: &VectorIndex,
+        index: &ApproximateIndex,
         effort: Effort,
         depth: usize,
         queries: impl Iterator<Item = (&'q Vec<f32>, &'q Vec<Scored>)>,
-    ) -> Result<f64, PartitionError> {
+    ) -> f64 {
         let (mut found, mut wanted) = (0, 0);
         for (query, right) in queries {
             let right = &right[..depth.min(right.len())];
             let worst = right.last().map_or(f32::MAX, |scored| scored.score);
-            let nearest = self.nearest(index, effort, query, right.len(), None)?;
+            let nearest = self.nearest(index, effort, query, right.len(), None);
             found += nearest.iter().filter(|scored| scored.score >= worst).count();
             wanted += right.len();
         }
-        Ok(found as f64 / (wanted as f64).max(1.0))
+        found as f64 / (wanted as f64).max(1.0)
     }
 }
 
@@ -384,15 +388,8 @@ fn build_index(folder: &Path, count: usize, dimension: usize) -> Result<Option<(
     // SAFETY: the file has been written and is not changed any more.
     let mapped = unsafe { Mmap::map(&file) }.map_err(PartitionError::file(&vectors))?;
     let rows = Rows { vectors: bytemuck::cast_slice(&mapped), dimension };
-    let read = |first: usize, until: usize, into: &mut Vec<f32>| {
-        into.clear();
-        // faiss refuses to train with what is not finite; such a vector has no nearest ones anyway.
-        let finite = |value: &f16| if value.is_finite() { value.to_f32() } else { 0.0 };
-        into.extend(rows.vectors[first * dimension..until * dimension].iter().map(finite));
-    };
-    vector_index::build(&path, count, dimension, &read)?;
-    File::open(&path).and_then(|file| file.sync_all()).map_err(PartitionError::file(&path))?;
-    match rows.effort(&VectorIndex::load(&path, count, dimension)?)? {
+    vector_index::build(&path, rows.vectors, dimension)?;
+    match rows.effort(&vector_index::open(&path, count, dimension)?) {
         Some(effort) => {
             tracing::debug!(count, ?effort, "vector index built");
             Ok(Some((FileSum::of(&path)?, effort)))

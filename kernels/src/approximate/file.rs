@@ -1,0 +1,246 @@
+//! How an index lies in its file.
+//!
+//! All numbers are little-endian, every section begins at a multiple of 64 bytes: a head (magic number, version, dimension, number of rows, of lists
+//! and of blocks); the lists' centroids in f16; the lists' lengths; what the codes stand for; the rows' positions, list by list, each list
+//! filled up to whole blocks; the codes in the same order. The file carries no checksum of its own: whoever keeps it compares one of the whole.
+
+use super::DIMENSION_MAX;
+use super::codes::{CODES, Codebook, PART, PartCodes, parts_of};
+use super::scan::BLOCK;
+use half::f16;
+use memmap2::Mmap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// First bytes of the file, its version among them.
+const MAGIC: [u8; 8] = *b"RAGVEC\x00\x01";
+/// Where sections begin.
+const ALIGNMENT: usize = 64;
+/// The position of a place without a row.
+pub(super) const NOWHERE: u32 = u32::MAX;
+
+/// Why an index could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The file could not be read.
+    #[error("{}: {fault}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        fault: io::Error,
+    },
+    /// The file is not a whole index of the version that this program reads; it must be built again.
+    #[error("{}: {why}; build it again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: &'static str,
+    },
+}
+
+/// Sizes that say where everything lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub(super) dimension: usize,
+    pub(super) rows: usize,
+    pub(super) lists: usize,
+    pub(super) blocks: usize,
+}
+
+/// Where the sections are.
+struct Sections {
+    centroids: Range<usize>,
+    lengths: Range<usize>,
+    codebook: Range<usize>,
+    positions: Range<usize>,
+    codes: Range<usize>,
+}
+
+impl Sizes {
+    /// Bytes of a block's codes.
+    pub(super) fn block_bytes(&self) -> usize {
+        parts_of(self.dimension) / 2 * BLOCK
+    }
+
+    /// None when they are not sizes that an index can have.
+    fn sections(&self) -> Option<Sections> {
+        if self.dimension == 0 || self.dimension > DIMENSION_MAX {
+            return None;
+        }
+        let mut end = ALIGNMENT;
+        let mut section = |count: usize, bytes: usize| {
+            let start = end;
+            let until = start.checked_add(count.checked_mul(bytes)?)?;
+            end = until.checked_next_multiple_of(ALIGNMENT)?;
+            Some(start..until)
+        };
+        Some(Sections {
+            centroids: section(self.lists, self.dimension * 2)?,
+            lengths: section(self.lists, 4)?,
+            codebook: section(parts_of(self.dimension), size_of::<PartCodes>())?,
+            positions: section(self.blocks, BLOCK * 4)?,
+            codes: section(self.blocks, self.block_bytes())?,
+        })
+    }
+}
+
+/// What is written into a file.
+pub(super) struct Contents<'a> {
+    pub(super) sizes: Sizes,
+    pub(super) centroids: &'a [f16],
+    pub(super) lengths: &'a [u32],
+    pub(super) codebook: &'a [PartCodes],
+    pub(super) positions: &'a [u32],
+    pub(super) codes: &'a [u8],
+}
+
+impl Contents<'_> {
+    pub(super) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "too many vectors for one index");
+        let Sizes { dimension, rows, lists, blocks } = self.sizes;
+        let sections = self.sizes.sections().ok_or_else(too_large)?;
+        let mut written = 0;
+        let mut section = |start: usize, bytes: &[u8]| {
+            to.write_all(&vec![0; start - written])?;
+            written = start + bytes.len();
+            to.write_all(bytes)
+        };
+        let mut head = MAGIC.to_vec();
+        for size in [dimension, rows, lists, blocks] {
+            head.extend(u32::try_from(size).map_err(|_| too_large())?.to_le_bytes());
+        }
+        section(0, &head)?;
+        section(sections.centroids.start, bytemuck::cast_slice(self.centroids))?;
+        section(sections.lengths.start, bytemuck::cast_slice(self.lengths))?;
+        section(sections.codebook.start, bytemuck::cast_slice(self.codebook.as_flattened()))?;
+        section(sections.positions.start, bytemuck::cast_slice(self.positions))?;
+        section(sections.codes.start, self.codes)
+    }
+}
+
+/// An index, mapped from its file.
+pub struct ApproximateIndex {
+    mapped: Mmap,
+    sizes: Sizes,
+    sections: Sections,
+    /// First block of each list, and the end of the last.
+    starts: Vec<u32>,
+}
+
+/// A list of an index.
+pub(super) struct List<'a> {
+    /// Number of its rows.
+    pub(super) len: usize,
+    /// Positions of its rows, filled up to whole blocks.
+    pub(super) positions: &'a [u32],
+    /// Their codes, block by block.
+    pub(super) codes: &'a [u8],
+}
+
+impl List<'_> {
+    /// Number of its blocks.
+    pub(super) fn blocks(&self) -> usize {
+        self.positions.len() / BLOCK
+    }
+}
+
+impl ApproximateIndex {
+    /// Opens the index in a file that [`build()`] has written. Nothing may change or shorten the file while it is open; it may be deleted.
+    ///
+    /// # Errors
+    /// [`IndexError`] if the file cannot be read, or is not a whole index of this version.
+    pub fn open(path: &Path) -> Result<ApproximateIndex, IndexError> {
+        let file = |fault| IndexError::File { path: path.to_owned(), fault };
+        let damaged = |why| IndexError::Damaged { path: path.to_owned(), why };
+        let opened = File::open(path).map_err(file)?;
+        // SAFETY: the caller promises that nothing changes or shortens the file.
+        let mapped = unsafe { Mmap::map(&opened) }.map_err(file)?;
+        let head = mapped.get(..ALIGNMENT).ok_or_else(|| damaged("it is too short for an index"))?;
+        if head[..MAGIC.len()] != MAGIC {
+            return Err(damaged("it is not an index of the version that this program reads"));
+        }
+        let size = |number: usize| {
+            let start = MAGIC.len() + number * 4;
+            u32::from_le_bytes([head[start], head[start + 1], head[start + 2], head[start + 3]]) as usize
+        };
+        let sizes = Sizes { dimension: size(0), rows: size(1), lists: size(2), blocks: size(3) };
+        let sections = sizes.sections().ok_or_else(|| damaged("its sizes are those of no index"))?;
+        if sections.codes.end != mapped.len() {
+            return Err(damaged("it has the wrong length"));
+        }
+        let mut index = ApproximateIndex { mapped, sizes, sections, starts: Vec::new() };
+        let mut end = 0u32;
+        let ends = index.lengths().iter().map(|length| {
+            end = end.saturating_add(length.div_ceil(BLOCK as u32));
+            end
+        });
+        let starts = std::iter::once(0).chain(ends).collect();
+        index.starts = starts;
+        let rows: u64 = index.lengths().iter().map(|length| u64::from(*length)).sum();
+        let is_row = |position: &u32| (*position as usize) < index.sizes.rows || *position == NOWHERE;
+        if end as usize != sizes.blocks || rows != sizes.rows as u64 || !index.positions().iter().all(is_row) {
+            return Err(damaged("its lists do not hold its rows"));
+        }
+        Ok(index)
+    }
+
+    /// Values of a vector.
+    pub fn dimension(&self) -> usize {
+        self.sizes.dimension
+    }
+
+    /// Number of vectors.
+    pub fn rows(&self) -> usize {
+        self.sizes.rows
+    }
+
+    /// Number of lists.
+    pub fn lists(&self) -> usize {
+        self.sizes.lists
+    }
+
+    /// Bytes of memory that it is worth keeping in.
+    pub fn memory_bytes(&self) -> usize {
+        self.mapped.len() + self.starts.len() * 4
+    }
+
+    // A mapping begins at a page and every section at a multiple of 64, so that no cast below can fail.
+
+    pub(super) fn centroids(&self) -> &[f16] {
+        bytemuck::cast_slice(&self.mapped[self.sections.centroids.clone()])
+    }
+
+    fn lengths(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.mapped[self.sections.lengths.clone()])
+    }
+
+    fn positions(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.mapped[self.sections.positions.clone()])
+    }
+
+    pub(super) fn codebook(&self) -> Codebook<'_> {
+        let values: &[[f32; CODES]] = bytemuck::cast_slice(&self.mapped[self.sections.codebook.clone()]);
+        let (parts, _) = values.as_chunks::<PART>();
+        Codebook { parts }
+    }
+
+    /// The list of this number.
+    ///
+    /// # Panics
+    /// If there is no such list.
+    pub(super) fn list(&self, number: u32) -> List<'_> {
+        let number = number as usize;
+        let blocks = self.starts[number] as usize..self.starts[number + 1] as usize;
+        let block_bytes = self.sizes.block_bytes();
+        let codes = &self.mapped[self.sections.codes.clone()];
+        List {
+            len: self.lengths()[number] as usize,
+            positions: &self.positions()[blocks.start * BLOCK..blocks.end * BLOCK],
+            codes: &codes[blocks.start * block_bytes..blocks.end * block_bytes],
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What an index promises, through its interface.
+
+use super::*;
+use half::f16;
+use proptest::prelude::*;
+use std::io::Write;
+
+/// Values between -1 and 1 that look random and are always the same.
+fn values(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+fn index(vectors: &[f16], dimension: usize, lists: usize) -> (tempfile::TempDir, ApproximateIndex) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index");
+    let mut bytes = Vec::new();
+    build(vectors, dimension, lists, 2, &mut bytes).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let index = ApproximateIndex::open(&path).unwrap();
+    (folder, index)
+}
+
+#[test]
+fn what_is_nearest_is_among_the_candidates() {
+    let (dimension, count) = (48, 4000);
+    let mut vectors = Vec::new();
+    for row in 0..count {
+        // In forty heaps, as texts on forty subjects are.
+        let mut vector = values(dimension, row % 40);
+        vector.iter_mut().zip(values(dimension, 1000 + row)).for_each(|(value, own)| *value += 0.7 * own);
+        exact::normalize(&mut vector);
+        vectors.extend(vector);
+    }
+    let vectors = exact::to_f16(&vectors);
+    let (_folder, index) = index(&vectors, dimension, 64);
+    let (mut found, mut wanted) = (0, 0);
+    for query in 0..50 {
+        let mut query = values(dimension, query % 40);
+        exact::normalize(&mut query);
+        let right = exact::top_k(&query, &vectors, dimension, None, 10);
+        let candidates = index.search(&query, 16, 100, None);
+        assert_eq!(candidates.len(), 100);
+        found += right.iter().filter(|right| candidates.contains(&right.position)).count();
+        wanted += right.len();
+    }
+    assert!(found * 100 >= wanted * 98, "{found} of {wanted}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn with_all_lists_every_allowed_row_is_found_once(
+        count in 1usize..400,
+        dimension in 1usize..40,
+        lists in 1usize..20,
+        seed in any::<u64>(),
+        step in 1usize..4,
+    ) {
+        let vectors = exact::to_f16(&values(count * dimension, seed));
+        let (_folder, index) = index(&vectors, dimension, lists);
+        let query = values(dimension, seed ^ 1);
+        let mut all = index.search(&query, lists, count, None);
+        all.sort_unstable();
+        prop_assert!(all.into_iter().eq(0..count as u32));
+        let mut allowed = vec![0u8; count.div_ceil(8)];
+        let right: Vec<u32> = (0..count as u32).step_by(step).collect();
+        right.iter().for_each(|position| allowed[*position as usize / 8] |= 1 << (position % 8));
+        let mut some = index.search(&query, lists, count, Some(&allowed));
+        some.sort_unstable();
+        prop_assert_eq!(some, right);
+        let few = index.search(&query, 1, 5, None);
+        prop_assert!(few.len() <= 5);
+    }
+
+    #[test]
+    fn a_file_that_is_not_a_whole_index_is_refused(cut in 0usize..10_000, place in 0usize..64, bit in 0u8..8) {
+        let vectors = exact::to_f16(&values(300 * 8, 7));
+        let mut bytes = Vec::new();
+        build(&vectors, 8, 4, 1, &mut bytes).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        std::fs::write(&path, &bytes[..cut % bytes.len()]).unwrap();
+        prop_assert!(ApproximateIndex::open(&path).is_err());
+        // In the head; what follows is in the hands of whoever keeps the file's checksum.
+        bytes[place] ^= 1 << bit;
+        std::fs::File::create(&path).unwrap().write_all(&bytes).unwrap();
+        if let Ok(index) = ApproximateIndex::open(&path) {
+            prop_assert!(place >= 24, "byte {}", place);
+            prop_assert_eq!(index.search(&values(8, 1), 4, 10, None).len(), 10);
+        }
+    }
+}
+
+#[test]
+fn equal_vectors_zeros_and_values_that_are_not_finite_are_kept() {
+    let mut vectors = vec![f16::from_f32(0.5); 500 * 6];
+    vectors[..6].fill(f16::ZERO);
+    vectors[6..12].fill(f16::NAN);
+    vectors[12..18].fill(f16::INFINITY);
+    let (_folder, index) = index(&vectors, 6, 16);
+    let mut found = index.search(&[1.0; 6], 16, 500, None);
+    found.sort_unstable();
+    assert!(found.into_iter().eq(0..500));
+    assert!(!index.search(&[1.0; 6], 4, 10, None).contains(&0), "zeros are not what is nearest");
+}
+
+#[test]
+fn what_cannot_be_indexed_is_refused() {
+    let mut nothing = Vec::new();
+    for (count, dimension) in [(0, 4), (7, 4), (8, 0), (2 * DIMENSION_MAX + 2, DIMENSION_MAX + 1)] {
+        let vectors = vec![f16::ONE; count];
+        assert!(build(&vectors, dimension, 1, 1, &mut nothing).is_err(), "{count} values, {dimension} each");
+    }
+}
