@@ -5,6 +5,7 @@ use crate::ids::ReplicaId;
 use crate::log::GroupLog;
 use crate::machine::{Application, Machine};
 use crate::network::{Alone, Peers, Request, Response, SnapshotOffer, Transport, remove_snapshot_file};
+use crate::runtime;
 use crate::snapshot::{self, SnapshotSource};
 use crate::store::{ReadError, Space, Store, StoreError};
 use crate::types::{Command, ReplicaNode, Types};
@@ -168,13 +169,13 @@ impl Group {
         let Ground { store, beginning, transport } = ground;
         let (opened, group_name) = (store.clone(), name.to_owned());
         // What a replica before this one has appended may not be durable yet, and counts as if it were once the log is read.
-        let replica = tokio::task::spawn_blocking(move || opened.sync().and_then(|()| opened.replica(&group_name)))
+        let replica = runtime::blocking(move || opened.sync().and_then(|()| opened.replica(&group_name)))
             .await
-            .map_err(|fault| StoreError::Syncer(fault.into()))??;
+            .map_err(StoreError::Syncer)??;
         let refused = |why: String| StartError::Raft { group: name.to_owned(), replica, why };
         let (opened, application) = (store.clone(), application(replica));
-        let machine = tokio::task::spawn_blocking(move || Machine::open(opened, replica, application)).await;
-        let machine = machine.unwrap_or_else(|fault| Err(fault.into())).map_err(|fault| StartError::State { replica, fault })?;
+        let machine = runtime::blocking(move || Machine::open(opened, replica, application)).await;
+        let machine = machine.flatten().map_err(|fault| StartError::State { replica, fault })?;
         let applied = machine.applied();
         let config = Arc::new(config(name).validate().map_err(|fault| refused(fault.to_string()))?);
         let log = GroupLog::new(store.clone(), replica);
@@ -234,7 +235,7 @@ impl Group {
             }
             Err(fault) => Err(fault),
         };
-        let removed = tokio::task::spawn_blocking(move || remove_snapshot_file(&file)).await;
+        let removed = runtime::blocking(move || remove_snapshot_file(&file)).await;
         if let Err(fault) = removed {
             tracing::warn!(%fault, "a snapshot's file may be left behind");
         }
@@ -290,7 +291,7 @@ impl Group {
         let memory = self.in_flight_kib.clone().try_acquire_many_owned(kib).map_err(|_| ProposeError::Overloaded)?;
         // A task of its own: the command keeps its place until it is decided, even when whoever proposed it gives up waiting.
         let raft = self.raft.clone();
-        let written = tokio::spawn(async move {
+        let written = runtime::spawn(async move {
             let _places = (place, memory);
             raft.client_write(Command(command)).await
         });
@@ -362,7 +363,7 @@ impl Group {
     /// The applied index, and a hash of all rows at that index. Reads them all.
     pub async fn state_hash(&self) -> Result<(u64, u64), ReadError> {
         let (store, replica) = (self.store.clone(), self.replica);
-        let hash = tokio::task::spawn_blocking(move || snapshot::state_hash(&store, replica)).await;
+        let hash = runtime::blocking(move || snapshot::state_hash(&store, replica)).await;
         hash.unwrap_or(Err(ReadError::Malformed("the scan was interrupted")))
     }
 }

@@ -6,6 +6,7 @@
 use crate::codec;
 use crate::ids::ReplicaId;
 use crate::keys::{RowKind, Scope};
+use crate::runtime;
 use crate::snapshot::{self, SnapshotSource};
 use crate::store::{Space, Store, write_error};
 use crate::types::{Entry, LeaderId, LogId, Membership, ReplicaNode, Reply, SnapshotMeta, Types};
@@ -98,7 +99,7 @@ impl Machine {
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static) -> io::Result<T> {
         let this = self.clone();
-        tokio::task::spawn_blocking(move || work(&this)).await.map_err(io::Error::other)?
+        runtime::blocking(move || work(&this)).await?
     }
 }
 
