@@ -13,12 +13,13 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::SnapshotResponse;
 use openraft::storage::Snapshot;
+use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 /// Commands of a group that may wait at once; more are refused.
 const IN_FLIGHT_MAX: usize = 1024;
@@ -151,7 +152,7 @@ pub struct Group {
     store: Arc<Store>,
     replica: ReplicaId,
     space: Arc<Space>,
-    applied: watch::Receiver<u64>,
+    applied: WatchReceiverOf<Types, u64>,
     /// Places for commands.
     in_flight: Arc<Semaphore>,
     /// Kibibytes of commands.
@@ -327,13 +328,13 @@ impl Group {
 
     /// Index of the last entry that is applied here.
     pub fn applied_index(&self) -> u64 {
-        *self.applied.borrow()
+        *self.applied.borrow_watched()
     }
 
     /// Waits until an index is applied here.
     pub async fn wait_applied(&self, index: u64, limit: Duration) -> Result<(), WaitError> {
         let mut applied = self.applied.clone();
-        match tokio::time::timeout(limit, applied.wait_for(|applied| *applied >= index)).await {
+        match tokio::time::timeout(limit, applied.wait_until_ge(&index)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(WaitError::Stopped),
             Err(_) => Err(WaitError::Timeout { wanted: index, applied: self.applied_index() }),

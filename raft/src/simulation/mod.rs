@@ -9,6 +9,7 @@ mod host;
 mod promise;
 pub mod runtime;
 mod sight;
+mod watch;
 
 pub use host::{Fate, Host};
 pub use promise::{Promise, promise};
