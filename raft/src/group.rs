@@ -16,7 +16,7 @@ use openraft::storage::Snapshot;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -229,22 +229,26 @@ impl Group {
 
     /// Installs a snapshot that a peer has sent, when it still leads and the file holds what it announced. The file is removed.
     pub async fn install(&self, offer: &[u8], file: PathBuf) -> Result<Vec<u8>, CodecError> {
-        let installed = match codec::decode::<SnapshotOffer>(offer) {
-            Ok(SnapshotOffer { vote, meta }) => {
-                let snapshot = Snapshot { meta, snapshot: SnapshotSource::File(file.clone()) };
-                Ok(self.raft.install_full_snapshot(vote, snapshot).await)
-            }
-            Err(fault) => Err(fault),
-        };
+        let response = self.install_offered(offer, &file).await;
         let removed = runtime::blocking(move || remove_snapshot_file(&file)).await;
         if let Err(fault) = removed {
             tracing::warn!(%fault, "a snapshot's file may be left behind");
         }
-        let response = match installed? {
+        codec::encode(&response?)
+    }
+
+    async fn install_offered(&self, offer: &[u8], file: &Path) -> Result<Response, CodecError> {
+        let SnapshotOffer { vote, meta } = codec::decode(offer)?;
+        // Before openraft has it: there, a snapshot that cannot be installed ends the replica.
+        let checked = file.to_owned();
+        if let Err(fault) = runtime::blocking(move || snapshot::check(&checked)).await.flatten() {
+            return Ok(Response::Failed(fault.to_string()));
+        }
+        let snapshot = Snapshot { meta, snapshot: SnapshotSource::File(file.to_owned()) };
+        Ok(match self.raft.install_full_snapshot(vote, snapshot).await {
             Ok(SnapshotResponse { vote }) => Response::Installed(vote),
             Err(fault) => Response::Failed(fault.to_string()),
-        };
-        codec::encode(&response)
+        })
     }
 
     /// The replica's id.
