@@ -105,7 +105,8 @@ impl Ledger {
     /// Looks at a replica's disk.
     pub fn look(&mut self, store: &Arc<Store>, replica: ReplicaId) -> Verdict {
         self.looks += 1;
-        let failed = |fault: std::io::Error| Violation { rule: Rule::NothingFails, what: format!("{replica} cannot be read: {fault}") };
+        let failed =
+            |fault: std::io::Error| Violation { rule: Rule::NothingFails, what: format!("{replica} cannot be read: {fault}") };
         let seen = sight(store, replica).map_err(failed)?;
         self.look_at_vote(replica, &seen)?;
         self.look_at_log(store, replica, &seen)?;
@@ -143,7 +144,10 @@ impl Ledger {
             check(!was_committed, Rule::CommittedStays, || format!("{replica} has cut off {id}, which was committed"))?;
         }
         let from = known.last().map_or(0, |id| id.index + 1);
-        let failed = |fault: std::io::Error| Violation { rule: Rule::NothingFails, what: format!("the log of {replica} cannot be read: {fault}") };
+        let failed = |fault: std::io::Error| Violation {
+            rule: Rule::NothingFails,
+            what: format!("the log of {replica} cannot be read: {fault}"),
+        };
         for entry in entries(store, replica, from, last + 1).map_err(failed)? {
             let known = self.replicas.entry(replica).or_default();
             let before = known.last();
@@ -152,7 +156,9 @@ impl Ledger {
         }
         let known = self.replicas.entry(replica).or_default();
         let is_mirrored = known.last() == seen.last;
-        check(is_mirrored, Rule::LogsMatch, || format!("the log of {replica} ends at {:?}, and was written to {:?}", seen.last, known.last()))
+        check(is_mirrored, Rule::LogsMatch, || {
+            format!("the log of {replica} ends at {:?}, and was written to {:?}", seen.last, known.last())
+        })
     }
 
     fn look_at_entry(&mut self, replica: ReplicaId, entry: &Entry, before: Option<LogId>) -> Verdict {
@@ -171,7 +177,9 @@ impl Ledger {
             },
         });
         let matches = written.hash == hash && (written.before == before || before.is_none());
-        check(matches, Rule::LogsMatch, || format!("{replica} has another entry {id}, or another before it ({before:?}, elsewhere {:?})", written.before))
+        check(matches, Rule::LogsMatch, || {
+            format!("{replica} has another entry {id}, or another before it ({before:?}, elsewhere {:?})", written.before)
+        })
     }
 
     fn look_at_promises(&mut self, replica: ReplicaId, seen: &Sight) -> Verdict {
@@ -190,9 +198,13 @@ impl Ledger {
         let known = self.replicas.entry(replica).or_default();
         let covered = seen.applied.max(seen.purged);
         let lacks = self.committed.iter().find(|(index, id)| {
-            id.leader_id < vote.leader_id && covered.is_none_or(|covered| **index > covered.index) && known.log.get(index) != Some(id)
+            id.leader_id < vote.leader_id
+                && covered.is_none_or(|covered| **index > covered.index)
+                && known.log.get(index) != Some(id)
         });
-        check(lacks.is_none(), Rule::LeaderIsComplete, || format!("{replica} leads with {vote}, and lacks {lacks:?}, which is committed"))
+        check(lacks.is_none(), Rule::LeaderIsComplete, || {
+            format!("{replica} leads with {vote}, and lacks {lacks:?}, which is committed")
+        })
     }
 
     fn look_at_state(&mut self, store: &Arc<Store>, replica: ReplicaId, seen: &Sight) -> Verdict {
@@ -207,7 +219,10 @@ impl Ledger {
             check(first == id, Rule::CommittedStays, || format!("{replica} has applied {id}, and others {first} there"))?;
         }
         self.model()?;
-        let failed = |fault: ragged_raft::ReadError| Violation { rule: Rule::NothingFails, what: format!("{replica} cannot be read: {fault}") };
+        let failed = |fault: ragged_raft::ReadError| Violation {
+            rule: Rule::NothingFails,
+            what: format!("{replica} cannot be read: {fault}"),
+        };
         let (index, hash) = state_hash(store, replica).map_err(failed)?;
         let first = *self.states.entry(index).or_insert(hash);
         check(first == hash, Rule::SameState, || format!("the rows of {replica} at {index} are not those of others"))
@@ -228,7 +243,9 @@ impl Ledger {
                     let overlaps = before.iter().any(|old| voters.contains(old));
                     check(overlaps, Rule::MembersOverlap, || format!("{id} makes the voters {voters:?}, before {before:?}"))?;
                 }
-                check(voters.iter().all(|voters| !voters.is_empty()), Rule::MembersOverlap, || format!("{id} leaves nobody to vote"))?;
+                check(voters.iter().all(|voters| !voters.is_empty()), Rule::MembersOverlap, || {
+                    format!("{id} leaves nobody to vote")
+                })?;
                 self.voters.push((id.index, voters.clone()));
             }
             self.modelled += 1;
@@ -261,7 +278,9 @@ impl Ledger {
         let written = self.committed.get(&index).and_then(|id| self.written.get(id));
         let is_there = written.is_some_and(|written| written.effect.as_ref() == Some(sent)) && index > told_before;
         self.told = self.told.max(index);
-        check(is_there, Rule::AcknowledgedStays, || format!("{sent:?} was acknowledged at {index} (begun after {told_before}), where it is not"))
+        check(is_there, Rule::AcknowledgedStays, || {
+            format!("{sent:?} was acknowledged at {index} (begun after {told_before}), where it is not")
+        })
     }
 
     /// A document was read in the state of an index.
@@ -271,7 +290,9 @@ impl Ledger {
         let is_right = index >= told_before && value == expected && index < self.modelled;
         self.told = self.told.max(index);
         check(is_right, Rule::ReadsAreFresh, || {
-            format!("{document} was read as {value:?} in state {index}; it is {expected:?} there, and the read began after {told_before}")
+            format!(
+                "{document} was read as {value:?} in state {index}; it is {expected:?} there, and the read began after {told_before}"
+            )
         })
     }
 

@@ -23,7 +23,7 @@ pub fn first_goal(world: &World) -> Goal {
     (0..world.size().min(3)).collect()
 }
 
-fn another_goal(world: &World) -> Goal {
+pub fn another_goal(world: &World) -> Goal {
     let wanted = 1 + world.below(world.size() as u64).max(1) as usize;
     let mut goal: Goal = (0..world.size()).collect();
     while goal.len() > wanted.min(world.size()) {
@@ -57,7 +57,8 @@ pub async fn keep_changing(world: Arc<World>) {
 /// One step towards the goal, on the ground of what the leader sees. True when there is nothing to do.
 async fn step(world: &Arc<World>, goal: &Goal) -> bool {
     let running = world.all_running();
-    let replicas: BTreeMap<usize, ReplicaId> = running.iter().map(|(number, _, group)| (*number, group.group().replica())).collect();
+    let replicas: BTreeMap<usize, ReplicaId> =
+        running.iter().map(|(number, _, group)| (*number, group.group().replica())).collect();
     let Some((_, host, leader)) = world.leader() else { return false };
     let standing = leader.group().standing();
     let wanted: BTreeSet<ReplicaId> = goal.iter().filter_map(|number| replicas.get(number).copied()).collect();

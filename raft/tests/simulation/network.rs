@@ -66,7 +66,9 @@ type Answer = Result<Vec<u8>, String>;
 impl Transport for Wire {
     fn ask(&self, to: Destination, request: Vec<u8>, within: Duration) -> BoxFuture<'static, Result<Vec<u8>, PeerError>> {
         let refused = move |why: &str| PeerError { destination: to, why: why.to_owned() };
-        let (Some(world), from) = (self.world.upgrade(), self.from) else { return async move { Err(refused("the world has ended")) }.boxed() };
+        let (Some(world), from) = (self.world.upgrade(), self.from) else {
+            return async move { Err(refused("the world has ended")) }.boxed();
+        };
         let (give, answer) = oneshot::channel();
         if world.chances(world.network.lock().doubled) {
             tokio::spawn(deliver(world.clone(), from, to, request.clone(), oneshot::channel().0));
@@ -83,7 +85,9 @@ impl Transport for Wire {
 
     fn send_file(&self, to: Destination, offer: Vec<u8>, file: PathBuf) -> BoxFuture<'static, Result<Vec<u8>, PeerError>> {
         let refused = move |why: &str| PeerError { destination: to, why: why.to_owned() };
-        let (Some(world), from) = (self.world.upgrade(), self.from) else { return async move { Err(refused("the world has ended")) }.boxed() };
+        let (Some(world), from) = (self.world.upgrade(), self.from) else {
+            return async move { Err(refused("the world has ended")) }.boxed();
+        };
         let (give, answer) = oneshot::channel();
         // Read at once: when the sender gives up it removes the file.
         let bytes = std::fs::read(file).unwrap_or_default();
@@ -113,7 +117,11 @@ async fn travels(world: &World, from: usize, to: usize, slower: u64) -> bool {
     let lost = world.chances(world.network.lock().lost);
     let mut network = world.network.lock();
     let arrives = !lost && !network.cut.contains(&(from, to));
-    if arrives { network.delivered += 1 } else { network.dropped += 1 }
+    if arrives {
+        network.delivered += 1
+    } else {
+        network.dropped += 1
+    }
     arrives
 }
 
@@ -146,7 +154,14 @@ async fn deliver(world: Arc<World>, from: usize, to: Destination, request: Vec<u
     }
 }
 
-async fn deliver_file(world: Arc<World>, from: usize, to: Destination, offer: Vec<u8>, mut bytes: Vec<u8>, give: oneshot::Sender<Answer>) {
+async fn deliver_file(
+    world: Arc<World>,
+    from: usize,
+    to: Destination,
+    offer: Vec<u8>,
+    mut bytes: Vec<u8>,
+    give: oneshot::Sender<Answer>,
+) {
     let Some(target) = world.number(to.node) else { return };
     if !travels(&world, from, target, 20).await {
         return;

@@ -67,6 +67,8 @@ struct Node {
     /// Its id, once it has ever started.
     id: Option<NodeId>,
     host: Option<Arc<Host>>,
+    /// Its replica, running or not.
+    replica: Option<ReplicaId>,
     /// What runs on it, once it has started.
     group: Option<ShardGroup>,
     /// Tells what runs on it from what ran before.
@@ -107,7 +109,14 @@ impl World {
     fn new(plot: Plot, folder: &Path) -> Arc<World> {
         let mut chance = StdRng::seed_from_u64(plot.seed);
         let size = chance.random_range(3..=5);
-        let node = |number: usize| Node { disk: Disk::new(folder.join(number.to_string())), id: None, host: None, group: None, running: 0 };
+        let node = |number: usize| Node {
+            disk: Disk::new(folder.join(number.to_string())),
+            id: None,
+            host: None,
+            replica: None,
+            group: None,
+            running: 0,
+        };
         Arc::new(World {
             mutant: plot.mutant,
             network: Mutex::default(),
@@ -139,6 +148,7 @@ impl World {
             self.mend().await;
             let mended = self.now();
             clients::write_once(&self).await;
+            members::until_reached(&self, &members::another_goal(&self)).await;
             self.until_same().await;
             self.counts.lock().recovered_ms = (self.now() - mended).as_millis() as u64;
             clients.iter().for_each(tokio::task::JoinHandle::abort);
@@ -271,7 +281,8 @@ impl World {
     }
 
     fn standings(&self) -> String {
-        let standing = |(number, _, group): &(usize, Arc<Host>, ShardGroup)| format!("node {number}: {:?}", group.group().standing());
+        let standing =
+            |(number, _, group): &(usize, Arc<Host>, ShardGroup)| format!("node {number}: {:?}", group.group().standing());
         self.all_running().iter().map(standing).collect::<Vec<_>>().join("; ")
     }
 
@@ -292,7 +303,8 @@ impl World {
         let store = match opening.await {
             Ok(Ok(store)) => store,
             Ok(Err(fault)) => {
-                return self.violate(Violation { rule: Rule::NothingFails, what: format!("node {number} does not start: {fault}") });
+                return self
+                    .violate(Violation { rule: Rule::NothingFails, what: format!("node {number} does not start: {fault}") });
             }
             Err(_) => return, // it was killed meanwhile
         };
@@ -307,18 +319,22 @@ impl World {
         let group = match started {
             Ok(Ok(group)) => group,
             Ok(Err(fault)) => {
-                return self.violate(Violation { rule: Rule::NothingFails, what: format!("the replica of node {number} does not start: {fault}") });
+                return self.violate(Violation {
+                    rule: Rule::NothingFails,
+                    what: format!("the replica of node {number} does not start: {fault}"),
+                });
             }
             Err(_) => return,
         };
+        if host.is_dead() {
+            return; // killed in the moment in which it had started
+        }
         let store = group.group().store().clone();
         self.with_ledger(|ledger| ledger.look(&store, group.group().replica()));
         self.note(&format!("{number} runs"), &group.group().replica().0.to_le_bytes());
         let (world, watched, running) = (Arc::downgrade(self), group.clone(), self.next_number());
         let mut nodes = self.nodes.lock();
-        if host.is_dead() {
-            return;
-        }
+        nodes[number].replica = Some(group.group().replica());
         nodes[number].group = Some(group);
         nodes[number].running = running;
         drop(nodes);
@@ -328,7 +344,10 @@ impl World {
             if let Some(world) = Weak::upgrade(&world)
                 && is_current(&world.nodes.lock()[number])
             {
-                world.violate(Violation { rule: Rule::NothingFails, what: format!("the replica of node {number} has failed: {why}") });
+                world.violate(Violation {
+                    rule: Rule::NothingFails,
+                    what: format!("the replica of node {number} has failed: {why}"),
+                });
             }
         });
     }
@@ -339,15 +358,16 @@ impl World {
         let node = &mut nodes[number];
         let Some(host) = node.host.take() else { return };
         host.kill();
-        let group = node.group.take();
+        let (group, replica) = (node.group.take(), node.replica);
         let keeps_watermark = self.mutant != Some(Mutant::LyingDisk);
         let crashed = node.disk.crash(crash, keeps_watermark, &mut self.chance.lock());
         drop(nodes);
+        drop(group);
         if let Err(fault) = crashed {
             panic!("the simulated disk does not work: {fault}");
         }
-        if let Some(group) = group {
-            self.ledger.lock().crashed(group.group().replica());
+        if let Some(replica) = replica {
+            self.ledger.lock().crashed(replica);
         }
     }
 
@@ -355,7 +375,6 @@ impl World {
     pub async fn stop(&self, number: usize) {
         let Some((host, group)) = self.running(number) else { return };
         self.nodes.lock()[number].group = None;
-        let replica = group.group().replica();
         let stopped = host.spawn(async move {
             group.shutdown().await;
             group.group().store().close();
@@ -363,7 +382,6 @@ impl World {
         let _ = stopped.await; // it may be killed meanwhile
         if self.nodes.lock()[number].host.as_ref().is_some_and(|current| Arc::ptr_eq(current, &host)) {
             self.crash(number, Crash::Process);
-            self.ledger.lock().crashed(replica);
         }
     }
 
@@ -385,7 +403,12 @@ impl World {
             let retired = host.spawn(async move { retiring.retire_replica(&name) }).await;
             match retired {
                 Ok(Ok(())) => {}
-                Ok(Err(fault)) => return self.violate(Violation { rule: Rule::NothingFails, what: format!("a replica of node {number} is not retired: {fault}") }),
+                Ok(Err(fault)) => {
+                    return self.violate(Violation {
+                        rule: Rule::NothingFails,
+                        what: format!("a replica of node {number} is not retired: {fault}"),
+                    });
+                }
                 Err(_) => return,
             }
         }
