@@ -4,7 +4,6 @@ use crate::documents::{COLLECTION, Effect, TENANT};
 use crate::mutants::Mutant;
 use crate::world::World;
 use ragged_raft::ProposeError;
-use ragged_raft::shard::command::ShardReply;
 use ragged_raft::shard::group::{Applied, ShardGroup};
 use ragged_raft::simulation::Host;
 use std::sync::Arc;
@@ -84,8 +83,7 @@ async fn write(world: &Arc<World>) -> bool {
         match answer {
             Some(Ok(Applied { index, reply })) => {
                 world.note(&format!("{effect:?} is acknowledged at {index}: {reply:?}"), &index.to_le_bytes());
-                assert!(matches!(reply, ShardReply::Upserted(_) | ShardReply::Deleted(_)), "{reply:?}");
-                world.with_ledger(|ledger| ledger.acknowledged(index, &effect, told));
+                world.with_ledger(|ledger| ledger.acknowledged(index, &effect, &reply, told));
                 world.counts.lock().writes += 1;
                 return true;
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 /// How long things are broken.
-pub const LASTS: Duration = Duration::from_secs(10);
+pub const LASTS: Duration = Duration::from_secs(6);
 
 const MILLIS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -25,12 +25,12 @@ pub async fn break_things(world: &Arc<World>) {
 async fn break_something(world: Arc<World>) {
     let victim = victim(&world);
     match world.below(15) {
-        0 => crash(&world, &[victim], Crash::Process, "kill").await,
-        1 | 2 => crash(&world, &[victim], Crash::Power, "power").await,
-        3 => {
+        3 if world.chances(400) => {
             let all: Vec<usize> = (0..world.size()).collect();
             crash(&world, &all, Crash::Power, "power of all").await;
         }
+        0 | 3 => crash(&world, &[victim], Crash::Process, "kill").await,
+        1 | 2 => crash(&world, &[victim], Crash::Power, "power").await,
         4 => {
             world.broke("stop", &format!("{victim} is stopped"));
             world.stop(victim).await;

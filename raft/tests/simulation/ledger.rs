@@ -6,6 +6,7 @@ use openraft::EntryPayload;
 use ragged_raft::Store;
 use ragged_raft::codec;
 use ragged_raft::ids::ReplicaId;
+use ragged_raft::shard::command::ShardReply;
 use ragged_raft::simulation::{Promise, Sight, entries, sight};
 use ragged_raft::snapshot::state_hash;
 use ragged_raft::types::{Entry, LogId, Vote};
@@ -47,6 +48,10 @@ pub enum Rule {
     NothingFails,
     /// After healing, the group works again within a bounded time.
     Converges,
+    /// Nothing panics.
+    NothingPanics,
+    /// The simulated world itself works; when not, the run says nothing.
+    WorldWorks,
 }
 
 pub type Verdict = Result<(), Violation>;
@@ -213,7 +218,10 @@ impl Ledger {
         let Some(applied) = seen.applied.filter(|_| before != seen.applied) else { return Ok(()) };
         check(before < Some(applied), Rule::CommittedStays, || format!("{replica} had applied {before:?}, and now {applied}"))?;
         let from = before.map_or(0, |id| id.index + 1);
-        let news: Vec<LogId> = known.log.range(from..applied.index).map(|(_, id)| *id).chain([applied]).collect();
+        // What a snapshot has brought says nothing of the entries that are still in the log.
+        let is_logged = known.log.get(&applied.index) == Some(&applied);
+        let before_it = known.log.range(from..applied.index).map(|(_, id)| *id).filter(|_| is_logged);
+        let news: Vec<LogId> = before_it.chain([applied]).collect();
         for id in news {
             let first = *self.committed.entry(id.index).or_insert(id);
             check(first == id, Rule::CommittedStays, || format!("{replica} has applied {id}, and others {first} there"))?;
@@ -274,11 +282,16 @@ impl Ledger {
     }
 
     /// A write was acknowledged.
-    pub fn acknowledged(&mut self, index: u64, sent: &Effect, told_before: u64) -> Verdict {
+    pub fn acknowledged(&mut self, index: u64, sent: &Effect, reply: &ShardReply, told_before: u64) -> Verdict {
         let written = self.committed.get(&index).and_then(|id| self.written.get(id));
+        let is_fitting = match reply {
+            ShardReply::Upserted(_) => sent.value.is_some(),
+            ShardReply::Deleted(_) => sent.value.is_none(),
+            _ => false,
+        };
         let is_there = written.is_some_and(|written| written.effect.as_ref() == Some(sent)) && index > told_before;
         self.told = self.told.max(index);
-        check(is_there, Rule::AcknowledgedStays, || {
+        check(is_there && is_fitting, Rule::AcknowledgedStays, || {
             format!("{sent:?} was acknowledged at {index} (begun after {told_before}), where it is not")
         })
     }

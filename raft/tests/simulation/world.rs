@@ -16,9 +16,10 @@ use ragged_raft::simulation::{Fate, Host, chance};
 use ragged_raft::{Store, StoreOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -90,8 +91,26 @@ pub struct World {
     numbers: Mutex<u64>,
 }
 
+thread_local! {
+    /// Panics on this thread: tokio keeps those of tasks from whoever does not wait for them.
+    static PANICS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Has panics counted, in all runs to come.
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let say = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            PANICS.set(PANICS.get() + 1);
+            say(panic);
+        }));
+    });
+}
+
 /// Runs a seed to its end.
 pub fn run(plot: Plot, folder: &Path) -> Outcome {
+    count_panics();
     chance::seed(plot.seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let folder = folder.join(plot.seed.to_string());
@@ -101,6 +120,9 @@ pub fn run(plot: Plot, folder: &Path) -> Outcome {
         world.outcome(verdict)
     });
     drop(runtime);
+    let panicked = PANICS.take() > 0;
+    let violation = Violation { rule: Rule::NothingPanics, what: "a task has panicked, see above".into() };
+    let outcome = Outcome { violation: outcome.violation.or(panicked.then_some(violation)), ..outcome };
     let _ = std::fs::remove_dir_all(&folder); // what is left goes with the folder above it
     outcome
 }
@@ -364,7 +386,7 @@ impl World {
         drop(nodes);
         drop(group);
         if let Err(fault) = crashed {
-            panic!("the simulated disk does not work: {fault}");
+            self.violate(broken_disk(&fault));
         }
         if let Some(replica) = replica {
             self.ledger.lock().crashed(replica);
@@ -448,6 +470,10 @@ impl World {
     }
 }
 
+fn broken_disk(fault: &std::io::Error) -> Violation {
+    Violation { rule: Rule::WorldWorks, what: format!("a simulated disk cannot be kept: {fault}") }
+}
+
 /// What the world does to a node.
 struct NodeFate {
     world: Weak<World>,
@@ -482,7 +508,7 @@ impl Fate for NodeFate {
         }
         let synced = world.nodes.lock()[self.number].disk.sync();
         if let Err(fault) = synced {
-            panic!("the simulated disk does not work: {fault}");
+            world.violate(broken_disk(&fault));
         }
     }
 }
