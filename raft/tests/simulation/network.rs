@@ -65,49 +65,36 @@ type Answer = Result<Vec<u8>, String>;
 
 impl Transport for Wire {
     fn ask(&self, to: Destination, request: Vec<u8>, within: Duration) -> BoxFuture<'static, Result<Vec<u8>, PeerError>> {
-        let refused = move |why: &str| PeerError { destination: to, why: why.to_owned() };
-        let (Some(world), from) = (self.world.upgrade(), self.from) else {
-            return async move { Err(refused("the world has ended")) }.boxed();
-        };
         let (give, answer) = oneshot::channel();
-        if world.chances(world.network.lock().doubled) {
-            tokio::spawn(deliver(world.clone(), from, to, request.clone(), oneshot::channel().0));
-        }
-        tokio::spawn(deliver(world, from, to, request, give));
-        async move {
-            match timeout(within, heard(answer)).await {
-                Ok(answer) => answer.map_err(|why| refused(&why)),
-                Err(_) => Err(refused("no answer in time")),
+        if let Some(world) = self.world.upgrade() {
+            if world.chances(world.network.lock().doubled) {
+                tokio::spawn(deliver(world.clone(), self.from, to, request.clone(), oneshot::channel().0));
             }
+            tokio::spawn(deliver(world, self.from, to, request, give));
         }
-        .boxed()
+        heard(to, answer, within).boxed()
     }
 
     fn send_file(&self, to: Destination, offer: Vec<u8>, file: PathBuf) -> BoxFuture<'static, Result<Vec<u8>, PeerError>> {
-        let refused = move |why: &str| PeerError { destination: to, why: why.to_owned() };
-        let (Some(world), from) = (self.world.upgrade(), self.from) else {
-            return async move { Err(refused("the world has ended")) }.boxed();
-        };
         let (give, answer) = oneshot::channel();
         // Read at once: when the sender gives up it removes the file.
-        let bytes = std::fs::read(file).unwrap_or_default();
-        tokio::spawn(deliver_file(world, from, to, offer, bytes, give));
-        async move {
-            match timeout(FILE_TIMEOUT, heard(answer)).await {
-                Ok(answer) => answer.map_err(|why| refused(&why)),
-                Err(_) => Err(refused("no answer in time")),
-            }
+        if let (Some(world), Ok(bytes)) = (self.world.upgrade(), std::fs::read(file)) {
+            tokio::spawn(deliver_file(world, self.from, to, offer, bytes, give));
         }
-        .boxed()
+        heard(to, answer, FILE_TIMEOUT).boxed()
     }
 }
 
-/// The answer when there is one; whoever waits for one that was lost waits.
-async fn heard(answer: oneshot::Receiver<Answer>) -> Answer {
-    match answer.await {
-        Ok(answer) => answer,
-        Err(_) => std::future::pending().await,
-    }
+/// The answer when there is one in time; whoever waits for one that was lost waits.
+async fn heard(to: Destination, answer: oneshot::Receiver<Answer>, within: Duration) -> Result<Vec<u8>, PeerError> {
+    let heard = async {
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let heard = timeout(within, heard).await.unwrap_or_else(|_| Err("no answer in time".into()));
+    heard.map_err(|why| PeerError { destination: to, why })
 }
 
 /// A message on its way. False when it does not arrive.
@@ -146,7 +133,7 @@ async fn deliver(world: Arc<World>, from: usize, to: Destination, request: Vec<u
         if promised.stored.is_some() && world.mutant == Some(Mutant::ForgedAnswers) {
             world.network.lock().answers.insert(target, answer.clone());
         }
-        world.with_ledger(|ledger| Ok(ledger.promised(to.replica, promised)));
+        world.promised(to.replica, promised);
     }
     world.note(&format!("{target} answers {from}"), &answer);
     if travels(&world, target, from, 1).await {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
 use ragged_raft::shard::group::ShardGroup;
-use ragged_raft::simulation::{Fate, Host, chance};
+use ragged_raft::simulation::{Fate, Host, Promise, chance};
 use ragged_raft::{Store, StoreOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -237,6 +237,11 @@ impl World {
     pub fn violate(&self, violation: Violation) {
         self.note(&format!("violation of {:?}: {}", violation.rule, violation.what), b"");
         self.violation.lock().get_or_insert(violation);
+    }
+
+    /// A replica has answered a peer.
+    pub fn promised(&self, replica: ReplicaId, promise: Promise) {
+        self.ledger.lock().promised(replica, promise);
     }
 
     pub fn told(&self) -> u64 {
