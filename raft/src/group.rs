@@ -5,6 +5,7 @@ use crate::ids::ReplicaId;
 use crate::log::GroupLog;
 use crate::machine::{Application, Machine};
 use crate::network::{Alone, Peers, Request, Response, SnapshotOffer, Transport, remove_snapshot_file};
+use crate::runtime;
 use crate::snapshot::{self, SnapshotSource};
 use crate::store::{ReadError, Space, Store, StoreError};
 use crate::types::{Command, ReplicaNode, Types};
@@ -12,12 +13,13 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::SnapshotResponse;
 use openraft::storage::Snapshot;
+use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Config, Raft, ReadPolicy, SnapshotPolicy};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 /// Commands of a group that may wait at once; more are refused.
 const IN_FLIGHT_MAX: usize = 1024;
@@ -150,7 +152,7 @@ pub struct Group {
     store: Arc<Store>,
     replica: ReplicaId,
     space: Arc<Space>,
-    applied: watch::Receiver<u64>,
+    applied: WatchReceiverOf<Types, u64>,
     /// Places for commands.
     in_flight: Arc<Semaphore>,
     /// Kibibytes of commands.
@@ -167,13 +169,11 @@ impl Group {
     ) -> Result<Group, StartError> {
         let Ground { store, beginning, transport } = ground;
         let (opened, group_name) = (store.clone(), name.to_owned());
-        let replica = tokio::task::spawn_blocking(move || opened.replica_to_start(&group_name))
-            .await
-            .map_err(|fault| StoreError::Syncer(fault.into()))??;
+        let replica = runtime::blocking(move || opened.replica_to_start(&group_name)).await.map_err(StoreError::Syncer)??;
         let refused = |why: String| StartError::Raft { group: name.to_owned(), replica, why };
         let (opened, application) = (store.clone(), application(replica));
-        let machine = tokio::task::spawn_blocking(move || Machine::open(opened, replica, application)).await;
-        let machine = machine.unwrap_or_else(|fault| Err(fault.into())).map_err(|fault| StartError::State { replica, fault })?;
+        let machine = runtime::blocking(move || Machine::open(opened, replica, application)).await;
+        let machine = machine.flatten().map_err(|fault| StartError::State { replica, fault })?;
         let applied = machine.applied();
         let config = Arc::new(config(name).validate().map_err(|fault| refused(fault.to_string()))?);
         let log = GroupLog::new(store.clone(), replica);
@@ -226,22 +226,26 @@ impl Group {
 
     /// Installs a snapshot that a peer has sent, when it still leads and the file holds what it announced. The file is removed.
     pub async fn install(&self, offer: &[u8], file: PathBuf) -> Result<Vec<u8>, CodecError> {
-        let installed = match codec::decode::<SnapshotOffer>(offer) {
-            Ok(SnapshotOffer { vote, meta }) => {
-                let snapshot = Snapshot { meta, snapshot: SnapshotSource::File(file.clone()) };
-                Ok(self.raft.install_full_snapshot(vote, snapshot).await)
-            }
-            Err(fault) => Err(fault),
-        };
-        let removed = tokio::task::spawn_blocking(move || remove_snapshot_file(&file)).await;
+        let response = self.install_offered(offer, &file).await;
+        let removed = runtime::blocking(move || remove_snapshot_file(&file)).await;
         if let Err(fault) = removed {
             tracing::warn!(%fault, "a snapshot's file may be left behind");
         }
-        let response = match installed? {
+        codec::encode(&response?)
+    }
+
+    async fn install_offered(&self, offer: &[u8], file: &Path) -> Result<Response, CodecError> {
+        let SnapshotOffer { vote, meta } = codec::decode(offer)?;
+        // Before openraft has it: there, a snapshot that cannot be installed ends the replica.
+        let checked = file.to_owned();
+        if let Err(fault) = runtime::blocking(move || snapshot::check(&checked)).await.flatten() {
+            return Ok(Response::Failed(fault.to_string()));
+        }
+        let snapshot = Snapshot { meta, snapshot: SnapshotSource::File(file.to_owned()) };
+        Ok(match self.raft.install_full_snapshot(vote, snapshot).await {
             Ok(SnapshotResponse { vote }) => Response::Installed(vote),
             Err(fault) => Response::Failed(fault.to_string()),
-        };
-        codec::encode(&response)
+        })
     }
 
     /// The replica's id.
@@ -289,7 +293,7 @@ impl Group {
         let memory = self.in_flight_kib.clone().try_acquire_many_owned(kib).map_err(|_| ProposeError::Overloaded)?;
         // A task of its own: the command keeps its place until it is decided, even when whoever proposed it gives up waiting.
         let raft = self.raft.clone();
-        let written = tokio::spawn(async move {
+        let written = runtime::spawn(async move {
             let _places = (place, memory);
             raft.client_write(Command(command)).await
         });
@@ -325,13 +329,13 @@ impl Group {
 
     /// Index of the last entry that is applied here.
     pub fn applied_index(&self) -> u64 {
-        *self.applied.borrow()
+        *self.applied.borrow_watched()
     }
 
     /// Waits until an index is applied here.
     pub async fn wait_applied(&self, index: u64, limit: Duration) -> Result<(), WaitError> {
         let mut applied = self.applied.clone();
-        match tokio::time::timeout(limit, applied.wait_for(|applied| *applied >= index)).await {
+        match tokio::time::timeout(limit, applied.wait_until_ge(&index)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(WaitError::Stopped),
             Err(_) => Err(WaitError::Timeout { wanted: index, applied: self.applied_index() }),
@@ -361,7 +365,7 @@ impl Group {
     /// The applied index, and a hash of all rows at that index. Reads them all.
     pub async fn state_hash(&self) -> Result<(u64, u64), ReadError> {
         let (store, replica) = (self.store.clone(), self.replica);
-        let hash = tokio::task::spawn_blocking(move || snapshot::state_hash(&store, replica)).await;
+        let hash = runtime::blocking(move || snapshot::state_hash(&store, replica)).await;
         hash.unwrap_or(Err(ReadError::Malformed("the scan was interrupted")))
     }
 }

@@ -16,12 +16,19 @@ pub mod membership;
 pub mod meta;
 pub mod network;
 pub mod recovery;
+#[cfg(not(feature = "simulation"))]
+pub mod runtime;
 pub mod shard;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod snapshot;
 pub mod store;
 pub mod syncer;
 pub mod types;
 mod watermark;
+
+#[cfg(feature = "simulation")]
+use simulation::runtime;
 
 pub use group::{ProposeError, WaitError};
 pub use store::{ReadError, Store, StoreError, StoreOptions};

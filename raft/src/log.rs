@@ -6,6 +6,7 @@
 use crate::codec;
 use crate::ids::ReplicaId;
 use crate::keys::{LogKind, entry_key, log_key};
+use crate::runtime;
 use crate::store::{Store, bounded, write_error};
 use crate::types::{Entry, LeaderId, LogId, Types, Vote};
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -80,7 +81,7 @@ impl GroupLog {
 
     /// Entries `[from, until)`, as far as they are there and fit; one always does. A hole is an error: only what has been purged may be
     /// missing at the beginning.
-    fn entries(&self, from: u64, until: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+    pub(crate) fn entries(&self, from: u64, until: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let mut entries: Vec<Entry> = Vec::new();
         if from >= until {
             return Ok(entries);
@@ -121,7 +122,7 @@ impl GroupLog {
 
     async fn read(&self, from: u64, until: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let log = self.clone();
-        tokio::task::spawn_blocking(move || log.entries(from, until, bytes_max)).await.map_err(io::Error::other)?
+        runtime::blocking(move || log.entries(from, until, bytes_max)).await?
     }
 
     /// On a blocking thread, since RocksDB makes writers wait when it falls behind.
@@ -132,7 +133,7 @@ impl GroupLog {
             batch(&log, &mut writes)?;
             log.store.write(writes).map_err(write_error)
         };
-        tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
+        runtime::blocking(write).await?
     }
 
     pub(crate) fn put_mark<T: Serialize>(&self, kind: LogKind, mark: &T, batch: &mut WriteBatch) -> io::Result<()> {

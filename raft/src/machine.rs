@@ -6,17 +6,20 @@
 use crate::codec;
 use crate::ids::ReplicaId;
 use crate::keys::{RowKind, Scope};
+use crate::runtime;
 use crate::snapshot::{self, SnapshotSource};
 use crate::store::{Space, Store, write_error};
 use crate::types::{Entry, LeaderId, LogId, Membership, ReplicaNode, Reply, SnapshotMeta, Types};
 use futures::{Stream, TryStreamExt};
+use openraft::async_runtime::watch::WatchSender as _;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
+use openraft::type_config::TypeConfigExt as _;
+use openraft::type_config::alias::{WatchReceiverOf, WatchSenderOf};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 use std::io;
 use std::sync::Arc;
-use tokio::sync::watch;
 
 /// Entries that are handed to a blocking thread at once, at most.
 const PART_ENTRIES: usize = 128;
@@ -46,7 +49,7 @@ pub struct Machine {
     application: Arc<dyn Application>,
     /// As the rows have it; here so that an entry is applied without reading it.
     membership: Arc<Mutex<Membership>>,
-    applied: watch::Sender<u64>,
+    applied: WatchSenderOf<Types, u64>,
 }
 
 impl Machine {
@@ -56,13 +59,20 @@ impl Machine {
         let opened = space.take_over();
         store.remove_other_space(replica)?;
         let (applied, membership) = snapshot::applied_state(&store, replica)?;
-        let applied = watch::Sender::new(applied.map_or(0, |id| id.index));
+        let (applied, _) = Types::watch_channel(applied.map_or(0, |id| id.index));
         Ok(Machine { store, replica, space, opened, application, membership: Arc::new(Mutex::new(membership)), applied })
     }
 
     /// Index of the last applied entry, as it grows; 0 before the first.
-    pub fn applied(&self) -> watch::Receiver<u64> {
+    pub fn applied(&self) -> WatchReceiverOf<Types, u64> {
         self.applied.subscribe()
+    }
+
+    fn has_applied(&self, index: u64) {
+        self.applied.send_if_modified(|applied| {
+            *applied = index;
+            true
+        });
     }
 
     fn apply_entry(&self, id: LogId, payload: EntryPayload<crate::types::Command, u64, ReplicaNode>) -> io::Result<Reply> {
@@ -88,7 +98,7 @@ impl Machine {
             let _turn = self.space.enter(self.opened)?;
             let reply = self.apply_entry(entry.log_id, entry.payload)?;
             // In this order: whoever has the reply finds the rows, the noted changes and the applied index that it speaks of.
-            self.applied.send_replace(index);
+            self.has_applied(index);
             if let Some(responder) = responder {
                 responder.send(reply);
             }
@@ -98,7 +108,7 @@ impl Machine {
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static) -> io::Result<T> {
         let this = self.clone();
-        tokio::task::spawn_blocking(move || work(&this)).await.map_err(io::Error::other)?
+        runtime::blocking(move || work(&this)).await?
     }
 }
 
@@ -150,7 +160,7 @@ impl RaftStateMachine<Types> for Machine {
             snapshot.install(&this.store, this.replica, &meta)?;
             *this.membership.lock() = meta.last_membership;
             this.application.replaced();
-            this.applied.send_replace(meta.last_log_id.map_or(0, |id| id.index));
+            this.has_applied(meta.last_log_id.map_or(0, |id| id.index));
             Ok(())
         })
         .await
@@ -177,6 +187,7 @@ impl RaftSnapshotBuilder<Types> for Machine {
 pub(crate) mod tests {
     use super::*;
     use crate::store::StoreOptions;
+    use openraft::async_runtime::watch::WatchReceiver as _;
 
     /// An application whose log has no commands.
     pub(crate) struct NoCommands;
@@ -205,6 +216,6 @@ pub(crate) mod tests {
         assert!(first.apply_part(blank(2)).is_err());
         assert_eq!(snapshot::applied_state(&store, replica).unwrap().0.map(|id| id.index), Some(1));
         second.apply_part(blank(2)).unwrap();
-        assert_eq!(*second.applied().borrow(), 2);
+        assert_eq!(*second.applied().borrow_watched(), 2);
     }
 }

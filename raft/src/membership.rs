@@ -3,6 +3,7 @@
 use crate::group::{Group, ProposeError};
 use crate::ids::{NodeId, ReplicaId};
 use crate::network::Destination;
+use crate::runtime;
 use crate::types::{LogId, ReplicaNode, Types};
 use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
@@ -199,7 +200,7 @@ impl Group {
         let ground = Precondition::LastMembershipLogId { last_membership_log_id: seen.members_since };
         // A task of its own: openraft makes a change of voters in two steps, and giving up between them would leave it half made.
         let raft = self.raft().clone();
-        let changed = tokio::spawn(async move { raft.change_membership_if(change, false, [ground]).await });
+        let changed = runtime::spawn(async move { raft.change_membership_if(change, false, [ground]).await });
         match tokio::time::timeout(CHANGE_TIMEOUT, changed).await {
             Ok(Ok(Ok(_))) => Ok(()),
             Ok(Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))))) => Err(ChangeError::NotLeader),

@@ -5,6 +5,7 @@
 
 use crate::codec;
 use crate::ids::{NodeId, ReplicaId};
+use crate::runtime;
 use crate::snapshot::SnapshotSource;
 use crate::store::Store;
 use crate::types::{ReplicaNode, SnapshotMeta, Types, Vote};
@@ -160,7 +161,7 @@ impl Peer {
         let folder = self.store.snapshot_folder();
         // The file is its guard's from the first moment: when the sending is given up meanwhile, the thread goes on, and drops it.
         let write_out = move || source.write_out(&folder).map(|(path, meta)| (OutgoingFile(path), meta));
-        let written = tokio::task::spawn_blocking(write_out).await.map_err(io::Error::other)?;
+        let written = runtime::blocking(write_out).await?;
         let (file, meta) = written?;
         let path = file.0.clone();
         let offer = codec::encode(&SnapshotOffer { vote, meta }).map_err(io::Error::other)?;
@@ -238,6 +239,7 @@ impl RaftNetworkV2<Types> for Peer {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         let sent = tokio::select! {
+            biased; // what has been sent has been sent
             sent = self.send_snapshot(vote, snapshot.snapshot) => sent,
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };

@@ -170,6 +170,11 @@ fn corrupt(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot is corrupt: {what}"))
 }
 
+/// Whether a file is whole and unchanged. Reads all of it. Blocking.
+pub fn check(path: &Path) -> io::Result<()> {
+    read_file(path, |_| Ok(()))
+}
+
 /// Gives each chunk of a file to `take`; an error when the file is not exactly what was written.
 fn read_file(path: &Path, mut take: impl FnMut(Vec<(Vec<u8>, Vec<u8>)>) -> io::Result<()>) -> io::Result<()> {
     let mut file = BufReader::new(File::open(path)?);

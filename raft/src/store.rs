@@ -3,7 +3,8 @@
 use crate::codec::{self, CodecError};
 use crate::ids::{NodeId, ReplicaId};
 use crate::keys::end_of;
-use crate::syncer::{OnSyncFailure, Sync, Syncer, end_process};
+use crate::runtime::{self, Syncer};
+use crate::syncer::{OnSyncFailure, Sync, end_process};
 use crate::watermark::Watermark;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rocksdb::{
@@ -397,11 +398,7 @@ impl Store {
 
     /// Makes everything written so far durable. Blocks.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        let (done, wait) = std::sync::mpsc::channel();
-        let queued = self.syncer.when_durable(Box::new(move || {
-            let _ = done.send(()); // whoever waited may be gone
-        }));
-        if queued && wait.recv().is_ok() { Ok(()) } else { Err(StoreError::Syncer(io::Error::other("the store is closed"))) }
+        if self.syncer.sync() { Ok(()) } else { Err(StoreError::Syncer(io::Error::other("the store is closed"))) }
     }
 
     /// The column family of logs.
@@ -507,8 +504,8 @@ fn log_family(db: &DB) -> &ColumnFamily {
 }
 
 fn random_id() -> u64 {
-    // The random part of a ULID, never 0: nodes are told apart by it, it is no secret.
-    (ulid::Ulid::new().random() as u64 & ID_MAX) | 1
+    // Never 0: nodes are told apart by it, it is no secret.
+    (runtime::random() & ID_MAX) | 1
 }
 
 fn open_database(folder: &Path, limits: StoreOptions) -> Result<DB, StoreError> {

@@ -39,6 +39,15 @@ impl Syncer {
         self.queue.lock().as_ref().is_some_and(|queue| queue.send(durable).is_ok())
     }
 
+    /// Waits until everything written so far is durable. False when the syncer has ended: it then is not.
+    pub fn sync(&self) -> bool {
+        let (done, wait) = channel();
+        let queued = self.when_durable(Box::new(move || {
+            let _ = done.send(()); // whoever waited may be gone
+        }));
+        queued && wait.recv().is_ok()
+    }
+
     /// Syncs what is queued and ends the thread.
     pub fn stop(&self) {
         drop(self.queue.lock().take());

@@ -38,7 +38,7 @@ impl fmt::Display for ReplicaNode {
 
 openraft::declare_raft_types!(
     /// openraft's types for every group.
-    pub Types: D = Command, R = Reply, NodeId = u64, Node = ReplicaNode
+    pub Types: D = Command, R = Reply, NodeId = u64, Node = ReplicaNode, AsyncRuntime = crate::runtime::Runtime
 );
 
 /// A log entry.

@@ -3,6 +3,7 @@
 use crate::codec;
 use crate::group::{Ground, Group, ProposeError, StartError, WaitError};
 use crate::ids::ShardId;
+use crate::runtime;
 use crate::shard::changes::Changes;
 use crate::shard::command::{ShardCommand, ShardReply};
 use crate::shard::machine::ShardApplication;
@@ -45,7 +46,7 @@ impl ShardGroup {
     /// Replicates a command.
     pub async fn propose(&self, command: ShardCommand) -> Result<Applied, ProposeError> {
         let command = if is_large(&command) {
-            let encode = tokio::task::spawn_blocking(move || codec::encode(&command)).await;
+            let encode = runtime::blocking(move || codec::encode(&command)).await;
             encode.map_err(|fault| ProposeError::Stopped(fault.to_string()))??
         } else {
             codec::encode(&command)?
