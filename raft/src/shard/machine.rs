@@ -102,7 +102,9 @@ impl ShardApplication {
                 if let Some(reply) = self.earlier_reply(tenant, idempotency.as_ref(), job.updated_at_ms)? {
                     return Ok((reply, None));
                 }
-                self.put_job(tenant, &job, payload.as_ref(), batch)?;
+                if !self.is_behind(tenant, &job)? {
+                    self.put_job(tenant, &job, payload.as_ref(), batch)?;
+                }
                 let reply = ShardReply::Job(job.id);
                 if let Some(key) = idempotency {
                     self.remember_reply(tenant, key, &reply, job.updated_at_ms, batch)?;
@@ -226,6 +228,16 @@ impl ShardApplication {
         let suffix = [&at_ms.to_be_bytes()[..], &tenant.0.to_be_bytes(), &key.key].concat();
         batch.put_cf(self.store.rows(), replica.key(RowKind::IdempotencyByTime, &suffix), b"");
         Ok(())
+    }
+
+    /// Whether a job's row says already that this attempt has ended, or that a later one was begun: a node that led the shard before may still be at it.
+    fn is_behind(&self, tenant: TenantId, job: &JobRow) -> io::Result<bool> {
+        let key = Scope::tenant(self.space.id(), tenant).key(RowKind::Job, &job.id.to_bytes());
+        let known: Option<JobRow> = self.store.row(&key)?;
+        Ok(known.is_some_and(|known| {
+            let has_ended = known.attempt == job.attempt && known.stage.is_final() && !job.stage.is_final();
+            known.attempt > job.attempt || has_ended
+        }))
     }
 
     fn put_job(&self, tenant: TenantId, job: &JobRow, payload: Option<&Vec<u8>>, batch: &mut WriteBatch) -> io::Result<()> {

@@ -234,9 +234,22 @@ async fn jobs_are_kept_listed_and_forgotten() {
         .await;
     assert_eq!(reader.job(TENANT, Ulid(2)).unwrap().unwrap().stage, JobStage::Replicated);
     assert_eq!(reader.job_payload(TENANT, Ulid(2)).unwrap(), Some(vec![2; 300]), "a new state keeps the payload");
+    propose(&group, ShardCommand::PutJob { tenant: TENANT, job: job(2, JobStage::Chunked), payload: None, idempotency: None })
+        .await;
+    assert_eq!(reader.job(TENANT, Ulid(2)).unwrap().unwrap().stage, JobStage::Replicated, "who is behind changes nothing");
     propose(&group, ShardCommand::DeleteJobs { tenant: TENANT, ids: vec![Ulid(2)], keep_rows: true }).await;
     assert_eq!(reader.job_payload(TENANT, Ulid(2)).unwrap(), None);
     assert!(reader.job(TENANT, Ulid(2)).unwrap().is_some());
+    let again = |stage, attempt| ShardCommand::PutJob {
+        tenant: TENANT,
+        job: JobRow { attempt, ..job(2, stage) },
+        payload: None,
+        idempotency: None,
+    };
+    propose(&group, again(JobStage::Received, 1)).await;
+    propose(&group, again(JobStage::Failed, 0)).await;
+    assert_eq!(reader.job(TENANT, Ulid(2)).unwrap().unwrap().stage, JobStage::Received, "a new attempt has begun");
+    propose(&group, again(JobStage::Replicated, 1)).await;
     propose(&group, ShardCommand::DeleteJobs { tenant: TENANT, ids: vec![Ulid(1), Ulid(9)], keep_rows: false }).await;
     assert_eq!(ids(reader.jobs(TENANT, None, 10).unwrap()), [u128::MAX, 3, 2]);
     let unfinished = reader.unfinished_jobs().unwrap();
