@@ -7,6 +7,7 @@
 
 pub mod bytes;
 pub mod codec;
+pub mod failpoints;
 pub mod group;
 pub mod ids;
 pub mod keys;
@@ -14,7 +15,9 @@ pub mod log;
 pub mod machine;
 pub mod membership;
 pub mod meta;
+pub mod mutant;
 pub mod network;
+mod power;
 pub mod recovery;
 pub mod shard;
 pub mod snapshot;
@@ -22,6 +25,9 @@ pub mod store;
 pub mod syncer;
 pub mod types;
 mod watermark;
+
+/// Builds for tests purge logs and build indexes after fewer entries, so that little work shows what much would.
+pub const IS_FOR_TESTS: bool = cfg!(any(feature = "mutants", feature = "failpoints"));
 
 pub use group::{ProposeError, WaitError};
 pub use store::{ReadError, Store, StoreError, StoreOptions};
