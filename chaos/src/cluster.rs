@@ -67,7 +67,7 @@ impl Cluster {
             }
             cluster.until_ready(number).await?;
             if number == 0 {
-                cluster.key = std::fs::read_to_string(cluster.data_dir(0).join("admin.key"))?.trim().to_owned();
+                cluster.read_key()?;
             }
         }
         cluster.until_whole(READY_TIMEOUT).await?;
@@ -164,6 +164,12 @@ impl Cluster {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Takes the key that the founder has written.
+    pub fn read_key(&mut self) -> Result<()> {
+        self.key = std::fs::read_to_string(self.data_dir(0).join("admin.key"))?.trim().to_owned();
+        Ok(())
     }
 
     /// Variables that nodes are started with from now on.

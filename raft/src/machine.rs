@@ -170,7 +170,9 @@ impl RaftStateMachine<Types> for Machine {
             snapshot.install(&this.store, this.replica, &meta)?;
             *this.membership.lock() = meta.last_membership;
             this.application.replaced();
-            this.applied.send_replace(meta.last_log_id.map_or(0, |id| id.index));
+            let index = meta.last_log_id.map_or(0, |id| id.index);
+            this.applied.send_replace(index);
+            tracing::info!(replica = this.replica.0, index, "a snapshot has been installed");
             Ok(())
         })
         .await

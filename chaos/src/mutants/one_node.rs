@@ -1,6 +1,6 @@
 //! What one node promises: scenarios without faults, and with those of its process and its disk.
 
-use super::power::{cut_log, lose_power};
+use super::power::{lose_power, lose_synced};
 use super::stage::{Stage, document, last_line, make_collection, read, store, words_of};
 use crate::workload::{text_of, vector_of};
 use anyhow::{Context, Result, ensure};
@@ -142,7 +142,7 @@ pub async fn segments(stage: &mut Stage) -> Result<()> {
     // Rounding may exchange neighbours.
     let next: BTreeSet<String> = nearest[10..18].iter().map(|value| id(*value)).collect();
     let right = hits.len() == 5 && hits.iter().all(|hit| next.contains(&hit.document_id));
-    stage.expect("search", right, || format!("after ten nearer ones were deleted, a search for five finds {}", hits.len()));
+    stage.expect("deletions", right, || format!("after ten nearer ones were deleted, a search for five finds {}", hits.len()));
 
     let tail: Vec<NewDocument> = (500..510).map(|value| document(&id(value), value)).collect();
     store(&client, "letters", &tail).await?;
@@ -184,7 +184,7 @@ pub async fn lost_log(stage: &mut Stage) -> Result<()> {
     make_collection(&stage.client(0)?, "letters", 1).await?;
     write_each(stage, 100).await?;
     stage.kill(0).await?;
-    cut_log(&stage.data_dir(0).join("store"), 4096)?;
+    lose_synced(&stage.data_dir(0).join("store"))?;
     stage.arm(true);
     stage.cluster.restart(0)?;
     match stage.cluster.ended(0, REFUSAL_TIMEOUT).await {
@@ -270,7 +270,13 @@ async fn write_each(stage: &Stage, count: u64) -> Result<()> {
 
 /// Starts the node; it must have all documents that were acknowledged.
 async fn come_back_with(stage: &mut Stage, count: u64) -> Result<()> {
-    let ready = stage.start_again(0).await?;
+    let ready = match stage.start_again(0).await {
+        Ok(ready) => ready,
+        Err(fault) => {
+            stage.violated("recovery", format!("the node does not start again over what it kept: {fault:#}"));
+            return Ok(());
+        }
+    };
     let mut lost = 0;
     for value in 0..if ready { count } else { 0 } {
         match read(&stage.client(0)?, "letters", &format!("d{value}")).await {

@@ -62,6 +62,10 @@ pub async fn killed_all(stage: &mut Stage) -> Result<()> {
         stage.violated("recovery", format!("all nodes were killed and are back: {fault:#}"));
         return Ok(());
     }
+    if let Err(fault) = until_read(&stage.client(1)?, "d0").await {
+        stage.violated("recovery", format!("the cluster says that it is whole, and a read is told {fault:#}"));
+        return Ok(());
+    }
     expect_all(stage, 1, 0..100).await?;
     let again = upload(&stage.client(2)?, COLLECTION, &[document("after", 1)]).await;
     stage.expect("recovery", again.is_ok(), || format!("the cluster is whole, and a write is told {}", told(&again)));
@@ -111,6 +115,41 @@ pub async fn isolated_leader(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
+/// A leader is cut off; the two that are left elect another, which is then cut off in its turn, while the third is killed and comes back to the first: it
+/// must know that it had voted for another, or it gives up what that one and it had acknowledged.
+pub async fn second_vote(stage: &mut Stage) -> Result<()> {
+    make_collection(&stage.client(0)?, COLLECTION, 1).await?;
+    let shard = stage.shard_of(COLLECTION).await?;
+    let first = stage.leader_of(shard).await?;
+    until_written(&stage.client(first)?, document("d", 1)).await?;
+    cut_off(stage, first)?;
+    let old = stage.client(first)?;
+    let alone = tokio::spawn(async move { upload(&old, COLLECTION, &[document("alone", 7)]).await });
+    let others: Vec<usize> = (0..NODES).filter(|node| *node != first).collect();
+    until_written(&stage.client(others[0])?, document("d", 2)).await?;
+    let second = stage.leader_seen_by(others[0], shard).await?;
+    let third = others.into_iter().find(|node| *node != second).context("there is a third node")?;
+    stage.cluster.network().cut(second, third)?;
+    stage.cluster.network().cut(third, second)?;
+    stage.kill(third).await?;
+    stage.cluster.network().mend(first, third)?;
+    stage.cluster.network().mend(third, first)?;
+    stage.cluster.restart(third)?;
+    let client = stage.client(first)?;
+    let deadline = Instant::now() + ELECTION_TIMEOUT;
+    let text = loop {
+        match read(&client, COLLECTION, "d").await {
+            Ok(document) => break document.and_then(|document| document.text),
+            Err(fault) if Instant::now() > deadline => return Err(fault).context("nobody answers a strong read"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    let kept = text == Some(words_of(2));
+    stage.expect("durability", kept, || format!("a write that a majority had acknowledged is lost: the document reads {text:?}"));
+    alone.abort();
+    Ok(())
+}
+
 /// A node is away for so long that it gets a snapshot, and documents are deleted meanwhile.
 pub async fn snapshot(stage: &mut Stage) -> Result<()> {
     make_collection(&stage.client(0)?, COLLECTION, 1).await?;
@@ -122,9 +161,12 @@ pub async fn snapshot(stage: &mut Stage) -> Result<()> {
     for value in 0..30 {
         client.delete_document(COLLECTION, &format!("d{value}")).await?;
     }
-    write_each(&client, 150..600).await?;
+    write_each(&client, 150..900).await?;
     ensure!(stage.start_again(away).await?, "the node is not ready again");
-    expect_equal_replicas(stage).await
+    expect_equal_replicas(stage).await?;
+    let log = std::fs::read_to_string(stage.cluster.log_path(away))?;
+    ensure!(log.contains("a snapshot has been installed") || !stage.found.is_empty(), "the node was sent no snapshot");
+    Ok(())
 }
 
 /// A replica is killed again and again while documents are written.

@@ -106,9 +106,14 @@ impl Stage {
         Ok(false)
     }
 
-    /// The node that leads the only shard of a collection that a document was written to.
+    /// The node that leads a shard.
     pub async fn leader_of(&self, shard: u16) -> Result<usize> {
-        let client = self.client(0)?;
+        self.leader_seen_by(0, shard).await
+    }
+
+    /// The node that leads a shard, as another one says.
+    pub async fn leader_seen_by(&self, node: usize, shard: u16) -> Result<usize> {
+        let client = self.client(node)?;
         let shards = client.cluster_shards(false).await?.shards;
         let leader = shards.iter().find(|one| one.id == shard).and_then(|one| one.leader).context("the shard has no leader")?;
         let nodes = client.cluster_nodes().await?.nodes;
