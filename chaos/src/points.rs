@@ -23,6 +23,9 @@ const DEATH_TIMEOUT: Duration = Duration::from_secs(25);
 const STIR_AFTER: Duration = Duration::from_secs(3);
 /// How long a node may take to be ready, and the cluster to be whole.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a snapshot may take to be sent, and how often a node is away for one.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(8);
+const SNAPSHOT_TRIES: usize = 3;
 /// Clients at work.
 const CLIENTS: usize = 8;
 /// Acknowledged documents that are read again after each kill, at most.
@@ -303,27 +306,27 @@ impl Ground {
         Ok(())
     }
 
-    /// A node is away while so much is written that it is sent a snapshot.
+    /// A node is away while so much is written that it is sent a snapshot; once more when it was sent entries.
     async fn snapshot(&mut self, point: &Listed) -> Result<Died> {
         self.write(0, 20).await?;
-        let leader = self.hot_leader().await?;
-        let away = (leader + 1) % 3;
-        self.cluster.signal(away, libc::SIGKILL)?;
-        self.cluster.ended(away, DEATH_TIMEOUT).await?;
-        let leader = self.hot_leader().await?;
-        self.write(leader, 500).await?;
-        let (victim, died) = if point.moment == "filled" {
-            self.start_node(away, None, Some(point))?;
-            (away, self.dies(away, point, DEATH_TIMEOUT).await?)
-        } else {
-            self.arm(leader, point, 1)?;
-            self.start_node(away, None, None)?;
-            (leader, self.dies(leader, point, DEATH_TIMEOUT).await?)
-        };
-        match died {
-            true => self.come_back(victim, None).await,
-            false => Ok(Died::Not),
+        let away = (self.hot_leader().await? + 1) % 3;
+        for _ in 0..SNAPSHOT_TRIES {
+            self.cluster.signal(away, libc::SIGKILL)?;
+            self.cluster.ended(away, DEATH_TIMEOUT).await?;
+            let leader = self.hot_leader().await?;
+            self.write(leader, 800).await?;
+            let victim = if point.moment == "filled" { away } else { self.hot_leader().await? };
+            if victim == away {
+                self.start_node(away, None, Some(point))?;
+            } else {
+                self.arm(victim, point, 1)?;
+                self.start_node(away, None, None)?;
+            }
+            if self.dies(victim, point, SNAPSHOT_TIMEOUT).await? {
+                return self.come_back(victim, None).await;
+            }
         }
+        Ok(Died::Not)
     }
 
     /// A leader is cut off and written to, while others lead.
