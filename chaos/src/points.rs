@@ -125,7 +125,8 @@ async fn kill_at(installation: &Installation, ground: &mut Option<Ground>, point
         "founding" => ground.founding(point).await,
         "joining" => ground.joining(point).await,
         "admitting" => ground.admitting(point).await,
-        "sending" | "filled" => ground.snapshot(point).await,
+        "sending" => ground.sending(point).await,
+        "filled" => ground.filled(point).await,
         "overruled" => ground.overruled(point).await,
         "drained" => ground.drained(point).await,
         "stopping" => ground.stopping(point).await,
@@ -307,7 +308,7 @@ impl Ground {
     }
 
     /// A node is away while so much is written that it is sent a snapshot; once more when it was sent entries.
-    async fn snapshot(&mut self, point: &Listed) -> Result<Died> {
+    async fn filled(&mut self, point: &Listed) -> Result<Died> {
         self.write(0, 20).await?;
         let away = (self.hot_leader().await? + 1) % 3;
         for _ in 0..SNAPSHOT_TRIES {
@@ -315,18 +316,37 @@ impl Ground {
             self.cluster.ended(away, DEATH_TIMEOUT).await?;
             let leader = self.hot_leader().await?;
             self.write(leader, 800).await?;
-            let victim = if point.moment == "filled" { away } else { self.hot_leader().await? };
-            if victim == away {
-                self.start_node(away, None, Some(point))?;
-            } else {
-                self.arm(victim, point, 1)?;
-                self.start_node(away, None, None)?;
-            }
-            if self.dies(victim, point, SNAPSHOT_TIMEOUT).await? {
-                return self.come_back(victim, None).await;
+            self.start_node(away, None, Some(point))?;
+            if self.dies(away, point, SNAPSHOT_TIMEOUT).await? {
+                return self.come_back(away, None).await;
             }
         }
         Ok(Died::Not)
+    }
+
+    /// The same, and the leader dies: it writes the snapshot out as soon as the entries are purged, although the other one is away.
+    async fn sending(&mut self, point: &Listed) -> Result<Died> {
+        self.write(0, 20).await?;
+        let away = (self.hot_leader().await? + 1) % 3;
+        self.cluster.signal(away, libc::SIGKILL)?;
+        self.cluster.ended(away, DEATH_TIMEOUT).await?;
+        let leader = self.hot_leader().await?;
+        self.arm(leader, point, 1)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut clients = JoinSet::new();
+        for _ in 0..CLIENTS {
+            let (client, told, stop) = (self.cluster.client(leader)?, self.told.clone(), stop.clone());
+            clients.spawn(async move { while !stop.load(Ordering::Relaxed) && write_one(&client, HOT, &told).await.is_ok() {} });
+        }
+        let mut died = self.dies(leader, point, SNAPSHOT_TIMEOUT).await?;
+        stop.store(true, Ordering::Relaxed);
+        self.start_node(away, None, None)?;
+        died = died || self.dies(leader, point, SNAPSHOT_TIMEOUT).await?;
+        while clients.join_next().await.is_some() {}
+        match died {
+            true => self.come_back(leader, None).await,
+            false => Ok(Died::Not),
+        }
     }
 
     /// A leader is cut off and written to, while others lead.
