@@ -447,10 +447,11 @@ impl Ground {
                 }
                 ensure!(
                     Instant::now() < deadline,
-                    "job {id} was accepted, and is {:?} with {} of {}",
+                    "job {id} was accepted, and is {:?} with {} of {}: {:?}",
                     job.stage,
                     job.done,
-                    job.documents
+                    job.documents,
+                    job.failed
                 );
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
