@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ragged_client::{Client, ClientError, Consistency, NewDocument, UploadOptions, UploadReply};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -179,12 +179,7 @@ impl Ground {
 
     /// Has a node that runs die at a point, when it comes by for the so many-th time.
     fn arm(&self, node: usize, point: &Listed, times: u64) -> Result<()> {
-        let new = self.points_file(node).with_extension("new");
-        std::fs::write(
-            &new,
-            format!("{}={}return", point.name, if times > 1 { format!("{}*off->", times - 1) } else { String::new() }),
-        )?;
-        Ok(std::fs::rename(new, self.points_file(node))?)
+        arm(&self.points_file(node), &point.name, times)
     }
 
     /// Whether a node dies at the point within that time. That it dies elsewhere is an error.
@@ -525,6 +520,15 @@ impl Ground {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// Has a node that was started with `RAGGED_FAILPOINTS_FILE` die at a point, when it comes by for the so many-th time from now on.
+pub fn arm(file: &Path, point: &str, times: u64) -> Result<()> {
+    let before = if times > 1 { format!("{}*off->", times - 1) } else { String::new() };
+    // Whole at once: the node may read it at any moment.
+    let new = file.with_extension("new");
+    std::fs::write(&new, format!("{point}={before}return"))?;
+    Ok(std::fs::rename(new, file)?)
 }
 
 /// Does everything that a client can do, until it is told to stop.
