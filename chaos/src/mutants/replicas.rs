@@ -55,6 +55,7 @@ pub async fn killed_all(stage: &mut Stage) -> Result<()> {
     for node in 0..NODES {
         stage.kill(node).await?;
     }
+    stage.arm(true);
     for node in 0..NODES {
         stage.cluster.restart(node)?;
     }
