@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster failover chaos simulation test lint fmt docs-check bench eval clean
+.PHONY: help setup run cluster failover chaos chaos-mutants chaos-points simulation test lint fmt docs-check bench eval clean
 
 help: ## show this list
 	@echo "ragged: make COMMAND"
@@ -37,6 +37,12 @@ failover: setup ## kill the nodes of a cluster in turn, 20 times; say how long w
 
 chaos: setup ## break a cluster for two minutes and check what it promised; with root also its network
 	@scripts/run-chaos
+
+chaos-mutants: setup ## switch known bugs on and see that the checks find each (docs/mutants.md)
+	@scripts/run-chaos-mutants
+
+chaos-points: setup ## kill a node at each named point of the code and check what it comes back with
+	@scripts/run-chaos-mutants --points
 
 simulation: ## run replication in 10,000 simulated clusters, each from a seed; SEEDS=N FIRST=N or SEED=N for others
 	@scripts/run-simulation

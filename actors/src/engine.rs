@@ -38,6 +38,7 @@ use prometheus::{IntCounterVec, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorRef, ActorStatus, SpawnErr};
 use ragged_kernels::{CpuDevice, Model};
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::ids::{DEFAULT_TENANT, NodeId};
 use ragged_raft::meta::command::{MetaCommand, Role};
@@ -385,7 +386,9 @@ impl Engine {
 
     /// Hands on what the node leads, stops the actors, waiting for what is in flight until the deadline, and closes the store.
     pub async fn stop(&self, deadline: Duration) {
+        failpoints::hit(Point::HandOverBefore);
         hand_over(&self.parts.services.replicas).await;
+        failpoints::hit(Point::HandOverAfter);
         self.parts.port.close().await;
         let root = &self.parts.supervisors.root;
         if root.get_cell().stop_and_wait(Some("shutdown".into()), Some(deadline)).await.is_err() {
@@ -448,7 +451,9 @@ async fn begin(store: &Arc<Store>, options: &EngineOptions) -> Result<Begun, Sta
         let opened = store.clone();
         let meta_replica = tokio::task::spawn_blocking(move || opened.replica("meta")).await;
         let meta_replica = meta_replica.map_err(|fault| StartError::Group(fault.to_string()))??;
+        failpoints::hit(Point::JoinBefore);
         let identity = join::join(joining, node, &options.cluster.advertise, meta_replica).await?;
+        failpoints::hit(Point::JoinAnswered);
         identity.save(&options.data_dir)?;
         tracing::info!(%node, cluster = %identity.cluster, seed = joining.seed, "joined the cluster");
         return Ok(Begun { identity, found_shards: false, removed: Vec::new() });
@@ -474,11 +479,13 @@ async fn found(group: &MetaGroup, options: &EngineOptions) -> Result<NodeIdentit
     let node = group.group().store().node();
     if group.cluster()?.is_none() {
         // The key is written first: a crash in between leaves a key that the next start replaces, never a cluster without one.
+        failpoints::hit(Point::AdminKeyBefore);
         let key = ApiKey::generate()?;
         write_admin_key(&options.data_dir, &key)?;
         let admin_key = key.record(DEFAULT_TENANT, Role::Admin, now_ms());
         let founding = Founding { shard_count: options.shards, admin_key, at_ms: now_ms() };
         group.found(founding).await.map_err(refused)?;
+        failpoints::hit(Point::ClusterFounded);
         tracing::info!(shards = options.shards, key_file = %options.data_dir.join(ADMIN_KEY_FILE).display(), "founded a new cluster");
     }
     let cluster = group.cluster()?.ok_or_else(|| StartError::Group("the cluster was not founded".into()))?;
@@ -492,6 +499,7 @@ async fn found(group: &MetaGroup, options: &EngineOptions) -> Result<NodeIdentit
             joined_at_ms: now_ms(),
         };
         group.propose(&MetaCommand::Establish { authority, founder }).await.map_err(refused)?;
+        failpoints::hit(Point::ClusterEstablished);
     }
     let authority = group.authority()?.ok_or_else(|| StartError::Group("the cluster has no authority".into()))?;
     let identity = NodeIdentity::issue(&authority, cluster.cluster, node, cluster.shard_count)?;

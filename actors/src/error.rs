@@ -2,6 +2,7 @@
 
 use parking_lot::Mutex;
 use ragged_raft::ids::NodeId;
+use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::{ProposeError, ReadError};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeSet;
@@ -127,6 +128,9 @@ impl std::error::Error for ServiceError {}
 pub fn propose_error(fault: ProposeError) -> ServiceError {
     let detail = fault.to_string();
     match fault {
+        ProposeError::UnknownOutcome { .. } if mutant::is_on(Mutant::UnknownAsRefused) => {
+            ServiceError::unavailable("write_failed", detail)
+        }
         ProposeError::UnknownOutcome { .. } => ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail),
         ProposeError::TooLarge { .. } => ServiceError::new(ErrorKind::TooLarge, "write_too_large", detail),
         ProposeError::Overloaded => ServiceError::unavailable("write_overloaded", detail),

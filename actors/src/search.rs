@@ -13,6 +13,7 @@ use crate::token::WriteToken;
 use prometheus::{HistogramOpts, HistogramVec, Registry};
 use ragged_raft::ids::{RowId, ShardId};
 use ragged_raft::meta::collection::Collection;
+use ragged_raft::mutant::{self, Mutant};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -257,6 +258,9 @@ impl Searcher {
                 }
                 Err(fault) => return Err(fault),
             };
+            if mutant::is_on(Mutant::MergeDropsShard) && collection.shards.len() > 1 && collection.shards.last() == Some(&shard) {
+                continue;
+            }
             answers.dense.extend(dense.into_iter().map(|candidate| Ranked { shard, candidate }));
             answers.text.extend(text.into_iter().map(|candidate| Ranked { shard, candidate }));
             if search.explain {

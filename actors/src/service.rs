@@ -12,9 +12,11 @@ use crate::search::{Freshness, Search, SearchOutcome, freshness_of};
 use crate::session::{ApiKey, Permit, Principal};
 use crate::shard::request::{ShardRequest, ShardResponse, StoredDocument};
 use crate::token::WriteToken;
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::ids::{ShardId, TenantId};
 use ragged_raft::meta::collection::{Collection, ModelRevision, VectorSettings};
 use ragged_raft::meta::command::{MetaCommand, MetaReply};
+use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::command::{ShardCommand, ShardReply, Upserted};
 use ragged_raft::shard::rows::{JobRow, JobStage};
 use std::collections::BTreeMap;
@@ -360,8 +362,9 @@ impl Session {
         // A shard leaves texts out once it has read enough of them.
         let complete = page.iter().take_while(|document| !with_text || document.text.is_some()).count();
         let more = page.len() > complete.min(limit);
+        let skipped = page.get(limit).filter(|_| mutant::is_on(Mutant::ListingSkips)).map(|document| document.head.id.clone());
         page.truncate(complete.min(limit));
-        let next = page.last().filter(|_| more).map(|document| document.head.id.clone());
+        let next = skipped.or_else(|| page.last().filter(|_| more).map(|document| document.head.id.clone()));
         Ok((page, next))
     }
 
@@ -523,9 +526,11 @@ impl Session {
 impl Parts {
     /// Clears a deleted collection out of every shard, then out of the list of deleted ones.
     async fn drop_collection(&self, collection: &Collection) -> Result<(), ServiceError> {
+        failpoints::hit(Point::CollectionDropBefore);
         for shard in &collection.shards {
             let command = ShardCommand::DropCollection { tenant: collection.tenant, collection: collection.id };
             self.shards.write(*shard, collection.tenant, command).await?;
+            failpoints::hit(Point::CollectionDropShard);
         }
         self.meta.change(MetaCommand::ForgetCollection { collection: collection.id }).await.map(|_| ())
     }

@@ -13,6 +13,7 @@ use futures::stream::FuturesUnordered;
 use parking_lot::RwLock;
 use ractor::concurrency::Duration;
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId, TenantId};
+use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::recovery::LogEnd;
 use ragged_raft::shard::command::{ShardCommand, ShardReply};
 use ragged_raft::shard::group::ShardGroup;
@@ -131,6 +132,9 @@ impl Shards {
     ) -> Result<ShardResponse, ServiceError> {
         match (&request, freshness) {
             (ShardRequest::Propose { .. } | ShardRequest::ReadIndex, _) => self.ask_leader(shard, tenant, &request).await,
+            (_, ShardFreshness::Strong) if mutant::is_on(Mutant::StaleStrongRead) => {
+                self.read(shard, tenant, ShardFreshness::Eventual, &request).await
+            }
             // What was acknowledged is in the leader's log; any replica that has applied as much can answer.
             (_, ShardFreshness::Strong) => match self.ask_leader(shard, tenant, &ShardRequest::ReadIndex).await? {
                 ShardResponse::Index(index) => self.read(shard, tenant, ShardFreshness::AtLeast(index), &request).await,
@@ -200,7 +204,7 @@ impl Shards {
     /// Asks the replica that leads. What no replica can have seen is tried until one leads; what one may have seen has an unknown outcome.
     async fn ask_leader(&self, shard: ShardId, tenant: TenantId, request: &ShardRequest) -> Result<ShardResponse, ServiceError> {
         let deadline = Instant::now() + SEARCH_TIMEOUT;
-        let changes = matches!(request, ShardRequest::Propose { .. });
+        let changes = matches!(request, ShardRequest::Propose { .. }) && !mutant::is_on(Mutant::RetryUnknownWrite);
         let mut hint = self.leader_node(shard);
         loop {
             let mut nodes = self.hosts(shard)?;
@@ -377,5 +381,8 @@ fn unknown_outcome(shard: ShardId, node: NodeId, why: &str) -> ServiceError {
     let detail = format!(
         "{node} may have written to {shard} ({why}): it is not known whether the write took effect; read it back or retry with the same idempotency key"
     );
+    if mutant::is_on(Mutant::UnknownAsRefused) {
+        return ServiceError::unavailable("write_failed", detail);
+    }
     ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail)
 }

@@ -21,6 +21,8 @@ pub struct Installation {
     pub binary: PathBuf,
     /// The embedding model's folder.
     pub model_dir: PathBuf,
+    /// Variables that nodes are started with besides.
+    pub environment: Vec<(String, String)>,
 }
 
 /// Nodes of the real binary, ended when dropped.
@@ -43,22 +45,29 @@ struct Node {
 impl Cluster {
     /// A cluster of so many nodes, whole.
     pub async fn start(nodes: usize, installation: Installation) -> Result<Cluster> {
+        Cluster::start_first(nodes, nodes, installation).await
+    }
+
+    /// The same, with the first so many nodes only; the others can join later.
+    pub async fn start_first(first: usize, nodes: usize, installation: Installation) -> Result<Cluster> {
         let network = Network::make(nodes)?;
         let folder = tempfile::tempdir()?;
         let mut cluster = Cluster { nodes: Vec::new(), installation, key: String::new(), network, folder };
         for number in 0..nodes {
             let (http, port) = (cluster.free_address(number, 7400)?, cluster.free_address(number, 7401)?);
             cluster.nodes.push(Node { process: None, http, cluster: port });
-            let joining = if number == 0 {
-                None
+            if number >= first {
+                continue;
+            }
+            if number == 0 {
+                cluster.spawn(number, None)?;
             } else {
-                let token = cluster.client(0)?.make_join_token(&NewJoinToken::default()).await?.token;
-                Some((cluster.nodes[0].cluster.clone(), token))
-            };
-            cluster.spawn(number, joining)?;
+                let joining = cluster.joining(0).await?;
+                cluster.spawn(number, Some(joining))?;
+            }
             cluster.until_ready(number).await?;
             if number == 0 {
-                cluster.key = std::fs::read_to_string(cluster.data_dir(0).join("admin.key"))?.trim().to_owned();
+                cluster.read_key()?;
             }
         }
         cluster.until_whole(READY_TIMEOUT).await?;
@@ -137,12 +146,13 @@ impl Cluster {
         let begun = Instant::now();
         loop {
             let mut whole = true;
-            for node in 0..self.len() {
+            let running: Vec<usize> = (0..self.len()).filter(|node| self.process(*node).is_some()).collect();
+            for node in running.iter().copied() {
                 // Each node must say so: one that is cut off knows nothing.
                 let said = self.client(node)?.cluster_doctor().await;
                 let members = self.client(node)?.cluster_nodes().await;
-                let all_there =
-                    members.is_ok_and(|members| members.nodes.iter().filter(|node| node.version.is_some()).count() == self.len());
+                let all_there = members
+                    .is_ok_and(|members| members.nodes.iter().filter(|node| node.version.is_some()).count() == running.len());
                 whole &= all_there && said.is_ok_and(|diagnosis| diagnosis.healthy);
             }
             if whole {
@@ -156,12 +166,35 @@ impl Cluster {
         }
     }
 
+    /// Takes the key that the founder has written.
+    pub fn read_key(&mut self) -> Result<()> {
+        self.key = std::fs::read_to_string(self.data_dir(0).join("admin.key"))?.trim().to_owned();
+        Ok(())
+    }
+
+    /// Variables that nodes are started with from now on.
+    pub fn environment(&mut self) -> &mut Vec<(String, String)> {
+        &mut self.installation.environment
+    }
+
+    /// What a new node joins with, by a member: the member's address, and a token for one node.
+    pub async fn joining(&self, member: usize) -> Result<(String, String)> {
+        let token = self.client(member)?.make_join_token(&NewJoinToken::default()).await?.token;
+        Ok((self.nodes[member].cluster.clone(), token))
+    }
+
+    /// Starts a node that does not run and that is to join, or was about to. Does not wait until it is ready.
+    pub fn start_joining(&mut self, node: usize, joining: (String, String)) -> Result<()> {
+        self.spawn(node, Some(joining))
+    }
+
     /// The shards, each replica with a hash of its rows.
     pub async fn hashed_shards(&self) -> Result<Vec<ClusterShard>> {
         Ok(self.client(0)?.cluster_shards(true).await?.shards)
     }
 
-    fn data_dir(&self, node: usize) -> PathBuf {
+    /// What a node keeps.
+    pub fn data_dir(&self, node: usize) -> PathBuf {
         self.folder.path().join(format!("node-{node}"))
     }
 
@@ -200,7 +233,8 @@ impl Cluster {
             .env("RAGGED_LOG_FILTER", "info")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log);
+            .stderr(log)
+            .envs(self.installation.environment.iter().cloned());
         if let Some((seed, token)) = joining {
             command.env("RAGGED_CLUSTER_JOIN", seed).env("RAGGED_CLUSTER_TOKEN", token);
         }

@@ -9,7 +9,9 @@ mod fault;
 mod history;
 mod intervals;
 mod linearizability;
+mod mutants;
 mod network;
+mod points;
 mod run;
 mod schedule;
 mod verdict;
@@ -60,6 +62,10 @@ enum Command {
     },
     /// List the faults, and which of them can be injected here
     List,
+    /// Switch known bugs on, and see that the checks find them; needs a build with the feature `mutants`
+    Mutants(ForTests),
+    /// Kill a node at each of the named points of the code, and check what it comes back with; needs a build with the feature `failpoints`
+    Points(ForTests),
     /// Say by the exit code whether a connection comes about; run inside a node's network
     #[command(hide = true)]
     Probe {
@@ -90,6 +96,36 @@ struct Run {
     binary: PathBuf,
 }
 
+#[derive(clap::Args)]
+struct ForTests {
+    /// Only these; all, by default
+    names: Vec<String>,
+    /// The program `ragged`, in a build for tests
+    #[arg(long, value_name = "FILE", default_value = "target/release/ragged-mutants")]
+    binary: PathBuf,
+}
+
+impl ForTests {
+    /// Does something with the program; whether that showed what it should.
+    fn with<F: Future<Output = Result<bool>>>(self, work: impl FnOnce(Installation, Vec<String>) -> F) -> Result<bool> {
+        let binary = self.binary.canonicalize().with_context(|| format!("{}: say --binary", self.binary.display()))?;
+        let installation = Installation { binary, model_dir: model_dir()?, environment: Vec::new() };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(work(installation, self.names))
+    }
+}
+
+fn ended_well(result: Result<bool>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(VIOLATED),
+        Err(fault) => {
+            eprintln!("ragged-chaos: {fault:#}");
+            ExitCode::from(HARNESS_FAILED)
+        }
+    }
+}
+
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Probe { address } => match TcpStream::connect_timeout(&address, PROBE_TIMEOUT) {
@@ -104,6 +140,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Run(run) => ended(start(run)),
+        Command::Mutants(of) => ended_well(of.with(|installation, names| async { mutants::run(installation, names).await })),
+        Command::Points(of) => ended_well(of.with(|installation, names| async { points::run(installation, names).await })),
         Command::Replay { seed, binary } => {
             ended(start(Run { nodes: 3, faults: Vec::new(), seconds: 60, seed: Some(seed), report: None, binary }))
         }
@@ -140,7 +178,7 @@ fn start(run: Run) -> Result<Report> {
     let seed = run.seed.unwrap_or_else(rand::random);
     let binary =
         run.binary.canonicalize().with_context(|| format!("{}: build it first, or say --binary", run.binary.display()))?;
-    let installation = Installation { binary, model_dir: model_dir()? };
+    let installation = Installation { binary, model_dir: model_dir()?, environment: Vec::new() };
     println!(
         "seed {seed}, {} nodes, {} s, faults {}",
         run.nodes,

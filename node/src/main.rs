@@ -8,6 +8,8 @@ mod cli;
 mod config;
 mod serve;
 mod telemetry;
+#[cfg(any(feature = "mutants", feature = "failpoints"))]
+mod testing;
 
 use std::process::ExitCode;
 

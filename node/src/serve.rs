@@ -53,6 +53,8 @@ pub fn check_processor() -> anyhow::Result<()> {
 /// Runs a node until a signal or a fault ends it. Errors are one line for the operator.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     telemetry::start(&config.log)?;
+    #[cfg(any(feature = "mutants", feature = "failpoints"))]
+    crate::testing::start()?;
     raise_open_files();
     // Before anything is started, so that an early signal ends an early process in order, too.
     let mut signals = Signals::new().context("cannot listen to signals")?;

@@ -2,6 +2,7 @@
 //! a tenant and a partition are each one contiguous range, and every scan is bounded by a prefix that no neighbour shares.
 
 use crate::ids::{CollectionId, ReplicaId, RowId, TenantId};
+use crate::mutant::{self, Mutant};
 
 /// What a log key holds.
 #[derive(Debug, Clone, Copy)]
@@ -123,7 +124,8 @@ impl Scope {
         let mut key = Vec::with_capacity(64);
         key.extend(self.space.to_be_bytes());
         key.extend(self.tenant.0.to_be_bytes());
-        key.extend(self.collection.0.to_be_bytes());
+        let collection = if mutant::is_on(Mutant::DropKeyPrefix) { 0 } else { self.collection.0 };
+        key.extend(collection.to_be_bytes());
         key
     }
 

@@ -7,6 +7,7 @@
 
 pub mod bytes;
 pub mod codec;
+pub mod failpoints;
 pub mod group;
 pub mod ids;
 pub mod keys;
@@ -14,7 +15,9 @@ pub mod log;
 pub mod machine;
 pub mod membership;
 pub mod meta;
+pub mod mutant;
 pub mod network;
+mod power;
 pub mod recovery;
 #[cfg(not(feature = "simulation"))]
 pub mod runtime;
@@ -29,6 +32,8 @@ mod watermark;
 
 #[cfg(feature = "simulation")]
 use simulation::runtime;
+/// Builds for tests purge logs and build indexes after fewer entries, so that little work shows what much would.
+pub const IS_FOR_TESTS: bool = cfg!(any(feature = "mutants", feature = "failpoints"));
 
 pub use group::{ProposeError, WaitError};
 pub use store::{ReadError, Store, StoreError, StoreOptions};

@@ -4,8 +4,10 @@
 //! called in the order of the writes. So what is durable is always a prefix of what was written.
 
 use crate::codec;
+use crate::failpoints::{self, Point};
 use crate::ids::ReplicaId;
 use crate::keys::{LogKind, entry_key, log_key};
+use crate::mutant::{self, Mutant};
 use crate::runtime;
 use crate::store::{Store, bounded, write_error};
 use crate::types::{Entry, LeaderId, LogId, Types, Vote};
@@ -230,6 +232,9 @@ impl RaftLogReader<Types> for GroupLog {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        if mutant::is_on(Mutant::VoteWithoutPersisting) {
+            return Ok(None);
+        }
         self.mark(LogKind::Vote)
     }
 }
@@ -248,13 +253,19 @@ impl RaftLogStorage<Types> for GroupLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let vote = *vote;
+        failpoints::hit(Point::VoteBefore);
         self.write(move |log, batch| log.put_mark(LogKind::Vote, &vote, batch)).await?;
-        self.durable().await
+        failpoints::hit(Point::VoteWritten);
+        self.durable().await?;
+        failpoints::hit(Point::VoteDurable);
+        Ok(())
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         // A hint that spares a restart some waiting; losing it loses nothing, so nobody waits for its sync.
-        self.write(move |log, batch| log.put_mark(LogKind::Committed, &committed, batch)).await
+        self.write(move |log, batch| log.put_mark(LogKind::Committed, &committed, batch)).await?;
+        failpoints::hit(Point::CommittedSaved);
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
@@ -268,8 +279,17 @@ impl RaftLogStorage<Types> for GroupLog {
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let append = move |log: &Self, batch: &mut WriteBatch| entries.iter().try_for_each(|entry| log.put_entry(entry, batch));
+        failpoints::hit(Point::LogAppendBefore);
         self.write(append).await?;
-        let queued = self.store.syncer().when_durable(Box::new(move || callback.io_completed(Ok(()))));
+        failpoints::hit(Point::LogAppendWritten);
+        if mutant::is_on(Mutant::LogWithoutPersisting) {
+            callback.io_completed(Ok(()));
+            return Ok(());
+        }
+        let queued = self.store.syncer().when_durable(Box::new(move || {
+            failpoints::hit(Point::LogAppendDurable);
+            callback.io_completed(Ok(()));
+        }));
         if queued { Ok(()) } else { Err(stopped()) }
     }
 
@@ -279,14 +299,20 @@ impl RaftLogStorage<Types> for GroupLog {
             log.delete_entries(from, u64::MAX, batch);
             Ok(())
         };
-        self.write(truncate).await
+        failpoints::hit(Point::TruncateBefore);
+        self.write(truncate).await?;
+        failpoints::hit(Point::TruncateAfter);
+        Ok(())
     }
 
     /// Safe as soon as the entries are applied: the rows that they made stand before this batch in the one write-ahead log. What a crash
     /// leaves is a prefix of it, and RocksDB syncs closed write-ahead logs before it counts a flush of either column family: so the entries
     /// are never gone without the rows being there.
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
-        self.write(move |log, batch| log.purge_through(log_id, batch)).await
+        failpoints::hit(Point::PurgeBefore);
+        self.write(move |log, batch| log.purge_through(log_id, batch)).await?;
+        failpoints::hit(Point::PurgeAfter);
+        Ok(())
     }
 }
 

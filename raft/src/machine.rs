@@ -4,8 +4,10 @@
 //! is not synced: entries are, and those that a crash takes from the state are applied again.
 
 use crate::codec;
+use crate::failpoints::{self, Point};
 use crate::ids::ReplicaId;
 use crate::keys::{RowKind, Scope};
+use crate::mutant::{self, Mutant};
 use crate::runtime;
 use crate::snapshot::{self, SnapshotSource};
 use crate::store::{Space, Store, write_error};
@@ -80,23 +82,37 @@ impl Machine {
         if let EntryPayload::Membership(new) = &payload {
             *membership = Membership::new(Some(id), new.clone());
         }
+        let changes_members = matches!(&payload, EntryPayload::Membership(_));
+        if changes_members {
+            failpoints::hit(Point::MembershipBefore);
+        }
         let mut batch = WriteBatch::default();
         let applied = codec::encode(&(Some(id), &*membership))?;
         batch.put_cf(self.store.rows(), Scope::replica(self.space.id()).key(RowKind::Applied, b""), applied);
-        Ok(match payload {
+        if mutant::is_on(Mutant::MarkBeforeRows) {
+            self.store.write(std::mem::take(&mut batch)).map_err(write_error)?;
+            std::thread::sleep(std::time::Duration::from_millis(5)); // whatever may happen in between
+        }
+        let reply = match payload {
             EntryPayload::Normal(command) => Reply(self.application.apply(id.index, &command.0, batch)?),
             EntryPayload::Blank | EntryPayload::Membership(_) => {
                 self.store.write(batch).map_err(write_error)?;
                 Reply::default()
             }
-        })
+        };
+        if changes_members {
+            failpoints::hit(Point::MembershipAfter);
+        }
+        Ok(reply)
     }
 
     fn apply_part(&self, part: Vec<Item>) -> io::Result<()> {
         for (entry, responder) in part {
             let index = entry.log_id.index;
             let _turn = self.space.enter(self.opened)?;
+            failpoints::hit(Point::ApplyBefore);
             let reply = self.apply_entry(entry.log_id, entry.payload)?;
+            failpoints::hit(Point::ApplyAfter);
             // In this order: whoever has the reply finds the rows, the noted changes and the applied index that it speaks of.
             self.has_applied(index);
             if let Some(responder) = responder {
@@ -117,7 +133,11 @@ impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Machine;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), io::Error> {
-        Ok(snapshot::applied_state(&self.store, self.replica)?)
+        let (applied, membership) = snapshot::applied_state(&self.store, self.replica)?;
+        if mutant::is_on(Mutant::MembershipForgotten) {
+            return Ok((applied, Membership::default()));
+        }
+        Ok((applied, membership))
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
@@ -160,7 +180,9 @@ impl RaftStateMachine<Types> for Machine {
             snapshot.install(&this.store, this.replica, &meta)?;
             *this.membership.lock() = meta.last_membership;
             this.application.replaced();
-            this.has_applied(meta.last_log_id.map_or(0, |id| id.index));
+            let index = meta.last_log_id.map_or(0, |id| id.index);
+            this.has_applied(index);
+            tracing::info!(replica = this.replica.0, index, "a snapshot has been installed");
             Ok(())
         })
         .await

@@ -5,8 +5,10 @@
 //! changed one is refused all the same.
 
 use crate::codec;
+use crate::failpoints::{self, Point};
 use crate::ids::ReplicaId;
-use crate::keys::{RowKind, Scope, end_of};
+use crate::keys::{RowKind, SUFFIX_AT, Scope, end_of};
+use crate::mutant::{self, Mutant};
 use crate::store::{ReadError, Store, bounded, write_error};
 use crate::types::{LogId, Membership, SnapshotMeta};
 use rocksdb::{Direction, IteratorMode, WriteBatch};
@@ -102,6 +104,7 @@ pub fn meta(store: &Store, replica: ReplicaId) -> Result<SnapshotMeta, ReadError
 }
 
 fn write_file(store: &Store, replica: ReplicaId, folder: &Path) -> io::Result<(PathBuf, SnapshotMeta)> {
+    failpoints::hit(Point::SnapshotWriteBefore);
     std::fs::create_dir_all(folder)?;
     // In this order: rows that an installation removes afterwards are still in the view.
     let space = store.space(replica).id();
@@ -120,6 +123,9 @@ fn write_file(store: &Store, replica: ReplicaId, folder: &Path) -> io::Result<(P
             let (last_log_id, last_membership) = codec::decode(&value)?;
             meta = SnapshotMeta { last_log_id, last_membership };
         }
+        if mutant::is_on(Mutant::SnapshotMissesRows) && key.get(SUFFIX_AT - 1) == Some(&(RowKind::Text as u8)) {
+            continue;
+        }
         add_to_hash(&mut hash, &key[SPACE_BYTES..], &value);
         count += 1;
         bytes += key.len() + value.len();
@@ -129,14 +135,21 @@ fn write_file(store: &Store, replica: ReplicaId, folder: &Path) -> io::Result<(P
             bytes = 0;
         }
     }
-    write_frame(&mut out, &Frame::Rows(rows))?;
-    write_frame(&mut out, &Frame::End { rows: count, hash: hash.digest() })?;
+    if mutant::is_on(Mutant::InstallTornSnapshot) {
+        rows.truncate(rows.len() / 2); // the transfer is cut off here
+        write_frame(&mut out, &Frame::Rows(rows))?;
+    } else {
+        write_frame(&mut out, &Frame::Rows(rows))?;
+        write_frame(&mut out, &Frame::End { rows: count, hash: hash.digest() })?;
+    }
     out.flush()?;
     drop(out);
     file.as_file().sync_all()?;
     let name = format!("{}-{}-{}.snapshot", replica.0, meta.last_log_id.map_or(0, |id| id.index), ulid::Ulid::new());
     let path = folder.join(name);
+    failpoints::hit(Point::SnapshotRenameBefore);
     file.persist(&path)?;
+    failpoints::hit(Point::SnapshotRenameAfter);
     File::open(folder)?.sync_all()?;
     Ok((path, meta))
 }
@@ -185,7 +198,11 @@ fn read_file(path: &Path, mut take: impl FnMut(Vec<(Vec<u8>, Vec<u8>)>) -> io::R
     }
     let (mut hash, mut count) = (Xxh3::new(), 0);
     loop {
-        match read_frame(&mut file)? {
+        let frame = match read_frame(&mut file) {
+            Err(fault) if fault.kind() == io::ErrorKind::UnexpectedEof && mutant::is_on(Mutant::InstallTornSnapshot) => break,
+            frame => frame?,
+        };
+        match frame {
             Frame::Rows(rows) => {
                 count += rows.len() as u64;
                 rows.iter().for_each(|(key, value)| add_to_hash(&mut hash, key, value));
@@ -200,14 +217,21 @@ fn read_file(path: &Path, mut take: impl FnMut(Vec<(Vec<u8>, Vec<u8>)>) -> io::R
 }
 
 fn install_file(store: &Store, replica: ReplicaId, path: &Path, meta: &SnapshotMeta) -> io::Result<()> {
+    if mutant::is_on(Mutant::InstallOverOldRows) {
+        return stage_file(store, store.space(replica).id(), path, meta);
+    }
+    failpoints::hit(Point::SnapshotStageBefore);
     let staged = store.stage_space(replica)?;
     let result = stage_file(store, staged, path, meta);
     if result.is_ok() {
+        failpoints::hit(Point::SnapshotStaged);
         // All rows stand before this in the write-ahead log, and it is synced: from here on the log before the snapshot may be purged.
         store.switch_space(replica)?;
+        failpoints::hit(Point::SnapshotSwitched);
     }
     // The old rows, or those of a snapshot that is refused.
     store.remove_other_space(replica)?;
+    failpoints::hit(Point::SnapshotInstalled);
     result
 }
 

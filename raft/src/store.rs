@@ -1,8 +1,11 @@
 //! The node's one database, with the identities that live in it.
 
 use crate::codec::{self, CodecError};
+use crate::failpoints::{self, Point};
 use crate::ids::{NodeId, ReplicaId};
 use crate::keys::end_of;
+use crate::mutant::{self, Mutant};
+use crate::power::Durable;
 use crate::runtime::{self, Syncer};
 use crate::syncer::{OnSyncFailure, Sync, end_process};
 use crate::watermark::Watermark;
@@ -237,7 +240,9 @@ impl Store {
         let (watermark, synced) = Watermark::open(&folder.join("synced")).map_err(cannot_use)?;
         let found = db.latest_sequence_number();
         match synced {
-            Some(synced) if found < synced => return Err(StoreError::LostWrites { folder: folder.to_owned(), found, synced }),
+            Some(synced) if found < synced && !mutant::is_on(Mutant::IgnoreWatermark) => {
+                return Err(StoreError::LostWrites { folder: folder.to_owned(), found, synced });
+            }
             None if found > 0 => {
                 tracing::warn!(folder = %folder.display(), "the file `synced` is missing: the end of the write-ahead log cannot be checked")
             }
@@ -248,7 +253,7 @@ impl Store {
             Some(frame) => codec::decode::<Identity>(&frame)?,
             None => Identity { node: NodeId(random_id()), given: 0, replicas: BTreeMap::new(), spaces: BTreeMap::new() },
         };
-        let syncer = Syncer::start(sync_with_watermark(db.clone(), watermark), on_failure).map_err(StoreError::Syncer)?;
+        let syncer = Syncer::start(sync_with_watermark(db.clone(), watermark, folder), on_failure).map_err(StoreError::Syncer)?;
         let store = Store {
             syncer,
             db,
@@ -314,6 +319,7 @@ impl Store {
         self.remove_other_space(replica)?;
         let mut identity = self.identity.lock();
         let mut changed = identity.clone();
+        failpoints::hit(Point::ReplicaDropBefore);
         changed.replicas.remove(group);
         changed.spaces.remove(&replica);
         let mut batch = WriteBatch::default();
@@ -326,6 +332,7 @@ impl Store {
         *identity = changed;
         drop(identity);
         self.spaces.lock().remove(&replica);
+        failpoints::hit(Point::ReplicaDropAfter);
         Ok(())
     }
 
@@ -392,8 +399,11 @@ impl Store {
 
     fn save_identity(&self, identity: &Identity, mut batch: WriteBatch) -> Result<(), StoreError> {
         batch.put_cf(self.log(), IDENTITY_KEY, codec::encode(identity)?);
+        failpoints::hit(Point::StoreIdentityBefore);
         self.db.write(batch)?;
-        self.sync()
+        self.sync()?;
+        failpoints::hit(Point::StoreIdentityAfter);
+        Ok(())
     }
 
     /// Makes everything written so far durable. Blocks.
@@ -458,7 +468,8 @@ impl Identity {
     fn next_id(&mut self) -> u64 {
         loop {
             self.given += 1;
-            let id = xxhash_rust::xxh3::xxh3_64(&[self.node.0.to_be_bytes(), self.given.to_be_bytes()].concat()) & ID_MAX;
+            let node = if mutant::is_on(Mutant::ReuseReplicaId) { 0 } else { self.node.0 };
+            let id = xxhash_rust::xxh3::xxh3_64(&[node.to_be_bytes(), self.given.to_be_bytes()].concat()) & ID_MAX;
             let taken = self.replicas.values().any(|replica| replica.0 == id)
                 || self.spaces.values().any(|spaces| spaces.current == id || spaces.other == Some(id));
             if id != 0 && !taken {
@@ -469,11 +480,20 @@ impl Identity {
 }
 
 /// What the syncer does: it notes what the sync has covered once the sync has returned.
-fn sync_with_watermark(db: Arc<DB>, mut watermark: Watermark) -> Sync {
+fn sync_with_watermark(db: Arc<DB>, mut watermark: Watermark, folder: &Path) -> Sync {
+    let folder = folder.to_owned();
     Box::new(move || {
+        if mutant::is_on(Mutant::SkipSync) {
+            return Ok(());
+        }
+        failpoints::hit(Point::SyncBefore);
+        let durable = Durable::before_sync(&folder)?;
         let covered = db.latest_sequence_number();
         db.flush_wal(true).map_err(write_error)?;
-        watermark.record(covered)
+        failpoints::hit(Point::SyncAfter);
+        watermark.record(covered)?;
+        failpoints::hit(Point::WatermarkAfter);
+        durable.note()
     })
 }
 

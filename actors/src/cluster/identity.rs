@@ -2,6 +2,7 @@
 
 use crate::cluster::authority::{self, CertificateError};
 use ragged_raft::codec;
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::ids::NodeId;
 use ragged_raft::meta::node::Authority;
 use serde::{Deserialize, Serialize};
@@ -96,7 +97,9 @@ impl NodeIdentity {
             let mut file = tempfile::NamedTempFile::new_in(folder)?;
             file.write_all(&codec::encode(self)?)?;
             file.as_file().sync_all()?;
+            failpoints::hit(Point::IdentityRenameBefore);
             file.persist(&path)?;
+            failpoints::hit(Point::IdentityRenameAfter);
             std::fs::File::open(folder)?.sync_all()
         };
         write().map_err(|fault| IdentityError::File { path: path.clone(), fault })

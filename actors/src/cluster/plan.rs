@@ -227,6 +227,13 @@ impl Situation<'_> {
             let voters = if kept.is_empty() { standing.voters.clone() } else { kept };
             return self.become_voters(standing, voters).map(change).unwrap_or_default();
         }
+        let mut places = ShardPlaces { replicas: standing.voters.iter().map(|replica| (node_of(replica), *replica)).collect() };
+        places.replicas.sort_unstable();
+        let noted = self.overview.places.get(usize::from(shard.0));
+        if noted.is_none_or(|noted| noted.replicas.is_empty()) {
+            // Before it grows: a node that has just joined finds the shard by this alone, and filling its own replica may take long.
+            return vec![Step::Place { shard, places }];
+        }
         let wanted = self.replication.min(self.active()).max(1);
         if let Some((learner, node)) = standing.nodes.iter().find(|(replica, _)| !standing.voters.contains(replica)) {
             return self.tend_learner(shard, standing, *learner, *node);
@@ -245,9 +252,7 @@ impl Situation<'_> {
             return change(step);
         }
         let mut steps = self.give_up_orphans(shard, standing);
-        let mut places = ShardPlaces { replicas: standing.voters.iter().map(|replica| (node_of(replica), *replica)).collect() };
-        places.replicas.sort_unstable();
-        if self.overview.places.get(usize::from(shard.0)) != Some(&places) {
+        if noted != Some(&places) {
             steps.push(Step::Place { shard, places });
         }
         steps

@@ -10,6 +10,7 @@ use crate::error::ServiceError;
 use prometheus::{IntCounter, IntGauge, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::ids::NodeId;
 use ragged_raft::meta::command::MetaCommand;
 use ragged_raft::meta::node::NodeState;
@@ -227,12 +228,20 @@ impl ReconcilerState {
 }
 
 async fn make(services: &Services, overview: &Overview, step: &Step) -> Result<(), ServiceError> {
+    failpoints::hit(Point::StepBefore);
+    carry_out(services, overview, step).await?;
+    failpoints::hit(Point::StepAfter);
+    Ok(())
+}
+
+async fn carry_out(services: &Services, overview: &Overview, step: &Step) -> Result<(), ServiceError> {
     match step {
         Step::Grow { shard, node } => {
             let replica = match services.ask(*node, Call::Host(*shard), STEP_TIMEOUT).await.map_err(LinkError::into_failure)? {
                 Answer::Hosted(replica) => replica,
                 _ => return Err(mismatch()),
             };
+            failpoints::hit(Point::GrowHosted);
             change(services, overview, GroupName::Shard(*shard), MemberChange::AddLearner { node: *node, replica }).await
         }
         Step::Change { group, change: members } => change(services, overview, *group, members.clone().into()).await,

@@ -19,6 +19,7 @@ use crate::meta::Meta;
 use crate::shards::Shards;
 use ractor::concurrency::Duration;
 use ragged_raft::Store;
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::group::Group;
 use ragged_raft::ids::{NodeId, ShardId};
 use ragged_raft::membership::{ChangeError, Standing};
@@ -226,8 +227,9 @@ impl Services {
             node,
             at_ms: now_ms(),
         };
+        failpoints::hit(Point::AdmitBefore);
         match self.meta.change(admit).await? {
-            MetaReply::Done => {}
+            MetaReply::Done => failpoints::hit(Point::AdmitAfter),
             MetaReply::Refused(why) | MetaReply::LimitExceeded(why) => return Err(refused(&request, why)),
             other => return Err(ServiceError::internal(format!("the meta group answered {other:?}"))),
         }

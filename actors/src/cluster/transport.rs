@@ -8,6 +8,7 @@ use crate::error::ServiceError;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::ids::{NodeId, ReplicaId};
 use ragged_raft::network::{Destination, PeerError, Transport};
 use std::collections::HashMap;
@@ -139,6 +140,7 @@ impl Receptions {
             return Ok(Answer::Received(reception.received));
         }
         reception.ended = true;
+        failpoints::hit(Point::SnapshotReceived);
         let installed = group.install(&part.offer, reception.path.clone()).await;
         self.under_way.lock().remove(&(from, part.transfer));
         installed.map(Answer::Raft).map_err(|fault| ServiceError::internal(fault.to_string()))

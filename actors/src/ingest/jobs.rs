@@ -13,6 +13,7 @@ use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use ractor::concurrency::{Duration, JoinHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_raft::codec;
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::ids::TenantId;
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::command::{ShardCommand, ShardReply};
@@ -262,7 +263,10 @@ pub async fn submit(
     let shard = shards.shard_of(&job.id.to_bytes());
     let command = ShardCommand::PutJob { tenant: collection.tenant, job, payload, idempotency };
     match shards.write(shard, collection.tenant, command).await? {
-        (_, ShardReply::Job(id)) => Ok(id),
+        (_, ShardReply::Job(id)) => {
+            failpoints::hit(Point::JobSubmitted);
+            Ok(id)
+        }
         (_, other) => Err(refusal(&collection.name, &other)),
     }
 }
@@ -383,6 +387,10 @@ impl JobRun {
             return self.give_up(progress, &gone).await;
         };
         let Some(documents) = self.payload(id).await? else {
+            // It goes once the job has ended: on the node that led the shard before, after this one had begun.
+            if read(shards, self.tenant, id).await?.stage.is_final() {
+                return Ok(());
+            }
             return self.give_up(progress, &ServiceError::internal("what was uploaded is not there any more")).await;
         };
         match self.ingest(&mut progress, &collection, documents).await {
@@ -434,6 +442,7 @@ impl JobRun {
             let prepared = pipeline.embed(collection, documents).await?;
             let stored =
                 pipeline.store(collection, prepared, Some(Idempotency::new("jobs", collection, &key, key.as_bytes()))).await?;
+            failpoints::hit(Point::JobSliceStored);
             progress.job.done += stored.documents.len() as u64;
             progress.stored.extend(stored.documents.into_iter().map(|document| document.id));
             progress.job = self.reach(progress.job.clone(), JobStage::Embedded).await?;
@@ -456,6 +465,7 @@ impl JobRun {
             self.keep_only_unstored(&job, &stored).await?;
         }
         self.reach(job, stage).await?;
+        failpoints::hit(Point::JobEnded);
         if is_complete {
             let shards = &self.arguments.shards;
             let command = ShardCommand::DeleteJobs { tenant: self.tenant, ids: vec![id], keep_rows: true };
@@ -479,13 +489,16 @@ impl JobRun {
             self.arguments.metrics.ended.with_label_values(&[stage_name(stage)]).inc();
         }
         job.stage = stage;
-        put(&self.arguments.shards, self.tenant, job).await
+        failpoints::hit(Point::JobStageBefore);
+        let job = put(&self.arguments.shards, self.tenant, job).await?;
+        failpoints::hit(Point::JobStageAfter);
+        Ok(job)
     }
 
     async fn payload(&self, id: Ulid) -> Result<Option<Vec<UploadDocument>>, ServiceError> {
         let shards = &self.arguments.shards;
         let payload = match shards
-            .ask(shards.shard_of(&id.to_bytes()), self.tenant, ShardFreshness::Eventual, ShardRequest::JobPayload { id })
+            .ask(shards.shard_of(&id.to_bytes()), self.tenant, ShardFreshness::Strong, ShardRequest::JobPayload { id })
             .await?
         {
             ShardResponse::Payload(payload) => payload,

@@ -9,8 +9,10 @@ use crate::shards::Shards;
 use crate::token::WriteToken;
 use half::f16;
 use prometheus::{IntCounter, Registry};
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::ids::{RowId, ShardId};
 use ragged_raft::meta::collection::Collection;
+use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::command::{IdempotencyKey, PreparedChunk, PreparedDocument, ShardCommand, ShardReply, Upserted};
 use ragged_raft::shard::rows::{ChunkText, DocumentHead};
 use std::collections::BTreeMap;
@@ -118,7 +120,11 @@ impl Pipeline {
         if !texts.is_empty() {
             self.check_model(collection)?;
         }
-        let mut vectors = self.embedding.embed(collection.tenant, Urgency::Document, texts).await?.into_iter();
+        let mut vectors = self.embedding.embed(collection.tenant, Urgency::Document, texts).await?;
+        if mutant::is_on(Mutant::VectorsSwapped) {
+            vectors.reverse();
+        }
+        let mut vectors = vectors.into_iter();
         documents.into_iter().map(|document| with_vectors(document, &mut vectors)).collect()
     }
 
@@ -219,6 +225,7 @@ impl Pipeline {
                 Err(fault) => Err(fault),
             };
             let (index, documents) = written.map_err(|fault| if part == 0 { fault } else { partly_stored(&fault) })?;
+            failpoints::hit(Point::UploadShardWritten);
             stored.extend(documents);
             token.add(shard, index);
         }

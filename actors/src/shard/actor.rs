@@ -17,8 +17,10 @@ use parking_lot::RwLock;
 use prometheus::{IntGauge, Registry};
 use ractor::concurrency::{Duration, JoinHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::ids::{CollectionId, ReplicaId, ShardId, TenantId};
+use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::recovery::{LogEnd, RecoveryError, log_end, make_sole_voter};
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
@@ -294,9 +296,11 @@ impl ShardState {
     /// Keeps a replica of the shard, which waits for the group's leader to add it.
     async fn host(&mut self, myself: &ActorRef<ShardMessage>) -> Result<ReplicaId, ServiceError> {
         if self.running.is_none() {
+            failpoints::hit(Point::HostBefore);
             let started = start_group(&self.arguments, false, myself).await;
             self.running = Some(started.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?);
         }
+        failpoints::hit(Point::HostAfter);
         match &self.running {
             Some(running) => Ok(running.group.group().replica()),
             None => Err(self.not_hosted()),
@@ -310,7 +314,9 @@ impl ShardState {
             return Ok(()); // it has been done before
         }
         tracing::info!(shard = %self.arguments.shard, %replica, "gives up a replica that has left its group");
+        failpoints::hit(Point::UnhostBefore);
         self.end_replica().await;
+        failpoints::hit(Point::UnhostEnded);
         let (store, name) = (self.arguments.ground.store.clone(), self.arguments.shard.group_name());
         let folder = self.arguments.shard_folder();
         let clear = move || {
@@ -373,7 +379,7 @@ impl ShardState {
 
     fn serve(&mut self, tenant: TenantId, freshness: ShardFreshness, request: ShardRequest, reply: Reply<ShardResponse>) {
         // A replica that has not had everything yet does not answer: it would leave out what was acknowledged long ago.
-        let ready = self.running.as_ref().filter(|running| running.group.group().votes()).map(|running| running.group.clone());
+        let ready = self.running.as_ref().filter(|running| may_answer(running)).map(|running| running.group.clone());
         let admitted = ready.ok_or_else(|| self.not_hosted()).and_then(|group| Ok((group, self.admit(tenant, &request)?)));
         let (group, slot) = match admitted {
             Ok(admitted) => admitted,
@@ -503,6 +509,11 @@ impl ShardState {
         }
         unload
     }
+}
+
+/// Whether a replica has had everything.
+fn may_answer(running: &Running) -> bool {
+    running.group.group().votes() || mutant::is_on(Mutant::AnswersWhileFilled)
 }
 
 fn loaded(partitions: &HashMap<PartitionId, Slot>) -> impl Iterator<Item = &Arc<Partition>> {

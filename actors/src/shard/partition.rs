@@ -40,8 +40,10 @@ use analyzer::Analyzer;
 use arc_swap::ArcSwap;
 use checkpoint::{Checkpoint, Step};
 use parking_lot::Mutex;
+use ragged_raft::IS_FOR_TESTS;
 use ragged_raft::ids::{RowId, TenantId};
 use ragged_raft::meta::collection::Collection;
+use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::changes::{ChangesHandle, PendingChanges};
 use ragged_raft::shard::reader::ShardReader;
 use roaring::RoaringBitmap;
@@ -56,11 +58,11 @@ use tail::TailBlock;
 use view::{SegmentView, View};
 
 /// Waiting rows that are indexed at once, whatever else happens.
-const WAITING_ROWS_MAX: u32 = 4096;
+const WAITING_ROWS_MAX: u32 = if IS_FOR_TESTS { 64 } else { 4096 };
 /// Memory of waiting rows with which they are indexed at once.
 const TAIL_BYTES_MAX: usize = 64 << 20;
 /// Waiting rows that are indexed when no others come for a while.
-const WAITING_ROWS_IDLE: u32 = 256;
+const WAITING_ROWS_IDLE: u32 = if IS_FOR_TESTS { 32 } else { 256 };
 /// No write for so long is a while.
 const IDLE: Duration = Duration::from_secs(3);
 /// After so long even a single row is indexed.
@@ -231,6 +233,9 @@ impl Partition {
         }
         let _follower = self.follower.lock();
         let mut view = View::clone(&self.view.load());
+        if mutant::is_on(Mutant::LoseTail) {
+            view.next_row = next_row;
+        }
         self.read_tail(&mut view, next_row)?;
         self.view.store(Arc::new(view));
         Ok(())

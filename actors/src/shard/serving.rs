@@ -8,6 +8,7 @@ use crate::shard::read::{read_chunks, read_chunks_of, read_document, read_docume
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
 use ragged_raft::meta::collection::Collection;
+use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
 use ragged_raft::shard::rows::RowOwner;
@@ -102,6 +103,7 @@ impl Request {
     async fn wait_until_fresh(&self, freshness: ShardFreshness) -> Result<(), ServiceError> {
         match freshness {
             ShardFreshness::Eventual => Ok(()),
+            ShardFreshness::AtLeast(_) if mutant::is_on(Mutant::TokenNotAwaited) => Ok(()),
             ShardFreshness::AtLeast(index) => self.group.wait_applied(index, FRESHNESS_WAIT).await.map_err(|fault| {
                 let detail =
                     format!("{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}", self.arguments.shard);

@@ -50,9 +50,16 @@ Examples:
   ragged search \"when did we decide on the schema?\" --collection notes
   ragged search schema --collection notes --mode text --json | jq '.hits[].document_id'";
 
+/// What `--version` says: a build for tests says that it is one.
+const VERSION: &str = if ragged_raft::IS_FOR_TESTS {
+    concat!(env!("CARGO_PKG_VERSION"), " FOR TESTS ONLY: built with mutants or fail points")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// Retrieval server for documents: finds them by meaning, by words, or both.
 #[derive(Parser)]
-#[command(name = "ragged", version, after_help = AFTER_HELP, propagate_version = true, max_term_width = 120)]
+#[command(name = "ragged", version = VERSION, after_help = AFTER_HELP, propagate_version = true, max_term_width = 120)]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -92,6 +99,10 @@ enum Command {
     Config(config::Arguments),
     /// Print the completion script of a shell
     Completion(completion::Arguments),
+    /// List the mutants and fail points of a build for tests
+    #[cfg(any(feature = "mutants", feature = "failpoints"))]
+    #[command(hide = true)]
+    Testing,
 }
 
 /// Runs the command that the arguments name. The exit codes are those that `ragged --help` lists.
@@ -123,6 +134,11 @@ fn run(cli: Cli, output: &Output) -> Result<Exit, CliError> {
         Command::Serve(arguments) => serve::run(arguments, &globals),
         Command::Config(arguments) => config::run(arguments, &globals, output),
         Command::Completion(arguments) => completion::run(arguments, output),
+        #[cfg(any(feature = "mutants", feature = "failpoints"))]
+        Command::Testing => {
+            crate::testing::list();
+            Ok(Exit::Success)
+        }
         Command::Bench(arguments) => runtime()?.block_on(bench::run(arguments, &globals, output)),
         command => runtime()?.block_on(talk(command, &globals, output)),
     }
@@ -143,6 +159,8 @@ async fn talk(command: Command, globals: &Globals, output: &Output) -> Result<Ex
         Command::Serve(_) | Command::Config(_) | Command::Completion(_) | Command::Bench(_) => {
             unreachable!("these commands were run before")
         }
+        #[cfg(any(feature = "mutants", feature = "failpoints"))]
+        Command::Testing => unreachable!("this command was run before"),
     }
 }
 

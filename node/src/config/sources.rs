@@ -17,6 +17,12 @@ pub const OTHER_VARIABLES: &[(&str, &str)] = &[
     ("RAGGED_BENCH_COLLECTION", "collection that `make bench` uses"),
     ("RAGGED_SHARED", "folder with the data of the tests and benchmarks"),
     ("RAGGED_KILL_ROUNDS", "how often the test of sudden ends kills its node"),
+    #[cfg(feature = "mutants")]
+    ("RAGGED_MUTANT", "known bugs that are switched on, in a build for tests"),
+    #[cfg(feature = "failpoints")]
+    ("RAGGED_FAILPOINTS", "points at which the node is killed, in a build for tests"),
+    #[cfg(feature = "failpoints")]
+    ("RAGGED_FAILPOINTS_FILE", "file with points at which the running node is killed, in a build for tests"),
 ];
 
 /// Where the values of a configuration come from.

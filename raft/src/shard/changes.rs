@@ -6,6 +6,7 @@
 //! told of a write finds it in the handle.
 
 use crate::ids::{CollectionId, RowId, TenantId};
+use crate::mutant::{self, Mutant};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -90,6 +91,9 @@ impl Changes {
         let mut watched = self.watched.lock();
         if watched.touched.len() < TOUCHED_MAX || watched.touched.contains_key(&(tenant, collection)) {
             *watched.touched.entry((tenant, collection)).or_default() |= change.dropped;
+        }
+        if mutant::is_on(Mutant::SearchMissesFresh) {
+            return;
         }
         let Some(handles) = watched.handles.get(&(tenant, collection)) else { return };
         for handle in handles.iter().filter_map(Weak::upgrade) {

@@ -1,9 +1,11 @@
 //! What shard commands do to a replica's rows.
 
 use crate::codec;
+use crate::failpoints::{self, Point};
 use crate::ids::{CollectionId, RowId, TenantId};
 use crate::keys::{RowKind, SUFFIX_AT, Scope, end_of};
 use crate::machine::Application;
+use crate::mutant::{self, Mutant};
 use crate::shard::changes::{Changes, PartitionChange};
 use crate::shard::command::{IdempotencyKey, PreparedDocument, ShardCommand, ShardReply, Upserted};
 use crate::shard::reader::VECTOR_VERSION;
@@ -49,8 +51,18 @@ struct PartitionWrite<'a> {
 impl Application for ShardApplication {
     fn apply(&self, index: u64, command: &[u8], mut batch: WriteBatch) -> io::Result<Vec<u8>> {
         let command: ShardCommand = codec::decode(command)?;
+        if mutant::is_on(Mutant::ApplyTwice) {
+            let mut first = WriteBatch::default();
+            self.change(index, command.clone(), &mut first)?;
+            self.store.write(first).map_err(write_error)?;
+        }
         let (reply, change) = self.change(index, command, &mut batch)?;
-        self.store.write(batch).map_err(write_error)?;
+        if mutant::is_on(Mutant::PurgeBeforeDurable) {
+            self.store.db().write_without_wal(batch).map_err(write_error)?;
+        } else {
+            self.store.write(batch).map_err(write_error)?;
+        }
+        failpoints::hit(Point::ShardApplied);
         if let Some((tenant, collection, change)) = change {
             self.changes.note(tenant, collection, &change);
         }
@@ -162,6 +174,10 @@ impl ShardApplication {
         for (id, first_row) in documents {
             let head = partition.head(id)?;
             if let Some(head) = head.filter(|head| first_row.is_none_or(|first_row| head.first_row == first_row)) {
+                if mutant::is_on(Mutant::DeleteNotDone) {
+                    deleted += 1;
+                    continue;
+                }
                 partition.remove(&head, batch);
                 partition.row.documents = partition.row.documents.saturating_sub(1);
                 deleted += 1;
@@ -181,7 +197,7 @@ impl ShardApplication {
     }
 
     fn earlier_reply(&self, tenant: TenantId, key: Option<&IdempotencyKey>, at_ms: u64) -> io::Result<Option<ShardReply>> {
-        let Some(key) = key else { return Ok(None) };
+        let Some(key) = key.filter(|_| !mutant::is_on(Mutant::ForgetIdempotency)) else { return Ok(None) };
         let row: Option<IdempotencyRow> =
             self.store.row(&Scope::tenant(self.space.id(), tenant).key(RowKind::Idempotency, &key.key))?;
         Ok(row
@@ -201,6 +217,7 @@ impl ShardApplication {
         at_ms: u64,
         batch: &mut WriteBatch,
     ) -> io::Result<()> {
+        failpoints::hit(Point::IdempotencyBefore);
         let replica = Scope::replica(self.space.id());
         let expired_key = replica.key(RowKind::IdempotencyExpired, b"");
         let mut expired_to: u64 = self.store.row(&expired_key)?.unwrap_or(0);
@@ -227,6 +244,7 @@ impl ShardApplication {
         self.put(batch, Scope::tenant(self.space.id(), tenant).key(RowKind::Idempotency, &key.key), &row)?;
         let suffix = [&at_ms.to_be_bytes()[..], &tenant.0.to_be_bytes(), &key.key].concat();
         batch.put_cf(self.store.rows(), replica.key(RowKind::IdempotencyByTime, &suffix), b"");
+        failpoints::hit(Point::IdempotencyAfter);
         Ok(())
     }
 
@@ -241,17 +259,19 @@ impl ShardApplication {
     }
 
     fn put_job(&self, tenant: TenantId, job: &JobRow, payload: Option<&Vec<u8>>, batch: &mut WriteBatch) -> io::Result<()> {
+        failpoints::hit(Point::JobPutBefore);
         let scope = Scope::tenant(self.space.id(), tenant);
         self.put(batch, scope.key(RowKind::Job, &job.id.to_bytes()), job)?;
         if let Some(payload) = payload {
             self.put(batch, scope.key(RowKind::Payload, &job.id.to_bytes()), payload)?;
         }
         let unfinished = self.unfinished_key(tenant, job.id);
-        if job.stage.is_final() {
+        if job.stage.is_final() || mutant::is_on(Mutant::LoseJobStage) {
             batch.delete_cf(self.store.rows(), unfinished);
         } else {
             batch.put_cf(self.store.rows(), unfinished, b"");
         }
+        failpoints::hit(Point::JobPutAfter);
         Ok(())
     }
 
@@ -288,7 +308,8 @@ impl PartitionWrite<'_> {
         let rows = self.application.store.rows();
         batch.delete_cf(rows, self.scope.key(RowKind::Head, head.id.as_bytes()));
         batch.delete_cf(rows, self.scope.key(RowKind::Text, head.id.as_bytes()));
-        for row in (head.first_row.0..head.first_row.0 + head.chunks).map(RowId) {
+        let chunks = if mutant::is_on(Mutant::DeleteKeepsRows) { 0 } else { head.chunks };
+        for row in (head.first_row.0..head.first_row.0 + chunks).map(RowId) {
             batch.delete_cf(rows, self.scope.row_key(RowKind::Owner, row));
             batch.delete_cf(rows, self.scope.row_key(RowKind::Chunk, row));
             for slot in 0..head.vectors {
@@ -304,6 +325,7 @@ impl PartitionWrite<'_> {
         let mut head = document.head;
         let before = self.head(&head.id)?;
         match &before {
+            Some(_) if mutant::is_on(Mutant::UpdateKeepsChunks) => {}
             Some(before) => self.remove(before, batch),
             None => self.row.documents += 1,
         }

@@ -317,6 +317,18 @@ fn one_node_alone_has_nothing_to_do_once_its_shards_are_placed() {
 }
 
 #[test]
+fn shards_are_placed_before_they_grow() {
+    let mut model = Model::founded();
+    model.join();
+    let steps = model.plan();
+    let shards = steps.iter().filter(|step| !matches!(step, Step::Change { group: GroupName::Meta, .. }));
+    assert!(
+        shards.clone().count() == usize::from(SHARDS) && shards.clone().all(|step| matches!(step, Step::Place { .. })),
+        "{steps:?}"
+    );
+}
+
+#[test]
 fn five_nodes_get_their_share_and_give_it_back() {
     let mut model = Model::founded();
     for _ in 0..4 {

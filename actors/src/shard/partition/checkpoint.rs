@@ -8,6 +8,7 @@ use super::merge_plan::{self, SegmentSize};
 use super::segment::{self, Segment, SegmentBuilder};
 use super::source::RowSource;
 use super::text_index::{self, TextIndex, TextSnapshot};
+use ragged_raft::failpoints::{self, Point};
 use ragged_raft::shard::rows::PartitionRow;
 use roaring::RoaringBitmap;
 use std::path::{Path, PathBuf};
@@ -184,7 +185,9 @@ impl Checkpoint {
             next_segment: number + 1,
             ..self.manifest.clone()
         };
+        failpoints::hit(Point::ManifestBefore);
         manifest.write(&self.folder)?;
+        failpoints::hit(Point::ManifestAfter);
         self.manifest = manifest;
         self.segments = segments;
         Ok(Advanced { rows: added, replaced: joined.len() })

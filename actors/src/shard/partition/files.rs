@@ -1,6 +1,7 @@
 //! Files that are there as a whole or not at all.
 
 use super::error::PartitionError;
+use ragged_raft::failpoints::{self, Point};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
@@ -13,7 +14,9 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), PartitionError>
     let new = path.with_extension("new");
     let mut file = File::create(&new).map_err(PartitionError::file(&new))?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(PartitionError::file(&new))?;
+    failpoints::hit(Point::FileRenameBefore);
     fs::rename(&new, path).map_err(PartitionError::file(path))?;
+    failpoints::hit(Point::FileRenameAfter);
     match path.parent() {
         Some(folder) => sync_folder(folder),
         None => Ok(()),

@@ -11,6 +11,7 @@ use super::{Candidate, PartitionAnswer, PartitionQuery};
 use crate::filter::Filter;
 use ragged_kernels::exact;
 use ragged_raft::ids::RowId;
+use ragged_raft::mutant::{self, Mutant};
 use roaring::RoaringBitmap;
 use std::borrow::Cow;
 
@@ -19,7 +20,9 @@ const WIDENING: usize = 4;
 
 /// Rows that pass the filter: of those that are there, indexed or not.
 pub(super) fn allowed_rows<'a>(view: &'a View, filter: Option<&Filter>) -> Result<Cow<'a, RoaringBitmap>, PartitionError> {
-    let Some(filter) = filter.filter(|filter| !filter.is_empty()) else { return Ok(Cow::Borrowed(&view.live)) };
+    let Some(filter) = filter.filter(|filter| !filter.is_empty() && !mutant::is_on(Mutant::FilterIgnored)) else {
+        return Ok(Cow::Borrowed(&view.live));
+    };
     let until = view.text.until;
     let mut indexed = view.live.as_ref().clone();
     indexed.remove_range(until..);

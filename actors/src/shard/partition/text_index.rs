@@ -10,6 +10,7 @@ use super::files;
 use super::merge_plan::{self, SegmentSize};
 use super::selection::FactIndex;
 use super::source::RowSource;
+use ragged_raft::failpoints::{self, Point};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -182,7 +183,9 @@ impl TextIndex {
         let payload = serde_json::to_string(&payload).map_err(|fault| tantivy::TantivyError::InternalError(fault.to_string()))?;
         let mut commit = writer.prepare_commit()?;
         commit.set_payload(&payload);
+        failpoints::hit(Point::TextCommitBefore);
         commit.commit()?;
+        failpoints::hit(Point::TextCommitAfter);
         if is_idle {
             let joined = self.joined_when_idle()?;
             if !joined.is_empty()

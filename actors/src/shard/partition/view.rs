@@ -3,6 +3,7 @@
 use super::segment::Segment;
 use super::tail::TailBlock;
 use super::text_index::TextSnapshot;
+use ragged_raft::mutant::{self, Mutant};
 use roaring::RoaringBitmap;
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ pub(super) struct SegmentView {
 impl SegmentView {
     pub(super) fn new(segment: Arc<Segment>, live: &RoaringBitmap) -> SegmentView {
         let left = segment.row_set().intersection_len(live);
-        if left == segment.len() as u64 {
+        if left == segment.len() as u64 || mutant::is_on(Mutant::IgnoreDeletions) {
             return SegmentView { segment, live: None };
         }
         let positions = Arc::new(segment.positions_of(live));
@@ -46,7 +47,7 @@ impl SegmentView {
 
     fn without(&self, removed: &RoaringBitmap) -> SegmentView {
         let gone = self.segment.positions_of(removed);
-        if gone.is_empty() {
+        if gone.is_empty() || mutant::is_on(Mutant::IgnoreDeletions) {
             return self.clone();
         }
         let live = match &self.live {
