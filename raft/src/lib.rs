@@ -1,7 +1,7 @@
 //! Replication: openraft groups over one RocksDB, and what they replicate.
 //!
 //! From the bottom up: [`codec`] frames everything that is written; [`Store`] is the node's one database with its one group-commit
-//! [`syncer`]; [`log`] keeps the groups' logs in it and [`machine`] their state; [`group`] runs a group over the [`network`] that its node has, [`membership`] changes who is in it; [`recovery`] is the way out of a majority that is gone; [`meta`] and [`shard`] are the two kinds.
+//! [`syncer`]; [`log`] keeps the groups' logs in it and [`machine`] their state; [`group`] runs a group over the [`network`] that its node has, [`membership`] changes who is in it; [`recovery`] is the way out of a majority that is gone; [`meta`] and [`shard`] are the two kinds. All of it runs on what `runtime` gives: threads and the system or, for tests, a seed.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that cannot go on has failed
 

@@ -170,7 +170,10 @@ async fn deliver_file(
         return;
     }
     let offered = offer.clone();
-    let Ok(Ok(answer)) = host.spawn(async move { group.group().install(&offered, file).await }).await else { return };
+    world.installs(to.replica, true);
+    let installed = host.spawn(async move { group.group().install(&offered, file).await }).await;
+    world.installs(to.replica, false);
+    let Ok(Ok(answer)) = installed else { return };
     world.note(&format!("{target} has the snapshot of {from}, or not"), &answer);
     if travels(&world, target, from, 1).await {
         let _ = give.send(Ok(answer));

@@ -244,6 +244,11 @@ impl World {
         self.ledger.lock().promised(replica, promise);
     }
 
+    /// A replica has been given a snapshot, or has answered for one.
+    pub fn installs(&self, replica: ReplicaId, begins: bool) {
+        self.ledger.lock().installs(replica, begins);
+    }
+
     pub fn told(&self) -> u64 {
         self.ledger.lock().told()
     }
