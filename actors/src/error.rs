@@ -129,7 +129,7 @@ pub fn propose_error(fault: ProposeError) -> ServiceError {
     let detail = fault.to_string();
     match fault {
         ProposeError::UnknownOutcome { .. } if mutant::is_on(Mutant::UnknownAsRefused) => {
-            ServiceError::unavailable("write_failed", detail)
+            ServiceError::unavailable("write_overloaded", detail)
         }
         ProposeError::UnknownOutcome { .. } => ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail),
         ProposeError::TooLarge { .. } => ServiceError::new(ErrorKind::TooLarge, "write_too_large", detail),

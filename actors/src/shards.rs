@@ -382,7 +382,7 @@ fn unknown_outcome(shard: ShardId, node: NodeId, why: &str) -> ServiceError {
         "{node} may have written to {shard} ({why}): it is not known whether the write took effect; read it back or retry with the same idempotency key"
     );
     if mutant::is_on(Mutant::UnknownAsRefused) {
-        return ServiceError::unavailable("write_failed", detail);
+        return ServiceError::unavailable("write_overloaded", detail);
     }
     ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail)
 }

@@ -32,7 +32,7 @@ mutants! {
     SkipSync = "skip-sync",
     /// Log entries count as durable as soon as they are written: what was acknowledged is lost with the power.
     LogWithoutPersisting = "log-without-persisting",
-    /// A start forgets the vote: terms begin anew, and the group takes no writes after all its nodes were killed.
+    /// A start forgets the vote: a replica follows a leader that was replaced, and gives up what its successor had acknowledged.
     VoteWithoutPersisting = "vote-without-persisting",
     /// The leader counts followers that do not answer: a write is acknowledged that no majority has.
     AcknowledgeBeforeMajority = "acknowledge-before-majority",
