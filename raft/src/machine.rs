@@ -7,7 +7,7 @@ use crate::codec;
 use crate::ids::ReplicaId;
 use crate::keys::{RowKind, Scope};
 use crate::snapshot::{self, SnapshotSource};
-use crate::store::{Space, Store, write_error};
+use crate::store::{Space, Store};
 use crate::types::{Entry, LeaderId, LogId, Membership, ReplicaNode, Reply, SnapshotMeta, Types};
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
@@ -76,7 +76,7 @@ impl Machine {
         Ok(match payload {
             EntryPayload::Normal(command) => Reply(self.application.apply(id.index, &command.0, batch)?),
             EntryPayload::Blank | EntryPayload::Membership(_) => {
-                self.store.write(batch).map_err(write_error)?;
+                self.store.write(batch)?;
                 Reply::default()
             }
         })

@@ -8,7 +8,7 @@ use crate::shard::changes::{Changes, PartitionChange};
 use crate::shard::command::{IdempotencyKey, PreparedDocument, ShardCommand, ShardReply, Upserted};
 use crate::shard::reader::VECTOR_VERSION;
 use crate::shard::rows::{DocumentHead, JobRow, PartitionRow, RowOwner};
-use crate::store::{Space, Store, write_error};
+use crate::store::{Space, Store};
 use rocksdb::WriteBatch;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -50,7 +50,7 @@ impl Application for ShardApplication {
     fn apply(&self, index: u64, command: &[u8], mut batch: WriteBatch) -> io::Result<Vec<u8>> {
         let command: ShardCommand = codec::decode(command)?;
         let (reply, change) = self.change(index, command, &mut batch)?;
-        self.store.write(batch).map_err(write_error)?;
+        self.store.write(batch)?;
         if let Some((tenant, collection, change)) = change {
             self.changes.note(tenant, collection, &change);
         }
