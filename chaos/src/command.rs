@@ -1,0 +1,28 @@
+//! Programs of the system that the harness is made of.
+
+use anyhow::{Context, Result, ensure};
+use std::process::{Command, Stdio};
+
+/// Whether this process may do everything.
+pub fn is_root() -> bool {
+    // SAFETY: takes no arguments, and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Whether a command can be run, and succeeds.
+pub fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    let status = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// Runs a command that must succeed; what it printed.
+pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("the program `{program}` cannot be run"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
