@@ -16,6 +16,11 @@ use rand::seq::SliceRandom;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+/// Documents that are written once more: so many that each shard of the collection has some. Their values are beyond those of the clients.
+const WRITTEN_AGAIN: u64 = 64;
+const VALUES_FROM: u64 = 1 << 40;
+/// How long a shard that has a leader may take to acknowledge a write.
+const WRITE_MAX: Duration = Duration::from_secs(10);
 /// Documents that are read once more, through every node, and searched.
 const READ_AGAIN: usize = 1_500;
 /// How many of them at a time.
@@ -25,6 +30,7 @@ const AT_ONCE: usize = 16;
 pub async fn check(cluster: &Cluster, history: &History, seed: u64, violations: &mut Vec<Violation>) -> Result<Aftermath> {
     until_replicas_are_equal(cluster, violations).await?;
     let clients = (0..cluster.len()).map(|node| cluster.client(node)).collect::<Result<Vec<_>>>()?;
+    every_shard_takes_writes(&clients, history, violations).await;
     let mut last_values: BTreeMap<String, Value> = BTreeMap::new();
     for operation in history.operations() {
         let last = last_values.entry(operation.key).or_default();
@@ -75,6 +81,25 @@ async fn document(clients: &[Client], history: &History, number: usize, key: &st
         (None, 0) => Shown::Gone,
         (None, _) => Shown::Wrong(format!("{key} has been deleted, and is found by value {value} through node {node}")),
     })
+}
+
+async fn every_shard_takes_writes(clients: &[Client], history: &History, violations: &mut Vec<Violation>) {
+    let mut value = VALUES_FROM;
+    for number in 0..WRITTEN_AGAIN {
+        let (node, key) = (number as usize % clients.len(), format!("after{number}"));
+        let begun = Instant::now();
+        loop {
+            value += 1;
+            if workload::write_last(&clients[node], history, node, &key, value).await {
+                break;
+            }
+            if begun.elapsed() > WRITE_MAX {
+                let what = format!("{key} cannot be written through node {node} although everything has been mended");
+                violations.push(Violation { check: "recovery", what });
+                return;
+            }
+        }
+    }
 }
 
 async fn until_replicas_are_equal(cluster: &Cluster, violations: &mut Vec<Violation>) -> Result<()> {

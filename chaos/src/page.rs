@@ -22,7 +22,7 @@ const CHECKS: &[(&str, &str)] = &[
     ("intervals", "no strong read saw what was replaced before it began, or what nobody wrote (each read on its own)"),
     ("session", "a read with a token saw the write that the token names"),
     ("replicas", "all replicas of a shard have the same rows at the same index"),
-    ("recovery", "every group has a leader and all its replicas again within a minute"),
+    ("recovery", "every group has a leader and all its replicas again within a minute, and every shard takes writes"),
     ("search", "every document is found by its words and its vector, and a deleted one is not"),
     ("bit-rot", "what has rotted is noticed, and never served"),
     ("process", "no node ended by itself, but for a disk that fails"),

@@ -218,6 +218,14 @@ fn outcome_of(fault: &ClientError) -> Outcome {
     }
 }
 
+/// Writes a document once more; whether that was acknowledged.
+pub async fn write_last(client: &Client, history: &History, node: usize, key: &str, value: u64) -> bool {
+    let begun = history.now();
+    let (action, outcome) = write(client, key, value, false, &mut HashMap::new()).await;
+    history.note(Operation { client: usize::MAX, node, key: key.to_owned(), action, outcome, begun, ended: history.now() });
+    outcome == Outcome::Done
+}
+
 /// Reads a document once more, as the last operation on it; what it holds.
 pub async fn read_last(client: &Client, history: &History, node: usize, key: &str) -> Result<Value> {
     let begun = history.now();
