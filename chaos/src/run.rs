@@ -10,6 +10,8 @@ use crate::schedule::{Blow, Schedule};
 use crate::verdict::{self, Counts, Violation};
 use crate::workload::Workload;
 use anyhow::{Context, Result};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -124,7 +126,7 @@ impl Broken {
         self.history.now().as_millis() as u64
     }
 
-    async fn inject(&mut self, class: Class, cluster: &mut Cluster, random: &mut rand::rngs::StdRng) -> Result<()> {
+    async fn inject(&mut self, class: Class, cluster: &mut Cluster, random: &mut StdRng) -> Result<()> {
         let begun_ms = self.now_ms();
         let mut injected =
             fault::inject(class, cluster, random).await.with_context(|| format!("{class:?} could not be injected"))?;
@@ -161,7 +163,7 @@ async fn strike(options: &Options, cluster: &mut Cluster, broken: &mut Broken) -
     let mut schedule = Schedule::new(options.seed, options.classes.clone());
     let end = Instant::now() + options.lasts;
     while Instant::now() < end && broken.violations.is_empty() {
-        let Some(Blow { classes, lasts, quiet }) = schedule.next() else {
+        let Some(Blow { classes, lasts, quiet, details }) = schedule.next() else {
             tokio::time::sleep_until(end.into()).await;
             break;
         };
@@ -169,8 +171,9 @@ async fn strike(options: &Options, cluster: &mut Cluster, broken: &mut Broken) -
         if is_alone && broken.until_whole(cluster).await.is_none() {
             break;
         }
+        let mut random = StdRng::seed_from_u64(details);
         for class in classes {
-            broken.inject(class, cluster, schedule.random()).await?;
+            broken.inject(class, cluster, &mut random).await?;
         }
         tokio::time::sleep(lasts).await;
         broken.mend_all(cluster).await?;

@@ -22,6 +22,8 @@ pub struct Blow {
     pub lasts: Duration,
     /// How long the cluster is left alone afterwards.
     pub quiet: Duration,
+    /// What its details are drawn from, so that how many those take does not change what comes next.
+    pub details: u64,
 }
 
 /// Blows without end.
@@ -55,12 +57,8 @@ impl Schedule {
         }
         classes.sort_by_key(|class| turn(*class));
         let lasts = class.lasts(&mut self.random);
-        Some(Blow { classes, lasts, quiet: self.random.random_range(QUIET.0..QUIET.1) })
-    }
-
-    /// Where the details of a blow are drawn from.
-    pub fn random(&mut self) -> &mut StdRng {
-        &mut self.random
+        let quiet = self.random.random_range(QUIET.0..QUIET.1);
+        Some(Blow { classes, lasts, quiet, details: self.random.random() })
     }
 }
 
