@@ -200,9 +200,9 @@ mod tests {
         assert!(disk.has_lost_what_was_not_synced()?);
         assert_eq!(std::fs::read(&synced)?, b"kept");
         disk.fill()?;
-        assert!(std::fs::write(disk.root().join("more"), [0; 1 << 20]).is_err());
+        assert!(std::fs::write(disk.root().join("more"), vec![0; 1 << 20]).is_err());
         disk.free()?;
-        std::fs::write(disk.root().join("more"), [0; 1 << 20])?;
+        std::fs::write(disk.root().join("more"), vec![0; 1 << 20])?;
         disk.wipe()?;
         assert!(!synced.exists());
         Ok(())

@@ -146,7 +146,7 @@ fn charts(report: &Report) -> String {
         let _ = write!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{name}</text>", LEFT - 8.0, y + LANE * 0.8);
         for fault in report.faults.iter().filter(|fault| fault.kind == kind) {
             let (from, until) = (x(fault.begun_ms as f64 / 1e3), x(fault.mended_ms as f64 / 1e3));
-            let what = escaped(&told(fault));
+            let what = escaped(&fault.to_string());
             let wide = (until - from).max(1.5);
             let _ = write!(
                 svg,
@@ -267,7 +267,7 @@ fn faults(report: &Report) -> String {
         let (begun, lasted) = (fault.begun_ms as f64 / 1e3, (fault.mended_ms - fault.begun_ms) as f64 / 1e3);
         format!(
             "<tr><td class=\"n\">{begun:.1} s</td><td class=\"n\">{lasted:.1} s</td><td>{}</td><td class=\"n\">{} ms</td></tr>",
-            escaped(&told(fault)),
+            escaped(&fault.to_string()),
             fault.writes_waited_ms
         )
     });
@@ -276,12 +276,6 @@ fn faults(report: &Report) -> String {
         "<details><summary>{} faults</summary><table><tr><th class=\"n\">at</th><th class=\"n\">for</th><th>what</th><th class=\"n\">writes waited</th></tr>{rows}</table></details></html>",
         report.faults.len()
     )
-}
-
-fn told(fault: &Fault) -> String {
-    let nodes: Vec<String> = fault.nodes.iter().map(ToString::to_string).collect();
-    let seen = fault.seen.as_ref().map(|seen| format!(": {seen}")).unwrap_or_default();
-    format!("{} of {}{seen}", fault.class.name(), nodes.join(", "))
 }
 
 fn class_of(kind: Kind) -> &'static str {

@@ -85,6 +85,14 @@ pub struct Fault {
     pub writes_waited_ms: u64,
 }
 
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let nodes: Vec<String> = self.nodes.iter().map(ToString::to_string).collect();
+        write!(f, "{} of {}", self.class.name(), nodes.join(", "))?;
+        self.seen.as_ref().map_or(Ok(()), |seen| write!(f, ": {seen}"))
+    }
+}
+
 /// How clients fared, step by step.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Course {

@@ -136,6 +136,7 @@ impl Broken {
         let (nodes, seen) = (injected.nodes.clone(), injected.seen.clone());
         let fault =
             Fault { class, kind: class.kind(), nodes, begun_ms, mended_ms: begun_ms, seen, whole_ms: None, writes_waited_ms: 0 };
+        println!("{:>7.1} s  {fault}", begun_ms as f64 / 1e3);
         self.now.push((self.faults.len(), injected));
         self.faults.push(fault);
         Ok(())
