@@ -35,7 +35,7 @@ docs-check: ## check the documents: links, examples, commands
 failover: setup ## kill the nodes of a cluster in turn, 20 times; say how long writes waited
 	@scripts/failover
 
-chaos: setup ## break a cluster for nine minutes and check what it promised; with root also its network and disks
+chaos: setup ## break a cluster for seven minutes and check what it promised; with root also its network and disks
 	@scripts/run-chaos
 
 chaos-soak: setup ## the same for 70 minutes

@@ -9,6 +9,21 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// Keeps what is mounted from now on to this process and its children. Another process that copied the mounts meanwhile, as every container that starts
+/// does, would keep a disk alive that was unmounted here, and it would come back as it was. To be called before there are threads.
+pub fn keep_mounts_private() -> Result<()> {
+    // SAFETY: takes a number, and pointers to strings that end with 0 or are null.
+    let answers = unsafe {
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        [
+            libc::unshare(libc::CLONE_NEWNS),
+            libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), private, std::ptr::null()),
+        ]
+    };
+    ensure!(answers == [0, 0], "the mounts cannot be kept private: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
 /// Whether a command can be run, and succeeds.
 pub fn succeeds(program: &str, arguments: &[&str]) -> bool {
     let status = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();

@@ -43,7 +43,6 @@ impl Disk {
             return Ok(Disk { kind: Kind::Folder(mounted) });
         }
         let image = folder.join(format!("{name}.ext4"));
-        File::create(&image)?.set_len(SIZE_BYTES)?;
         let disk = Disk { kind: Kind::Image { image, mounted } };
         disk.format()?;
         Ok(disk)
@@ -120,8 +119,9 @@ impl Disk {
     /// Loses everything, once nobody uses the disk any more.
     pub fn wipe(&self) -> Result<()> {
         match &self.kind {
-            Kind::Image { .. } => {
+            Kind::Image { image, .. } => {
                 self.unmount()?;
+                std::fs::remove_file(image)?;
                 self.format()
             }
             Kind::Folder(folder) => {
@@ -148,6 +148,7 @@ impl Disk {
 
     fn format(&self) -> Result<()> {
         let Kind::Image { image, .. } = &self.kind else { return Ok(()) };
+        File::create_new(image)?.set_len(SIZE_BYTES)?;
         // Without blocks that only root may use, and nothing left to be done behind our back.
         let options = ["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
         run("mkfs.ext4", &[&options[..], &[&text(image)?]].concat())?;

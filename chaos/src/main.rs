@@ -151,10 +151,13 @@ fn start(run: Run) -> Result<Report> {
         run.binary.canonicalize().with_context(|| format!("{}: build it first, or say --binary", run.binary.display()))?;
     let installation = Installation { binary, model_dir: std::env::var_os("RAGGED_MODEL_DIR").map(PathBuf::from) };
     let names = classes.iter().map(|class| class.name()).collect::<Vec<_>>().join(",");
-    let command = format!("ragged-chaos run --seed {seed} --nodes {nodes} --seconds {} --faults {names}", run.seconds);
-    println!("{command}");
+    let again = format!("ragged-chaos run --seed {seed} --nodes {nodes} --seconds {} --faults {names}", run.seconds);
+    println!("{again}");
     let lasts = Duration::from_secs(run.seconds);
-    let options = Options { nodes, classes, missing, lasts, seed, command, installation };
+    let options = Options { nodes, classes, missing, lasts, seed, command: again, installation };
+    if command::is_root() {
+        command::keep_mounts_private()?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(run::run(options))?;
     tell(&report);
