@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster failover chaos chaos-mutants chaos-points simulation test lint fmt docs-check bench eval clean
+.PHONY: help setup run cluster failover chaos chaos-soak chaos-mutants chaos-points simulation test lint fmt docs-check bench eval clean
 
 help: ## show this list
 	@echo "ragged: make COMMAND"
@@ -35,8 +35,11 @@ docs-check: ## check the documents: links, examples, commands
 failover: setup ## kill the nodes of a cluster in turn, 20 times; say how long writes waited
 	@scripts/failover
 
-chaos: setup ## break a cluster for two minutes and check what it promised; with root also its network
+chaos: setup ## break a cluster for seven minutes and check what it promised; with root also its network and disks
 	@scripts/run-chaos
+
+chaos-soak: setup ## the same for 70 minutes
+	@scripts/run-chaos --nodes 5 --seconds 4200
 
 chaos-mutants: setup ## switch known bugs on and see that the checks find each (docs/mutants.md)
 	@scripts/run-chaos-mutants

@@ -66,8 +66,8 @@ fn search(steps: &[Step]) -> Result<(), Vec<usize>> {
         if done == required {
             return Ok(());
         }
-        let candidate = candidates(steps, &carried).into_iter().filter(|index| *index >= from);
-        let next = candidate.into_iter().find_map(|index| {
+        let candidates = candidates(steps, &carried);
+        let next = candidates.iter().copied().filter(|index| *index >= from).find_map(|index| {
             let after = carry_out(steps[index].action, value)?;
             let mut with = carried.clone();
             with.flip(index);
@@ -75,7 +75,7 @@ fn search(steps: &[Step]) -> Result<(), Vec<usize>> {
         });
         if done >= farthest {
             farthest = done;
-            stuck = candidates(steps, &carried);
+            stuck = candidates;
         }
         match next {
             Some((index, after)) => {

@@ -1,19 +1,28 @@
 //! `ragged-chaos`: starts a cluster of the real binary, breaks it in the ways that a machine room does, and checks what clients were told against what
 //! docs/consistency.md promises.
 //!
-//! A [`schedule`] drawn from a seed says which [`fault`] comes when to the [`cluster`] and its [`network`]; a [`workload`] writes its [`history`]
-//! meanwhile; the [`verdict`] is by [`linearizability`], checked again by [`intervals`], and by what the mended cluster shows. A [`run`] is all of it.
+//! A [`schedule`] drawn from a seed says which [`fault`] comes when to the [`cluster`], its [`network`], and the nodes' [`disk`]s and [`clock`]s; a [`workload`] writes its
+//! [`history`] meanwhile, and [`resources`] are watched; the [`verdict`] is by [`linearizability`], checked again by [`intervals`], and by the [`aftermath`].
+//! A [`run`] is all of it; its [`report`] becomes a [`page`].
 
+mod aftermath;
+mod clock;
 mod cluster;
+mod command;
+mod disk;
 mod fault;
 mod history;
 mod intervals;
 mod linearizability;
 mod mutants;
 mod network;
+mod page;
 mod points;
+mod report;
+mod resources;
 mod run;
 mod schedule;
+mod throttle;
 mod verdict;
 mod workload;
 
@@ -21,8 +30,9 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use cluster::Installation;
 use fault::Class;
-use network::Network;
-use run::{Options, Report};
+use report::{Aftermath, Report};
+use run::Options;
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -61,7 +71,11 @@ enum Command {
         binary: PathBuf,
     },
     /// List the faults, and which of them can be injected here
-    List,
+    List {
+        /// Nodes of the cluster
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=15))]
+        nodes: u8,
+    },
     /// Switch known bugs on, and see that the checks find them; needs a build with the feature `mutants`
     Mutants(ForTests),
     /// Kill a node at each of the named points of the code, and check what it comes back with; needs a build with the feature `failpoints`
@@ -108,8 +122,7 @@ struct ForTests {
 impl ForTests {
     /// Does something with the program; whether that showed what it should.
     fn with<F: Future<Output = Result<bool>>>(self, work: impl FnOnce(Installation, Vec<String>) -> F) -> Result<bool> {
-        let binary = self.binary.canonicalize().with_context(|| format!("{}: say --binary", self.binary.display()))?;
-        let installation = Installation { binary, model_dir: model_dir()?, environment: Vec::new() };
+        let installation = installation(&self.binary)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(work(installation, self.names))
     }
@@ -132,10 +145,10 @@ fn main() -> ExitCode {
             Ok(_) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
-        Command::List => {
+        Command::List { nodes } => {
             for class in Class::value_variants() {
-                let here = if is_possible(*class) { "" } else { "  (not here: it needs root and iproute2)" };
-                println!("{:<12} {}{here}", name(*class), class.meaning());
+                let here = class.missing(usize::from(nodes)).map(|why| format!(" Not here: {why}.")).unwrap_or_default();
+                println!("{:<16} {}.{here}", class.name(), class.meaning().trim_end_matches('.'));
             }
             ExitCode::SUCCESS
         }
@@ -146,14 +159,6 @@ fn main() -> ExitCode {
             ended(start(Run { nodes: 3, faults: Vec::new(), seconds: 60, seed: Some(seed), report: None, binary }))
         }
     }
-}
-
-fn name(class: Class) -> String {
-    class.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-}
-
-fn is_possible(class: Class) -> bool {
-    !class.is_of_network() || Network::has_namespaces()
 }
 
 fn ended(run: Result<Report>) -> ExitCode {
@@ -168,25 +173,32 @@ fn ended(run: Result<Report>) -> ExitCode {
     }
 }
 
+/// What nodes are started from. Called before there are threads: from then on the process has mounts of its own.
+fn installation(binary: &Path) -> Result<Installation> {
+    if command::is_root() {
+        command::keep_mounts_private()?;
+    }
+    let binary = binary.canonicalize().with_context(|| format!("{}: build it first, or say --binary", binary.display()))?;
+    Ok(Installation { binary, model_dir: std::env::var_os("RAGGED_MODEL_DIR").map(PathBuf::from), environment: Vec::new() })
+}
+
 fn start(run: Run) -> Result<Report> {
-    let classes = match run.faults.is_empty() {
-        true => Class::value_variants().iter().copied().filter(|class| is_possible(*class)).collect(),
-        false => run.faults,
-    };
-    let impossible: Vec<String> = classes.iter().copied().filter(|class| !is_possible(*class)).map(name).collect();
-    ensure!(impossible.is_empty(), "these faults need root and iproute2: {}", impossible.join(", "));
+    let nodes = usize::from(run.nodes);
+    let wanted = if run.faults.is_empty() { Class::value_variants() } else { &run.faults };
+    let missing: BTreeMap<Class, &'static str> =
+        wanted.iter().filter_map(|class| class.missing(nodes).map(|why| (*class, why))).collect();
+    for (class, why) in &missing {
+        println!("{} cannot be injected here: {why}", class.name());
+    }
+    ensure!(run.faults.is_empty() || missing.is_empty(), "faults were asked for that cannot be injected here");
+    let classes: Vec<Class> = wanted.iter().copied().filter(|class| !missing.contains_key(class)).collect();
     let seed = run.seed.unwrap_or_else(rand::random);
-    let binary =
-        run.binary.canonicalize().with_context(|| format!("{}: build it first, or say --binary", run.binary.display()))?;
-    let installation = Installation { binary, model_dir: model_dir()?, environment: Vec::new() };
-    println!(
-        "seed {seed}, {} nodes, {} s, faults {}",
-        run.nodes,
-        run.seconds,
-        classes.iter().map(|class| name(*class)).collect::<Vec<_>>().join(" ")
-    );
+    let installation = installation(&run.binary)?;
+    let names = classes.iter().map(|class| class.name()).collect::<Vec<_>>().join(",");
+    let again = format!("ragged-chaos run --seed {seed} --nodes {nodes} --seconds {} --faults {names}", run.seconds);
+    println!("{again}");
     let lasts = Duration::from_secs(run.seconds);
-    let options = Options { nodes: usize::from(run.nodes), classes, lasts, seed, installation };
+    let options = Options { nodes, classes, missing, lasts, seed, command: again, installation };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(run::run(options))?;
     tell(&report);
@@ -194,16 +206,6 @@ fn start(run: Run) -> Result<Report> {
         write(&report, &folder)?;
     }
     Ok(report)
-}
-
-fn model_dir() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("RAGGED_MODEL_DIR") {
-        return Ok(folder.into());
-    }
-    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
-    let data =
-        data.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/share"))).context("there is no HOME")?;
-    Ok(data.join("ragged/models/all-MiniLM-L6-v2"))
 }
 
 fn tell(report: &Report) {
@@ -216,13 +218,19 @@ fn tell(report: &Report) {
         report.seconds,
         operations.done as f64 / report.seconds
     );
-    let injected: Vec<String> = report.injections.iter().map(|(class, count)| format!("{} {count}", name(*class))).collect();
-    println!("injected: {}; {} times two at once", injected.join(", "), report.overlapping);
+    let injected: Vec<String> = report.injections.iter().map(|(class, count)| format!("{} {count}", class.name())).collect();
+    println!("injected {}: {}; two at once for {:.0} s", report.faults.len(), injected.join(", "), report.overlapping_seconds);
     println!(
         "whole again after {}; no write was acknowledged for {} ms at the longest",
         report.recovery_ms.map_or("-".to_owned(), |ms| format!("{ms} ms")),
         report.longest_write_gap_ms
     );
+    let Aftermath { read, found, gone } = report.aftermath;
+    println!("{read} documents read through every node: {found} there and found, {gone} deleted and not found");
+    for (node, peak) in report.peaks.iter().enumerate() {
+        let memory = peak.memory_bytes >> 20;
+        println!("node {node}: at most {memory} MiB, {} descriptors, {} threads", peak.descriptors, peak.threads);
+    }
     for violation in &report.violations {
         println!("VIOLATION ({}): {}", violation.check, violation.what);
     }
@@ -240,6 +248,8 @@ fn write(report: &Report, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let path = folder.join(format!("run-{}.json", report.seed));
     std::fs::write(&path, serde_json::to_vec_pretty(report)?).with_context(|| path.display().to_string())?;
+    let path = path.with_extension("html");
+    std::fs::write(&path, page::page(report)).with_context(|| path.display().to_string())?;
     println!("report: {}", path.display());
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! The network that the nodes live in: a network namespace each, joined by a bridge, so that what runs between any two of them can be cut. It needs
 //! root; without, the nodes share this machine's own addresses, and nothing can be cut.
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::command::{is_root, run, succeeds};
+use anyhow::{Result, bail};
 use std::net::Ipv4Addr;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// A network for so many nodes.
 pub struct Network {
@@ -23,15 +24,18 @@ enum Kind {
 impl Network {
     /// Whether namespaces can be made here.
     pub fn has_namespaces() -> bool {
-        // SAFETY: takes no arguments, and cannot fail.
-        let is_root = unsafe { libc::geteuid() } == 0;
-        is_root
-            && Command::new("ip")
-                .arg("netns")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()
-                .is_ok_and(|status| status.success())
+        is_root() && succeeds("ip", &["netns"]) && succeeds("nsenter", &["--version"])
+    }
+
+    /// Whether packets can be looked at one by one here.
+    pub fn has_filters() -> bool {
+        Network::has_namespaces() && succeeds("iptables", &["--version"])
+    }
+
+    /// Whether the kernel has a way to hold packets back, such as `netem` or `tbf`.
+    pub fn has_queue(queue: &[&str]) -> bool {
+        let probe = ["--net", "tc", "qdisc", "add", "dev", "lo", "root"];
+        Network::has_namespaces() && succeeds("unshare", &[&probe[..], queue].concat())
     }
 
     /// Makes the network: of namespaces when they can be made.
@@ -76,9 +80,9 @@ impl Network {
     pub fn command(&self, node: usize, program: &std::path::Path) -> Command {
         match &self.kind {
             Kind::Namespaces { prefix, .. } => {
-                // It executes the program in its own place: the process is the program's.
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", &format!("{prefix}n{node}")]).arg(program);
+                // It executes the program in its own place: the process is the program's. Unlike `ip netns exec` it leaves the mounts alone.
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{prefix}n{node}")).arg(program);
                 command
             }
             Kind::Shared => Command::new(program),
@@ -95,9 +99,73 @@ impl Network {
         self.route(from, &["del", "blackhole", &self.address(to).to_string()])
     }
 
+    /// Does something to packets that a node sends to another, as iptables says: a table, and a rule without its addresses.
+    pub fn add_rule(&self, from: usize, to: usize, rule: &Rule) -> Result<()> {
+        self.iptables(from, &rule.arguments("-A", self.address(to))).map(drop)
+    }
+
+    /// Does it no more.
+    pub fn remove_rule(&self, from: usize, to: usize, rule: &Rule) -> Result<()> {
+        self.iptables(from, &rule.arguments("-D", self.address(to))).map(drop)
+    }
+
+    /// How many packets of a node any rule of a table was applied to.
+    pub fn packets_by_rules(&self, node: usize, table: &str) -> Result<u64> {
+        let listed = self.iptables(node, &["-t", table, "-nvxL", "OUTPUT"].map(str::to_owned))?;
+        // Two lines of headings; then a rule a line, whose first word is the count.
+        Ok(listed.lines().skip(2).filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum())
+    }
+
+    /// Holds back everything that a node sends.
+    pub fn add_queue(&self, node: usize, queue: &[&str]) -> Result<()> {
+        self.tc(node, &[&["qdisc", "add", "dev", "eth0", "root"], queue].concat()).map(drop)
+    }
+
+    /// Holds nothing back any more.
+    pub fn remove_queue(&self, node: usize) -> Result<()> {
+        self.tc(node, &["qdisc", "del", "dev", "eth0", "root"]).map(drop)
+    }
+
+    /// What the kernel says of what it holds back.
+    pub fn queue(&self, node: usize) -> Result<String> {
+        self.tc(node, &["-s", "qdisc", "show", "dev", "eth0"])
+    }
+
     fn route(&self, node: usize, arguments: &[&str]) -> Result<()> {
-        let Kind::Namespaces { prefix, .. } = &self.kind else { bail!("without namespaces nothing can be cut") };
-        ip(&[&["-n", &format!("{prefix}n{node}"), "route"], arguments].concat())
+        ip(&[&["-n", &self.space(node)?, "route"], arguments].concat())
+    }
+
+    fn tc(&self, node: usize, arguments: &[&str]) -> Result<String> {
+        run("tc", &[&["-n", &self.space(node)?], arguments].concat())
+    }
+
+    fn iptables(&self, node: usize, arguments: &[String]) -> Result<String> {
+        let space = format!("--net=/run/netns/{}", self.space(node)?);
+        let mut command = vec![space.as_str(), "iptables", "-w"];
+        command.extend(arguments.iter().map(String::as_str));
+        run("nsenter", &command)
+    }
+
+    fn space(&self, node: usize) -> Result<String> {
+        let Kind::Namespaces { prefix, .. } = &self.kind else { bail!("without namespaces the network cannot be broken") };
+        Ok(format!("{prefix}n{node}"))
+    }
+}
+
+/// Something that is done to packets.
+pub struct Rule {
+    /// The table of iptables: `filter` or `mangle`.
+    pub table: &'static str,
+    /// Which packets.
+    pub matches: Vec<String>,
+    /// What is done to them.
+    pub target: Vec<String>,
+}
+
+impl Rule {
+    fn arguments(&self, verb: &str, to: Ipv4Addr) -> Vec<String> {
+        let head = ["-t", self.table, verb, "OUTPUT", "-d", &to.to_string()].map(str::to_owned);
+        [&head[..], &self.matches, &self.target].concat()
     }
 }
 
@@ -114,8 +182,5 @@ impl Drop for Network {
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    let output =
-        Command::new("ip").args(arguments).stdin(Stdio::null()).output().context("the program `ip` (iproute2) cannot be run")?;
-    ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
+    run("ip", arguments).map(drop)
 }

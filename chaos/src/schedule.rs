@@ -1,27 +1,29 @@
 //! What is broken when: drawn from a seed, so that a run can be repeated.
 
-use crate::fault::Class;
+use crate::fault::{Class, Kind};
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use std::time::Duration;
 
-/// How long a fault lasts.
-const LASTS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How long the cluster is left alone between two.
 const QUIET: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-/// In how many of a hundred cases a second fault, of the other kind, is added.
-const TWO_AT_ONCE: u32 = 33;
+/// In how many of a hundred cases a second fault is added, of the network when the first is not, and the other way round.
+const TWO_AT_ONCE: u32 = 60;
+/// How much more often a fault comes than one that takes long.
+const WEIGHT: usize = 4;
 
 /// Faults that are in the cluster at the same time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blow {
-    /// Their classes: of processes, of the network, or one of each.
+    /// Their classes: one, or one of the network and another.
     pub classes: Vec<Class>,
     /// How long they last.
     pub lasts: Duration,
     /// How long the cluster is left alone afterwards.
     pub quiet: Duration,
+    /// What its details are drawn from, so that how many those take does not change what comes next.
+    pub details: u64,
 }
 
 /// Blows without end.
@@ -34,30 +36,48 @@ pub struct Schedule {
 impl Schedule {
     /// Of these classes. Each comes once before any comes again.
     pub fn new(seed: u64, classes: Vec<Class>) -> Schedule {
-        let first = classes.clone();
-        Schedule { random: StdRng::seed_from_u64(seed), classes, first }
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut first = classes.clone();
+        first.shuffle(&mut random);
+        Schedule { random, classes, first }
     }
 
     /// The next blow; none when there is no class.
     pub fn next(&mut self) -> Option<Blow> {
         let class = match self.first.pop() {
             Some(class) => class,
-            None => *self.classes.choose(&mut self.random)?,
+            None => *self.classes.choose_weighted(&mut self.random, |class| weight(*class)).ok()?,
         };
         let mut classes = vec![class];
-        if self.random.random_range(0..100) < TWO_AT_ONCE {
-            let other: Vec<Class> =
-                self.classes.iter().copied().filter(|other| other.is_of_network() != class.is_of_network()).collect();
-            classes.extend(other.choose(&mut self.random));
+        if is_combined(class) && self.random.random_range(0..100) < TWO_AT_ONCE {
+            let is_of_network = |class: Class| class.kind() == Kind::Network;
+            let fits = |other: &Class| is_combined(*other) && is_of_network(*other) != is_of_network(class);
+            let others: Vec<Class> = self.classes.iter().copied().filter(fits).collect();
+            classes.extend(others.choose_weighted(&mut self.random, |class| weight(*class)).ok());
         }
-        let lasts = self.random.random_range(LASTS.0..LASTS.1);
-        Some(Blow { classes, lasts, quiet: self.random.random_range(QUIET.0..QUIET.1) })
+        classes.sort_by_key(|class| turn(*class));
+        let lasts = class.lasts(&mut self.random);
+        let quiet = self.random.random_range(QUIET.0..QUIET.1);
+        Some(Blow { classes, lasts, quiet, details: self.random.random() })
     }
+}
 
-    /// Where the details of a blow are drawn from.
-    pub fn random(&mut self) -> &mut StdRng {
-        &mut self.random
+/// Which of two comes first: a slow disk is seen by what is written to it, and a fault of the network by what is sent. Neither may be gone by then.
+fn turn(class: Class) -> usize {
+    match class.kind() {
+        _ if class == Class::SlowDisk => 0,
+        Kind::Network => 1,
+        Kind::Process | Kind::Disk | Kind::Membership => 2,
     }
+}
+
+fn weight(class: Class) -> usize {
+    if is_combined(class) { WEIGHT } else { 1 }
+}
+
+/// Whether another fault may come with it. With a long one some shards would have no majority for all that time, and clients would do nothing but wait.
+fn is_combined(class: Class) -> bool {
+    !class.is_alone() && class != Class::LongPause
 }
 
 #[cfg(test)]
@@ -75,14 +95,14 @@ mod tests {
         assert_eq!(blows(1), blows(1));
         assert_ne!(blows(1), blows(2));
         let count = Class::value_variants().len();
-        let seen: HashSet<Class> = blows(3)[..count].iter().map(|blow| blow.classes[0]).collect();
+        let seen: HashSet<Class> = blows(3)[..count].iter().flat_map(|blow| blow.classes.clone()).collect();
         assert_eq!(seen.len(), count, "each comes before any comes again");
         assert!(blows(4).iter().any(|blow| blow.classes.len() == 2));
-        assert!(
-            blows(4)
-                .iter()
-                .all(|blow| blow.classes.len() < 2 || blow.classes[0].is_of_network() != blow.classes[1].is_of_network())
-        );
+        let of_network = |class: &&Class| class.kind() == Kind::Network;
+        let fit = |blow: &Blow| {
+            blow.classes.iter().filter(of_network).count() == 1 && !blow.classes.iter().any(|class| class.is_alone())
+        };
+        assert!(blows(4).iter().all(|blow| blow.classes.len() == 1 || fit(blow)));
         assert_eq!(Schedule::new(1, Vec::new()).next(), None);
     }
 }

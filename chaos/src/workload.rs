@@ -22,10 +22,19 @@ const SPREAD: u16 = 8;
 /// Values of a vector.
 const DIMENSION: u32 = 8;
 /// Documents that are worked on at a time, and for how long: a document's history stays short enough to be checked.
-const DOCUMENTS: u64 = 32;
+const DOCUMENTS: u64 = 48;
 const EPOCH: Duration = Duration::from_secs(2);
-/// A client that was refused leaves a node alone for so long.
+/// A client that waited so long for nothing takes the node for one that hangs, and asks others for a while.
+const HANGS_AFTER: Duration = Duration::from_secs(2);
+const HANGS_FOR: Duration = Duration::from_secs(8);
+/// A client that was refused waits for so long.
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
+
+/// Of a hundred writes so many have an idempotency key, and are repeated so often when their outcome is not known.
+const WRITTEN_ONCE: u32 = 25;
+const REPEATS: usize = 4;
+/// In how many of a hundred cases such a write is sent again although it was acknowledged.
+const SENT_AGAIN: u32 = 5;
 
 /// Clients at work.
 pub struct Workload {
@@ -77,17 +86,36 @@ async fn work(number: usize, nodes: Vec<Client>, mut random: StdRng, shared: Arc
     // A token names the shards of one write: it promises that write, and none to another document.
     let mut tokens: HashMap<String, String> = HashMap::new();
     let mut current = 0;
+    let mut hangs_until = vec![Duration::ZERO; nodes.len()];
+    // What was written with a key that makes it count once, and is sent again after the next operation.
+    let mut last_once: Option<(String, u64)> = None;
     while !*shared.stopped.borrow() {
-        let node = random.random_range(0..nodes.len());
+        let mut node = random.random_range(0..nodes.len());
+        if shared.history.now() < hangs_until[node] {
+            node = random.random_range(0..nodes.len());
+        }
         let epoch = shared.history.now().as_millis() as u64 / EPOCH.as_millis() as u64;
         let key = format!("e{epoch}d{}", random.random_range(0..DOCUMENTS));
         if epoch != current {
             tokens.clear();
             current = epoch;
         }
+        if random.random_range(0..100) < SENT_AGAIN
+            && let Some((key, value)) = last_once.take()
+        {
+            repeat(&nodes[node], &key, value).await;
+        }
         let begun = shared.history.now();
         let (action, outcome) = match random.random_range(0..100) {
-            0..40 => write(&nodes[node], &key, shared.values.fetch_add(1, Ordering::Relaxed), &mut tokens).await,
+            0..40 => {
+                let value = shared.values.fetch_add(1, Ordering::Relaxed);
+                let once = random.random_range(0..100) < WRITTEN_ONCE;
+                let (action, outcome) = write(&nodes[node], &key, value, once, &mut tokens).await;
+                if once && outcome == Outcome::Done {
+                    last_once = Some((key.clone(), value));
+                }
+                (action, outcome)
+            }
             40..50 => delete(&nodes[node], &key, &mut tokens).await,
             50..80 => read(&nodes[node], &key, None).await,
             _ => read(&nodes[node], &key, tokens.get(&key).map(String::as_str)).await,
@@ -95,6 +123,9 @@ async fn work(number: usize, nodes: Vec<Client>, mut random: StdRng, shared: Arc
         let ended = shared.history.now();
         shared.history.note(Operation { client: number, node, key, action, outcome, begun, ended });
         if outcome != Outcome::Done {
+            if ended - begun > HANGS_AFTER {
+                hangs_until[node] = ended + HANGS_FOR;
+            }
             tokio::time::sleep(REFUSED_PAUSE).await;
         }
     }
@@ -115,7 +146,8 @@ fn value_of(text: &str) -> Value {
     text.strip_prefix("value").and_then(|digits| digits.parse().ok())
 }
 
-async fn write(client: &Client, key: &str, value: u64, tokens: &mut HashMap<String, String>) -> (Action, Outcome) {
+/// Writes; with a key of its own it is written again until it is known to be there, or refused for good: whatever came of the first times, it counts once.
+async fn write(client: &Client, key: &str, value: u64, once: bool, tokens: &mut HashMap<String, String>) -> (Action, Outcome) {
     let document = NewDocument {
         id: Some(key.to_owned()),
         title: None,
@@ -124,16 +156,29 @@ async fn write(client: &Client, key: &str, value: u64, tokens: &mut HashMap<Stri
         metadata: None,
         vector: Some(vector_of(value)),
     };
-    let written = client.upload(COLLECTION, &[document], UploadOptions::default()).await;
-    let outcome = match written {
-        Ok(ragged_client::UploadReply::Stored(stored)) => {
-            tokens.insert(key.to_owned(), stored.token);
-            Outcome::Done
+    let options = UploadOptions { idempotency_key: once.then(|| format!("chaos-{value}")), no_wait: false };
+    let mut outcome = Outcome::Refused;
+    for _ in 0..if once { REPEATS } else { 1 } {
+        outcome = match client.upload(COLLECTION, std::slice::from_ref(&document), options.clone()).await {
+            Ok(ragged_client::UploadReply::Stored(stored)) => {
+                tokens.insert(key.to_owned(), stored.token);
+                Outcome::Done
+            }
+            // What one attempt may have done no later refusal undoes.
+            Err(fault) if outcome != Outcome::Unknown => outcome_of(&fault),
+            Ok(ragged_client::UploadReply::Accepted(_)) | Err(_) => Outcome::Unknown,
+        };
+        if outcome == Outcome::Done {
+            break;
         }
-        Ok(ragged_client::UploadReply::Accepted(_)) => Outcome::Unknown,
-        Err(fault) => outcome_of(&fault),
-    };
+        tokio::time::sleep(REFUSED_PAUSE).await;
+    }
     (Action::Write(Some(value)), outcome)
+}
+
+/// Sends a write again that was acknowledged before: it changes nothing, whatever was written since, or the history shows an old value that is back.
+async fn repeat(client: &Client, key: &str, value: u64) {
+    let _ = write(client, key, value, true, &mut HashMap::new()).await;
 }
 
 async fn delete(client: &Client, key: &str, tokens: &mut HashMap<String, String>) -> (Action, Outcome) {
@@ -142,8 +187,11 @@ async fn delete(client: &Client, key: &str, tokens: &mut HashMap<String, String>
             tokens.insert(key.to_owned(), deleted.token);
             Outcome::Done
         }
-        // That there is nothing to delete is an answer.
-        Err(fault) if fault.code() == Some("document_not_found") => Outcome::Done,
+        // That there is nothing to delete is an answer. It has no token, and those from before promise less than it.
+        Err(fault) if fault.code() == Some("document_not_found") => {
+            tokens.remove(key);
+            Outcome::Done
+        }
         Err(fault) => outcome_of(&fault),
     };
     (Action::Write(None), outcome)
@@ -170,6 +218,14 @@ fn outcome_of(fault: &ClientError) -> Outcome {
     }
 }
 
+/// Writes a document once more; whether that was acknowledged.
+pub async fn write_last(client: &Client, history: &History, node: usize, key: &str, value: u64) -> bool {
+    let begun = history.now();
+    let (action, outcome) = write(client, key, value, false, &mut HashMap::new()).await;
+    history.note(Operation { client: usize::MAX, node, key: key.to_owned(), action, outcome, begun, ended: history.now() });
+    outcome == Outcome::Done
+}
+
 /// Reads a document once more, as the last operation on it; what it holds.
 pub async fn read_last(client: &Client, history: &History, node: usize, key: &str) -> Result<Value> {
     let begun = history.now();
@@ -181,17 +237,16 @@ pub async fn read_last(client: &Client, history: &History, node: usize, key: &st
     }
 }
 
-/// Whether a document is found by its words and by its vector.
-pub async fn is_found(client: &Client, key: &str, value: u64) -> Result<bool> {
+/// By how many of two ways a document is found: by its word, and as the nearest to its vector.
+pub async fn ways_to_find(client: &Client, key: &str, value: u64) -> Result<usize> {
     let by_words = SearchRequest { query: Some(text_of(value)), mode: Some(ragged_client::Mode::Text), ..strong() };
     let by_vector = SearchRequest { vector: Some(vector_of(value)), ..strong() };
+    let mut ways = 0;
     for request in [by_words, by_vector] {
         let found = client.search(COLLECTION, &request).await?;
-        if found.hits.first().is_none_or(|hit| hit.document_id != key) {
-            return Ok(false);
-        }
+        ways += usize::from(found.hits.first().is_some_and(|hit| hit.document_id == key));
     }
-    Ok(true)
+    Ok(ways)
 }
 
 fn strong() -> SearchRequest {

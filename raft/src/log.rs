@@ -9,7 +9,7 @@ use crate::ids::ReplicaId;
 use crate::keys::{LogKind, entry_key, log_key};
 use crate::mutant::{self, Mutant};
 use crate::runtime;
-use crate::store::{Store, bounded, write_error};
+use crate::store::{Store, bounded};
 use crate::types::{Entry, LeaderId, LogId, Types, Vote};
 use futures::{Stream, StreamExt, TryStreamExt};
 use openraft::errors::LeaderChanged;
@@ -133,7 +133,7 @@ impl GroupLog {
         let write = move || {
             let mut writes = WriteBatch::default();
             batch(&log, &mut writes)?;
-            log.store.write(writes).map_err(write_error)
+            log.store.write(writes)
         };
         runtime::blocking(write).await?
     }

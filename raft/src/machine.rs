@@ -10,7 +10,7 @@ use crate::keys::{RowKind, Scope};
 use crate::mutant::{self, Mutant};
 use crate::runtime;
 use crate::snapshot::{self, SnapshotSource};
-use crate::store::{Space, Store, write_error};
+use crate::store::{Space, Store};
 use crate::types::{Entry, LeaderId, LogId, Membership, ReplicaNode, Reply, SnapshotMeta, Types};
 use futures::{Stream, TryStreamExt};
 use openraft::async_runtime::watch::WatchSender as _;
@@ -90,13 +90,13 @@ impl Machine {
         let applied = codec::encode(&(Some(id), &*membership))?;
         batch.put_cf(self.store.rows(), Scope::replica(self.space.id()).key(RowKind::Applied, b""), applied);
         if mutant::is_on(Mutant::MarkBeforeRows) {
-            self.store.write(std::mem::take(&mut batch)).map_err(write_error)?;
+            self.store.write(std::mem::take(&mut batch))?;
             std::thread::sleep(std::time::Duration::from_millis(5)); // whatever may happen in between
         }
         let reply = match payload {
             EntryPayload::Normal(command) => Reply(self.application.apply(id.index, &command.0, batch)?),
             EntryPayload::Blank | EntryPayload::Membership(_) => {
-                self.store.write(batch).map_err(write_error)?;
+                self.store.write(batch)?;
                 Reply::default()
             }
         };

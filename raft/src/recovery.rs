@@ -9,7 +9,7 @@ use crate::log::GroupLog;
 use crate::meta::ClusterRow;
 use crate::meta::node::NodeRow;
 use crate::snapshot;
-use crate::store::{ReadError, Store, StoreError, write_error};
+use crate::store::{ReadError, Store, StoreError};
 use crate::types::{Entry, LeaderId, LogId, ReplicaNode, Vote};
 use openraft::EntryPayload;
 use rocksdb::WriteBatch;
@@ -98,7 +98,7 @@ pub fn make_sole_voter(store: &Arc<Store>, replica: ReplicaId) -> Result<LogEnd,
     }
     log.put_mark(LogKind::Vote, &Vote::new(leader.term, leader.node_id), &mut batch).map_err(failed)?;
     log.put_entry(&entry, &mut batch).map_err(failed)?;
-    store.write(batch).map_err(|fault| failed(write_error(fault)))?;
+    store.write(batch).map_err(failed)?;
     store.sync()?;
     Ok(LogEnd::from(entry.log_id))
 }

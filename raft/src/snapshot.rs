@@ -9,7 +9,7 @@ use crate::failpoints::{self, Point};
 use crate::ids::ReplicaId;
 use crate::keys::{RowKind, SUFFIX_AT, Scope, end_of};
 use crate::mutant::{self, Mutant};
-use crate::store::{ReadError, Store, bounded, write_error};
+use crate::store::{ReadError, Store, bounded};
 use crate::types::{LogId, Membership, SnapshotMeta};
 use rocksdb::{Direction, IteratorMode, WriteBatch};
 use serde::{Deserialize, Serialize};
@@ -242,7 +242,7 @@ fn stage_file(store: &Store, staged: u64, path: &Path, meta: &SnapshotMeta) -> i
         for (key, value) in rows {
             batch.put_cf(store.rows(), [&prefix[..], &key].concat(), value);
         }
-        store.write(batch).map_err(write_error)
+        store.write(batch)
     })?;
     let (last_log_id, last_membership) = applied_in(store, staged)?;
     if last_log_id != meta.last_log_id || last_membership != meta.last_membership {

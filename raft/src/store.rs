@@ -17,6 +17,7 @@ use rocksdb::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,9 @@ const SNAPSHOTS: &str = "snapshots";
 const IDENTITY_KEY: &[u8] = &[0; 8];
 /// Key of the format's number, as 4 bytes LE: not framed, so that every version can read it.
 const FORMAT_KEY: &[u8] = &[0; 7];
+/// Space that the disk must have left for a write. A write-ahead log that was refused space cannot be synced any more, and nothing but ending the
+/// process would help; so writes are refused before it comes to that. Votes, entries and the files that the database makes of them go on fitting in.
+const DISK_RESERVE_BYTES: u64 = 64 << 20;
 /// Layout of the database.
 const FORMAT: u32 = 1;
 /// Ids stay below this, so that every JSON parser reads them exactly.
@@ -142,7 +146,7 @@ fn empty_snapshots(folder: &Path) -> io::Result<()> {
 }
 
 /// Makes an `io::Error` of a failed write, so that a full disk can be told from other faults.
-pub(crate) fn write_error(fault: rocksdb::Error) -> io::Error {
+fn write_error(fault: rocksdb::Error) -> io::Error {
     let kind = if is_disk_full(&fault) { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
     io::Error::new(kind, fault)
 }
@@ -221,6 +225,8 @@ pub struct Store {
     replicas: RwLock<BTreeMap<String, ReplicaId>>,
     spaces: Mutex<HashMap<ReplicaId, Arc<Space>>>,
     folder: PathBuf,
+    /// The folder, to ask for the space on its disk.
+    disk: File,
 }
 
 impl Store {
@@ -261,6 +267,7 @@ impl Store {
             replicas: RwLock::new(identity.replicas.clone()),
             spaces: Mutex::default(),
             folder: folder.to_owned(),
+            disk: File::open(folder).map_err(cannot_use)?,
         };
         store.save_identity(&identity, WriteBatch::default())?;
         empty_snapshots(&store.snapshot_folder()).map_err(cannot_use)?;
@@ -400,7 +407,10 @@ impl Store {
     fn save_identity(&self, identity: &Identity, mut batch: WriteBatch) -> Result<(), StoreError> {
         batch.put_cf(self.log(), IDENTITY_KEY, codec::encode(identity)?);
         failpoints::hit(Point::StoreIdentityBefore);
-        self.db.write(batch)?;
+        self.write(batch).map_err(|fault| match fault.kind() {
+            io::ErrorKind::StorageFull => StoreError::DiskFull(self.folder.clone()),
+            _ => StoreError::Folder { folder: self.folder.clone(), fault },
+        })?;
         self.sync()?;
         failpoints::hit(Point::StoreIdentityAfter);
         Ok(())
@@ -429,9 +439,11 @@ impl Store {
         &self.syncer
     }
 
-    /// Writes a batch as one step. It becomes durable with the next sync.
-    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), rocksdb::Error> {
-        self.db.write(batch)
+    /// Writes a batch as one step. It becomes durable with the next sync. Refused, as `StorageFull`, when the disk is almost full.
+    pub(crate) fn write(&self, batch: WriteBatch) -> io::Result<()> {
+        let disk = rustix::fs::fstatvfs(&self.disk)?;
+        check_space(disk.f_bavail.saturating_mul(disk.f_frsize), &self.folder)?;
+        self.db.write(batch).map_err(write_error)
     }
 
     /// Reads one row.
@@ -495,6 +507,17 @@ fn sync_with_watermark(db: Arc<DB>, mut watermark: Watermark, folder: &Path) -> 
         failpoints::hit(Point::WatermarkAfter);
         durable.note()
     })
+}
+
+fn check_space(left_bytes: u64, folder: &Path) -> io::Result<()> {
+    if left_bytes >= DISK_RESERVE_BYTES {
+        return Ok(());
+    }
+    let what = format!(
+        "the disk of the data folder {} has {left_bytes} bytes left, and {DISK_RESERVE_BYTES} are kept free: writes go on once there is space again",
+        folder.display()
+    );
+    Err(io::Error::new(io::ErrorKind::StorageFull, what))
 }
 
 fn check_format(db: &DB) -> Result<(), StoreError> {
@@ -573,4 +596,18 @@ fn family_options(cache: &Cache, limits: StoreOptions) -> Options {
     options.set_write_buffer_size(limits.write_buffer_bytes / 4);
     options.set_level_compaction_dynamic_level_bytes(true);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_is_refused_before_the_disk_is_full() {
+        let folder = Path::new("/data");
+        assert!(check_space(DISK_RESERVE_BYTES, folder).is_ok());
+        let refused = check_space(DISK_RESERVE_BYTES - 1, folder).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+        assert!(refused.to_string().contains("/data"), "it says where: {refused}");
+    }
 }

@@ -8,7 +8,7 @@ use crate::meta::collection::{Collection, VectorSettings};
 use crate::meta::command::{MetaCommand, MetaReply};
 use crate::meta::group::ClusterRow;
 use crate::meta::node::{JoinToken, NodeRow, NodeState, SpentToken};
-use crate::store::{Space, Store, write_error};
+use crate::store::{Space, Store};
 use rocksdb::WriteBatch;
 use serde::Serialize;
 use std::io;
@@ -34,7 +34,7 @@ pub(crate) struct MetaApplication {
 impl Application for MetaApplication {
     fn apply(&self, _index: u64, command: &[u8], mut batch: WriteBatch) -> io::Result<Vec<u8>> {
         let reply = self.change(codec::decode(command)?, &mut batch)?;
-        self.store.write(batch).map_err(write_error)?;
+        self.store.write(batch)?;
         Ok(codec::encode(&reply)?)
     }
 

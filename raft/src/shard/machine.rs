@@ -10,7 +10,7 @@ use crate::shard::changes::{Changes, PartitionChange};
 use crate::shard::command::{IdempotencyKey, PreparedDocument, ShardCommand, ShardReply, Upserted};
 use crate::shard::reader::VECTOR_VERSION;
 use crate::shard::rows::{DocumentHead, JobRow, PartitionRow, RowOwner};
-use crate::store::{Space, Store, write_error};
+use crate::store::{Space, Store};
 use rocksdb::WriteBatch;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -54,13 +54,13 @@ impl Application for ShardApplication {
         if mutant::is_on(Mutant::ApplyTwice) {
             let mut first = WriteBatch::default();
             self.change(index, command.clone(), &mut first)?;
-            self.store.write(first).map_err(write_error)?;
+            self.store.write(first)?;
         }
         let (reply, change) = self.change(index, command, &mut batch)?;
         if mutant::is_on(Mutant::PurgeBeforeDurable) {
-            self.store.db().write_without_wal(batch).map_err(write_error)?;
+            self.store.db().write_without_wal(batch).map_err(io::Error::other)?;
         } else {
-            self.store.write(batch).map_err(write_error)?;
+            self.store.write(batch)?;
         }
         failpoints::hit(Point::ShardApplied);
         if let Some((tenant, collection, change)) = change {
