@@ -5,6 +5,8 @@
 //! [`exact`] compares them. The crate knows nothing of
 //! tenants, documents, actors or networks; it depends on no other crate of the workspace.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps fails, and says where
+
 pub mod approximate;
 pub mod configuration;
 pub mod cpu;
