@@ -4,7 +4,7 @@
 //! The points that a node has, and the moment at which it comes by, are told by the program itself; each moment has a scenario here.
 
 use crate::cluster::{Cluster, Installation};
-use crate::mutants::stage::{document, found, make_collection, upload, words_of};
+use crate::mutants::stage::{document, found, make_collection, until_replicated, upload, words_of};
 use crate::mutants::{Listed, choose, list};
 use crate::verdict;
 use anyhow::{Context, Result, bail, ensure};
@@ -148,6 +148,9 @@ impl Ground {
             }
         }
         ground.cluster.until_whole(RECOVERY_TIMEOUT).await?;
+        if first > 0 {
+            until_replicated(&ground.cluster, first).await?;
+        }
         Ok(ground)
     }
 
