@@ -4,7 +4,7 @@
 //! The points that a node has, and the moment at which it comes by, are told by the program itself; each moment has a scenario here.
 
 use crate::cluster::{Cluster, Installation};
-use crate::mutants::stage::{document, found, make_collection, upload, words_of};
+use crate::mutants::stage::{document, found, make_collection, until_replicated, upload, words_of};
 use crate::mutants::{Listed, choose, list};
 use crate::verdict;
 use anyhow::{Context, Result, bail, ensure};
@@ -24,8 +24,8 @@ const STIR_AFTER: Duration = Duration::from_secs(3);
 /// How long a node may take to be ready, and the cluster to be whole.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a snapshot may take to be sent, and how often a node is away for one.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(8);
-const SNAPSHOT_TRIES: usize = 3;
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(4);
+const SNAPSHOT_TRIES: usize = 8;
 /// Clients at work.
 const CLIENTS: usize = 8;
 /// Acknowledged documents that are read again after each kill, at most.
@@ -148,6 +148,9 @@ impl Ground {
             }
         }
         ground.cluster.until_whole(RECOVERY_TIMEOUT).await?;
+        if first > 0 {
+            until_replicated(&ground.cluster, first).await?;
+        }
         Ok(ground)
     }
 
@@ -319,29 +322,37 @@ impl Ground {
         Ok(Died::Not)
     }
 
-    /// The same, and the leader dies: it writes the snapshot out as soon as the entries are purged, although the other one is away.
+    /// The same, and the leader dies: it may write the snapshot out while the other one is still away. Entries are not purged while they are being sent,
+    /// so that it takes some luck, and tries.
     async fn sending(&mut self, point: &Listed) -> Result<Died> {
         self.write(0, 20).await?;
         let away = (self.hot_leader().await? + 1) % 3;
-        self.cluster.signal(away, libc::SIGKILL)?;
-        self.cluster.ended(away, DEATH_TIMEOUT).await?;
-        let leader = self.hot_leader().await?;
-        self.arm(leader, point, 1)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut clients = JoinSet::new();
-        for _ in 0..CLIENTS {
-            let (client, told, stop) = (self.cluster.client(leader)?, self.told.clone(), stop.clone());
-            clients.spawn(async move { while !stop.load(Ordering::Relaxed) && write_one(&client, HOT, &told).await.is_ok() {} });
+        for _ in 0..SNAPSHOT_TRIES {
+            self.cluster.signal(away, libc::SIGKILL)?;
+            self.cluster.ended(away, DEATH_TIMEOUT).await?;
+            let leader = self.hot_leader().await?;
+            self.arm(leader, point, 1)?;
+            let mut clients = JoinSet::new();
+            for _ in 0..CLIENTS {
+                let (client, told) = (self.cluster.client(leader)?, self.told.clone());
+                clients.spawn(async move {
+                    for _ in 0..100 {
+                        if write_one(&client, HOT, &told).await.is_err() {
+                            return; // it is dead
+                        }
+                    }
+                });
+            }
+            while clients.join_next().await.is_some() {}
+            let mut died = self.dies(leader, point, Duration::from_millis(500)).await?;
+            self.start_node(away, None, None)?;
+            died = died || self.dies(leader, point, SNAPSHOT_TIMEOUT).await?;
+            if died {
+                return self.come_back(leader, None).await;
+            }
+            std::fs::write(self.points_file(leader), format!("{}=off", point.name))?;
         }
-        let mut died = self.dies(leader, point, SNAPSHOT_TIMEOUT).await?;
-        stop.store(true, Ordering::Relaxed);
-        self.start_node(away, None, None)?;
-        died = died || self.dies(leader, point, SNAPSHOT_TIMEOUT).await?;
-        while clients.join_next().await.is_some() {}
-        match died {
-            true => self.come_back(leader, None).await,
-            false => Ok(Died::Not),
-        }
+        Ok(Died::Not)
     }
 
     /// A leader is cut off and written to, while others lead.

@@ -5,8 +5,8 @@ use crate::verdict::Violation;
 use crate::workload::{text_of, vector_of};
 use anyhow::{Context, Result, ensure};
 use ragged_client::{
-    Client, ClientError, Consistency, Document, Embedding, EmbeddingDimension, NewCollection, NewDocument, UploadOptions,
-    UploadReply, UploadedDocument, UploadedDocuments,
+    Client, ClientError, ClusterReplica, ClusterShard, Consistency, Document, Embedding, EmbeddingDimension, NewCollection,
+    NewDocument, ReplicaRole, UploadOptions, UploadReply, UploadedDocument, UploadedDocuments,
 };
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -33,6 +33,7 @@ impl Stage {
     /// So many nodes, armed from the beginning.
     pub async fn armed(nodes: usize, installation: &Installation) -> Result<Stage> {
         let cluster = Cluster::start(nodes, installation.clone()).await?;
+        until_replicated(&cluster, nodes).await?;
         Ok(Stage { cluster, found: Vec::new(), armed: installation.environment.clone() })
     }
 
@@ -40,6 +41,7 @@ impl Stage {
     pub async fn unarmed(nodes: usize, installation: &Installation) -> Result<Stage> {
         let unarmed = Installation { environment: Vec::new(), ..installation.clone() };
         let cluster = Cluster::start(nodes, unarmed).await?;
+        until_replicated(&cluster, nodes).await?;
         Ok(Stage { cluster, found: Vec::new(), armed: installation.environment.clone() })
     }
 
@@ -134,9 +136,24 @@ impl Stage {
     }
 }
 
+/// Waits until every shard has a replica on each of so many nodes, three at most: a cluster that is whole may still be growing.
+pub async fn until_replicated(cluster: &Cluster, nodes: usize) -> Result<()> {
+    let deadline = Instant::now() + READY_TIMEOUT;
+    loop {
+        let shards = cluster.client(0)?.cluster_shards(false).await?.shards;
+        let votes = |replica: &&ClusterReplica| matches!(replica.role, ReplicaRole::Leader | ReplicaRole::Follower);
+        let full = |shard: &ClusterShard| shard.leader.is_some() && shard.replicas.iter().filter(votes).count() == nodes.min(3);
+        if shards.iter().all(full) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "the shards do not get their replicas");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 async fn applied(client: &Client) -> Result<Vec<(u16, u64)>> {
     let shards = client.cluster_shards(false).await?.shards;
-    let most = |shard: &ragged_client::ClusterShard| shard.replicas.iter().filter_map(|replica| replica.applied_index).max();
+    let most = |shard: &ClusterShard| shard.replicas.iter().filter_map(|replica| replica.applied_index).max();
     Ok(shards.iter().map(|shard| (shard.id, most(shard).unwrap_or_default())).collect())
 }
 
