@@ -239,7 +239,7 @@ fn classes(report: &Report) -> String {
     for (class, why) in &report.missing {
         let _ = write!(
             rows,
-            "<tr class=\"soft\"><td>{}</td><td>{} Not here: {why}.</td><td class=\"n\">0</td><td></td><td></td><td></td><td></td></tr>",
+            "<tr class=\"soft\"><td>{}</td><td>{}. Not here: {why}.</td><td class=\"n\">0</td><td></td><td></td><td></td><td></td></tr>",
             class.name(),
             class.meaning()
         );

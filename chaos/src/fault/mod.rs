@@ -75,7 +75,7 @@ pub enum Class {
     HalfOpen,
     /// A node loses its power, and what was not synced is gone.
     PowerLoss,
-    /// Every access to a node's disk fails: the node ends, and is started again over the disk once that is well.
+    /// Every access to a node's disk fails; the node is started again over the disk once that is well.
     IoErrors,
     /// A node's disk takes ten writes a second.
     SlowDisk,
