@@ -149,7 +149,7 @@ impl List<'_> {
 }
 
 impl ApproximateIndex {
-    /// Opens the index in a file that [`build()`] has written. Nothing may change or shorten the file while it is open; it may be deleted.
+    /// Opens the index in a file that [`build`](super::build()) has written. Nothing may change or shorten the file while it is open; it may be deleted.
     ///
     /// # Errors
     /// [`IndexError`] if the file cannot be read, or is not a whole index of this version.
