@@ -523,9 +523,13 @@ impl Fate for NodeFate {
     }
 }
 
-/// A folder in memory, where runs have theirs.
+/// Space that runs need, with what the store keeps free besides.
+const FOLDER_BYTES_MIN: u64 = 512 << 20;
+
+/// A folder for runs: in memory, unless there is little room, as in a container.
 pub fn memory() -> tempfile::TempDir {
     let folder = PathBuf::from("/dev/shm");
-    let made = if folder.is_dir() { tempfile::tempdir_in(folder) } else { tempfile::tempdir() };
+    let free = rustix::fs::statvfs(&folder).map_or(0, |disk| disk.f_bavail * disk.f_frsize);
+    let made = if free >= FOLDER_BYTES_MIN { tempfile::tempdir_in(folder) } else { tempfile::tempdir() };
     made.unwrap()
 }
