@@ -10,7 +10,7 @@ use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuer
 use ragged_actors::{Condition, Filter, Scalar, Test};
 use ragged_kernels::{CpuDevice, Device, Model, exact};
 use ragged_raft::group::Ground;
-use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
+use ragged_raft::ids::{CollectionId, ShardId, TenantId};
 use ragged_raft::meta::collection::{Collection, VectorSettings};
 use ragged_raft::shard::command::{PreparedChunk, PreparedDocument, ShardCommand};
 use ragged_raft::shard::group::ShardGroup;
@@ -66,22 +66,12 @@ fn remembered(path: &str, make: impl FnOnce() -> Vec<f32>) -> Vec<f32> {
 
 fn prepared(number: usize, text: &Text, vector: &[f32]) -> PreparedDocument {
     PreparedDocument {
-        head: DocumentHead {
-            id: format!("document-{number}"),
-            title: Some(text.title.clone()),
-            format: TextFormat::Plain,
-            metadata: text.meta.clone(),
-            chunks: 1,
-            first_row: RowId(0),
-            vectors: 0,
-            version: 0,
-            created_at_ms: 0,
-            updated_at_ms: 0,
-            owner: None,
-            access: Vec::new(),
-            subjects: Vec::new(),
-            expires_at_ms: None,
-        },
+        head: DocumentHead::uploaded(
+            format!("document-{number}"),
+            Some(text.title.clone()),
+            TextFormat::Plain,
+            text.meta.clone(),
+        ),
         text: text.text.clone(),
         chunks: vec![PreparedChunk {
             text: ChunkText { start: 0, end: text.text.len() as u64, text: text.text.clone() },

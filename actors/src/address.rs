@@ -54,20 +54,38 @@ impl<M: Message> Address<M> {
     /// Sends a message and waits for its answer until `limit` has passed.
     ///
     /// Errors: `Unavailable` when the message cannot have been seen; `UnknownOutcome` when it may have been and `repeat` is unsafe.
-    pub async fn call<T, F>(&self, limit: Duration, repeat: Repeat, mut message: F) -> Result<T, ServiceError>
+    pub async fn call<T, F>(&self, limit: Duration, repeat: Repeat, message: F) -> Result<T, ServiceError>
+    where
+        F: FnMut(Reply<T>) -> M,
+    {
+        self.call_if_back_within(limit, limit, repeat, message).await
+    }
+
+    /// [`Address::call`] by one who can ask elsewhere: an actor that is not there is waited for no longer than `patience`.
+    pub async fn call_if_back_within<T, F>(
+        &self,
+        patience: Duration,
+        limit: Duration,
+        repeat: Repeat,
+        mut message: F,
+    ) -> Result<T, ServiceError>
     where
         F: FnMut(Reply<T>) -> M,
     {
         let deadline = Instant::now() + limit;
         loop {
-            let actor = self.wait_for_actor(deadline).await?;
+            let back_by = deadline.min(Instant::now() + patience);
+            let actor = self.wait_for_actor(back_by).await?;
             let (reply, answer) = oneshot::channel();
             if actor.send_message(message(reply)).is_err() {
                 continue; // it has just ended: the next one is waited for
             }
             match timeout_at(deadline, answer).await {
                 Ok(Ok(result)) => return result,
-                Ok(Err(_)) if repeat == Repeat::Safe => self.wait_for_another(&actor, deadline).await?,
+                Ok(Err(_)) if repeat == Repeat::Safe => {
+                    let back_by = deadline.min(Instant::now() + patience);
+                    self.wait_for_another(&actor, back_by).await?;
+                }
                 Ok(Err(_)) => return Err(self.unknown_outcome("failed while it handled the request")),
                 Err(_) if repeat == Repeat::Safe => {
                     return Err(ServiceError::unavailable("timeout", format!("{} did not answer within {limit:?}", self.name)));

@@ -24,6 +24,9 @@ use tokio::time::Instant;
 
 /// How long a shard may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(35);
+/// How long a shard's actor is waited for that is not there: most restarts take less, and one that is put off (its disk is full) must not hold up those
+/// who can ask another replica.
+const RESTART_PATIENCE: Duration = Duration::from_millis(250);
 /// How long a leader, or a replica that answers, is looked for.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the replicas are left alone between two rounds of asking.
@@ -157,7 +160,7 @@ impl Shards {
             _ => Repeat::Safe,
         };
         let message = |reply| ShardMessage::Ask { tenant, freshness, request: request.clone(), reply };
-        self.here(shard)?.address.call(ASK_TIMEOUT, repeat, message).await
+        self.here(shard)?.address.call_if_back_within(RESTART_PATIENCE, ASK_TIMEOUT, repeat, message).await
     }
 
     async fn ask_node(

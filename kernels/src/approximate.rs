@@ -45,21 +45,18 @@ struct Tables {
 impl Tables {
     /// For `worth`, sixteen inner products for each part, and lists whose centroids' inner products differ by at most `spread`.
     fn new(worth: &[f32], spread: f32) -> Tables {
-        let range = |part: &[f32]| {
-            let least = part.iter().copied().fold(f32::INFINITY, f32::min);
-            let most = part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            (least, most - least)
-        };
+        let least = |part: &[f32]| part.iter().copied().fold(f32::INFINITY, f32::min);
+        let most = |part: &[f32]| part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let (mut widest, mut total) = (f32::MIN_POSITIVE, spread.max(f32::MIN_POSITIVE));
         for part in worth.chunks_exact(CODES) {
-            let (_, range) = range(part);
+            let range = most(part) - least(part);
             widest = widest.max(range);
             total += range;
         }
         let scale = (255.0 / widest).min(SCORE_MAX / total);
         let mut steps = Vec::with_capacity(worth.len());
         for part in worth.chunks_exact(CODES) {
-            let (least, _) = range(part);
+            let least = least(part);
             steps.extend(part.iter().map(|value| ((value - least) * scale).round() as u8));
         }
         Tables { steps, scale }

@@ -3,13 +3,12 @@
 //! For vectors of length one the inner product is the cosine. All functions here give the same score for the same
 //! row, whichever of them computes it.
 
-use crate::instructions::Instructions;
+use crate::instructions::choose_kernels;
 use crate::lanes::Lanes;
 use half::f16;
 use roaring::RoaringBitmap;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
-use std::sync::OnceLock;
 
 /// A row and its score.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -232,23 +231,7 @@ struct Kernels {
     score_one: ScoreOne,
 }
 
-impl Kernels {
-    fn get() -> &'static Self {
-        static CHOSEN: OnceLock<&'static Kernels> = OnceLock::new();
-        CHOSEN.get_or_init(|| Self::of(Instructions::detect()))
-    }
-
-    /// The kernels of `instructions`, which this processor must have; the portable ones otherwise.
-    fn of(instructions: Instructions) -> &'static Self {
-        match instructions {
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 if instructions.is_available() => &avx512::KERNELS,
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 if instructions.is_available() => &avx2::KERNELS,
-            _ => &portable::KERNELS,
-        }
-    }
-}
+choose_kernels!(Kernels { avx512::KERNELS, avx2::KERNELS, portable::KERNELS });
 
 /// A number of rows for which there is a kernel.
 trait RowBlock<'a>: Sized {

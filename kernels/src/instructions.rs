@@ -2,6 +2,30 @@
 
 use std::fmt;
 
+/// Gives a type of kernels `get()`, those of the widest set that this processor has, and `of(instructions)`, from constants for each set.
+macro_rules! choose_kernels {
+    ($kernels:ident { $avx512:expr, $avx2:expr, $portable:expr }) => {
+        impl $kernels {
+            pub(super) fn get() -> &'static Self {
+                static CHOSEN: std::sync::OnceLock<&'static $kernels> = std::sync::OnceLock::new();
+                CHOSEN.get_or_init(|| Self::of($crate::instructions::Instructions::detect()))
+            }
+
+            /// The kernels of `instructions`, which this processor must have; the portable ones otherwise.
+            fn of(instructions: $crate::instructions::Instructions) -> &'static Self {
+                match instructions {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::instructions::Instructions::Avx512 if instructions.is_available() => &$avx512,
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::instructions::Instructions::Avx2 if instructions.is_available() => &$avx2,
+                    _ => &$portable,
+                }
+            }
+        }
+    };
+}
+pub(crate) use choose_kernels;
+
 /// A set of vector instructions for which this crate has kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Instructions {

@@ -70,7 +70,7 @@ impl Machine {
         self.applied.subscribe()
     }
 
-    fn has_applied(&self, index: u64) {
+    fn note_applied(&self, index: u64) {
         self.applied.send_if_modified(|applied| {
             *applied = index;
             true
@@ -114,7 +114,7 @@ impl Machine {
             let reply = self.apply_entry(entry.log_id, entry.payload)?;
             failpoints::hit(Point::ApplyAfter);
             // In this order: whoever has the reply finds the rows, the noted changes and the applied index that it speaks of.
-            self.has_applied(index);
+            self.note_applied(index);
             if let Some(responder) = responder {
                 responder.send(reply);
             }
@@ -181,7 +181,7 @@ impl RaftStateMachine<Types> for Machine {
             *this.membership.lock() = meta.last_membership;
             this.application.replaced();
             let index = meta.last_log_id.map_or(0, |id| id.index);
-            this.has_applied(index);
+            this.note_applied(index);
             tracing::info!(replica = this.replica.0, index, "a snapshot has been installed");
             Ok(())
         })

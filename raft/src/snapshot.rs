@@ -184,7 +184,7 @@ fn corrupt(what: &'static str) -> io::Error {
 }
 
 /// Whether a file is whole and unchanged. Reads all of it. Blocking.
-pub fn check(path: &Path) -> io::Result<()> {
+pub(crate) fn check(path: &Path) -> io::Result<()> {
     read_file(path, |_| Ok(()))
 }
 

@@ -10,7 +10,7 @@ use crate::token::WriteToken;
 use half::f16;
 use prometheus::{IntCounter, Registry};
 use ragged_raft::failpoints::{self, Point};
-use ragged_raft::ids::{RowId, ShardId};
+use ragged_raft::ids::ShardId;
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::command::{IdempotencyKey, PreparedChunk, PreparedDocument, ShardCommand, ShardReply, Upserted};
@@ -308,22 +308,8 @@ fn chunk_one(chunker: &Chunker<'_>, document: UploadDocument) -> Result<ChunkedD
     };
     let metadata = serde_json::to_string(&document.metadata)
         .map_err(|fault| ServiceError::invalid("invalid_metadata", fault.to_string()))?;
-    let head = DocumentHead {
-        id: document.id.unwrap_or_else(|| Ulid::new().to_string()),
-        title: document.title,
-        format: document.format,
-        metadata,
-        chunks: chunks.len() as u32,
-        first_row: RowId(0),
-        vectors: 1,
-        version: 0,
-        created_at_ms: 0,
-        updated_at_ms: 0,
-        owner: None,
-        access: Vec::new(),
-        subjects: Vec::new(),
-        expires_at_ms: None,
-    };
+    let id = document.id.unwrap_or_else(|| Ulid::new().to_string());
+    let head = DocumentHead::uploaded(id, document.title, document.format, metadata);
     Ok(ChunkedDocument { head, text, chunks, embedded_title, vector: document.vector })
 }
 

@@ -3,8 +3,7 @@
 //! Scores of 16 bits are so quick to count, some tens at an instruction, that the score which parts the best from the rest is found by halving
 //! the range in which it lies. What has the score 0 is never among the best.
 
-use crate::instructions::Instructions;
-use std::sync::OnceLock;
+use crate::instructions::choose_kernels;
 
 /// Scores that are counted together: as many as a count of 16 bits has room for.
 const CHUNK: usize = 1 << 14;
@@ -60,24 +59,9 @@ struct Kernels {
     first_at_least: unsafe fn(&[u16], u16) -> Option<usize>,
 }
 
+choose_kernels!(Kernels { avx512::KERNELS, avx2::KERNELS, portable::KERNELS });
+
 impl Kernels {
-    /// Those of the widest instruction set that this processor has.
-    fn get() -> &'static Kernels {
-        static CHOSEN: OnceLock<&'static Kernels> = OnceLock::new();
-        CHOSEN.get_or_init(|| Self::of(Instructions::detect()))
-    }
-
-    /// Those of `instructions`, which this processor must have; portable ones otherwise.
-    fn of(instructions: Instructions) -> &'static Kernels {
-        match instructions {
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 if instructions.is_available() => &avx512::KERNELS,
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 if instructions.is_available() => &avx2::KERNELS,
-            _ => &portable::KERNELS,
-        }
-    }
-
     /// How many of `scores` are at least `limit`.
     fn at_least(&self, scores: &[u16], limit: u16) -> usize {
         // SAFETY: `of` has checked the instruction set.
@@ -138,6 +122,7 @@ kernels!(portable);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instructions::Instructions;
     use proptest::prelude::*;
 
     fn taken(scores: &[u16], count: usize) -> Vec<usize> {

@@ -1,15 +1,14 @@
 //! What becomes of a vector: a code of four bits for each part of four values, which names the nearest of sixteen that were learnt.
 
 use super::clusters::{FEW_ROUNDS, start_at};
-use crate::instructions::Instructions;
-use std::sync::OnceLock;
+use crate::instructions::choose_kernels;
 
 /// Values of a part.
 pub(super) const PART: usize = 4;
 /// Codes of a part.
 pub(super) const CODES: usize = 16;
 
-/// Sixteen parts: the first values of all of them, then the second values, and so on, so that all sixteen are compared at once.
+/// What the sixteen codes of a part stand for: the first values of all of them, then the second values, and so on, so that all are compared at once.
 pub(super) type PartCodes = [[f32; CODES]; PART];
 
 /// What the codes stand for.
@@ -48,10 +47,9 @@ impl Codebook<'_> {
 
     /// Replaces `codes` with one for each part of the vector.
     pub(super) fn encode(&self, vector: &[f32], codes: &mut Vec<u8>) {
-        let nearest = nearest();
+        let nearest = Nearest::get();
         codes.clear();
-        // SAFETY: `nearest` has checked the instruction set.
-        codes.extend(self.parts.iter().enumerate().map(|(number, codes)| unsafe { nearest(codes, part(vector, number)) }));
+        codes.extend(self.parts.iter().enumerate().map(|(number, codes)| nearest.find(codes, part(vector, number))));
     }
 }
 
@@ -66,7 +64,7 @@ pub(super) fn learn(vectors: &[f32], dimension: usize) -> Vec<PartCodes> {
 
 /// Lloyd's k-means over the parts of many vectors.
 fn learn_part(points: &[[f32; PART]]) -> PartCodes {
-    let nearest = nearest();
+    let nearest = Nearest::get();
     let mut codes = [[0.0; CODES]; PART];
     for code in 0..CODES {
         let point = points.get(start_at(code, CODES, points.len())).copied().unwrap_or_default();
@@ -75,8 +73,7 @@ fn learn_part(points: &[[f32; PART]]) -> PartCodes {
     for _ in 0..FEW_ROUNDS {
         let (mut sums, mut counts) = ([[0f64; PART]; CODES], [0u32; CODES]);
         for point in points {
-            // SAFETY: `nearest` has checked the instruction set.
-            let code = usize::from(unsafe { nearest(&codes, *point) });
+            let code = usize::from(nearest.find(&codes, *point));
             counts[code] += 1;
             for (sum, value) in sums[code].iter_mut().zip(point) {
                 *sum += f64::from(*value);
@@ -102,18 +99,16 @@ fn set(codes: &mut PartCodes, code: usize, point: [f32; PART]) {
     }
 }
 
-type Nearest = unsafe fn(&PartCodes, [f32; PART]) -> u8;
+/// Finds the code whose values are nearest.
+struct Nearest(unsafe fn(&PartCodes, [f32; PART]) -> u8);
 
-/// For the widest instruction set that this processor has.
-fn nearest() -> Nearest {
-    static CHOSEN: OnceLock<Nearest> = OnceLock::new();
-    *CHOSEN.get_or_init(|| match Instructions::detect() {
-        #[cfg(target_arch = "x86_64")]
-        Instructions::Avx512 => nearest_avx512,
-        #[cfg(target_arch = "x86_64")]
-        Instructions::Avx2 => nearest_avx2,
-        _ => nearest_portable,
-    })
+choose_kernels!(Nearest { Nearest(nearest_avx512), Nearest(nearest_avx2), Nearest(nearest_portable) });
+
+impl Nearest {
+    fn find(&self, codes: &PartCodes, point: [f32; PART]) -> u8 {
+        // SAFETY: `of` has checked the instruction set.
+        unsafe { (self.0)(codes, point) }
+    }
 }
 
 /// The code whose values are nearest by Euclidean distance. Written so that the compiler turns it into vector instructions.
@@ -143,4 +138,28 @@ fn nearest_avx2(codes: &PartCodes, point: [f32; PART]) -> u8 {
 
 fn nearest_portable(codes: &PartCodes, point: [f32; PART]) -> u8 {
     nearest_of(codes, point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instructions::Instructions;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_finds_the_nearest_code(
+            values in prop::array::uniform16(prop::array::uniform4(-1f32..1.0)),
+            point in prop::array::uniform4(-1f32..1.0),
+        ) {
+            let mut codes = [[0.0; CODES]; PART];
+            values.into_iter().enumerate().for_each(|(code, values)| set(&mut codes, code, values));
+            let distance = |code: usize| values[code].iter().zip(point).map(|(one, other)| f64::from(one - other).powi(2)).sum::<f64>();
+            let least = (0..CODES).map(distance).fold(f64::INFINITY, f64::min);
+            for set in Instructions::available() {
+                let found = Nearest::of(set).find(&codes, point);
+                prop_assert!(distance(usize::from(found)) <= least + 1e-6, "{}: {}", set, found);
+            }
+        }
+    }
 }

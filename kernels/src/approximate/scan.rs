@@ -5,8 +5,7 @@
 //! 16 bits: those of even bytes and those of odd bytes are kept apart, which is why a block's vectors are not in the order of its bytes
 //! (see [`byte_of`]).
 
-use crate::instructions::Instructions;
-use std::sync::OnceLock;
+use crate::instructions::choose_kernels;
 
 /// Vectors of a block.
 pub(super) const BLOCK: usize = 64;
@@ -24,24 +23,9 @@ type Scan = unsafe fn(&[u8], &[u8], u16, &mut [u16]);
 /// Scans with the widest instruction set that this processor has.
 pub(super) struct Scanner(Scan);
 
+choose_kernels!(Scanner { Scanner(scan_avx512), Scanner(scan_avx2), Scanner(scan_portable) });
+
 impl Scanner {
-    /// The one for this processor.
-    pub(super) fn get() -> &'static Scanner {
-        static CHOSEN: OnceLock<&'static Scanner> = OnceLock::new();
-        CHOSEN.get_or_init(|| Self::of(Instructions::detect()))
-    }
-
-    /// For `instructions`, which this processor must have; a portable one otherwise.
-    fn of(instructions: Instructions) -> &'static Scanner {
-        match instructions {
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 if instructions.is_available() => &Scanner(scan_avx512),
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 if instructions.is_available() => &Scanner(scan_avx2),
-            _ => &Scanner(scan_portable),
-        }
-    }
-
     /// Replaces `scores`: for each vector of the blocks in `codes`, `bias` and the sum of its codes' entries in `tables`, which has sixteen for each
     /// part. Sums are taken modulo 2^16.
     ///
@@ -193,6 +177,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instructions::Instructions;
     use proptest::prelude::*;
 
     proptest! {

@@ -2,6 +2,7 @@
 //! interface.
 
 use super::*;
+use crate::instructions::Instructions;
 
 #[test]
 fn every_instruction_set_gives_the_inner_product_at_every_length() {

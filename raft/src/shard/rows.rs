@@ -108,6 +108,26 @@ pub struct JobRow {
 }
 
 impl DocumentHead {
+    /// Of a document that was uploaded. What is decided when the upload is applied is 0 until then: chunks, rows, vectors, version and times.
+    pub fn uploaded(id: String, title: Option<String>, format: TextFormat, metadata: String) -> DocumentHead {
+        DocumentHead {
+            id,
+            title,
+            format,
+            metadata,
+            chunks: 0,
+            first_row: RowId(0),
+            vectors: 0,
+            version: 0,
+            created_at_ms: 0,
+            updated_at_ms: 0,
+            owner: None,
+            access: Vec::new(),
+            subjects: Vec::new(),
+            expires_at_ms: None,
+        }
+    }
+
     /// Whether a row is one of this version's.
     pub fn has(&self, row: RowId) -> bool {
         row >= self.first_row && row.0 - self.first_row.0 < self.chunks

@@ -56,22 +56,7 @@ pub fn document(id: &str, texts: &[&str]) -> PreparedDocument {
             PreparedChunk { text: chunk, vectors }
         })
         .collect();
-    let head = DocumentHead {
-        id: id.to_owned(),
-        title: None,
-        format: TextFormat::Plain,
-        metadata: "{}".into(),
-        chunks: 0,
-        first_row: RowId(0),
-        vectors: 0,
-        version: 0,
-        created_at_ms: 0,
-        updated_at_ms: 0,
-        owner: None,
-        access: Vec::new(),
-        subjects: Vec::new(),
-        expires_at_ms: None,
-    };
+    let head = DocumentHead::uploaded(id.to_owned(), None, TextFormat::Plain, "{}".into());
     PreparedDocument { head, text, chunks }
 }
 

@@ -1,7 +1,7 @@
 //! What clients write: documents, each a register with a text.
 
 use ragged_raft::codec;
-use ragged_raft::ids::{CollectionId, RowId, TenantId};
+use ragged_raft::ids::{CollectionId, TenantId};
 use ragged_raft::shard::command::{IdempotencyKey, PreparedChunk, PreparedDocument, ShardCommand};
 use ragged_raft::shard::rows::{ChunkText, DocumentHead, TextFormat};
 
@@ -43,22 +43,7 @@ pub fn effect(command: &[u8]) -> Option<Effect> {
 }
 
 fn prepared(id: &str, text: &str) -> PreparedDocument {
-    let head = DocumentHead {
-        id: id.to_owned(),
-        title: None,
-        format: TextFormat::Plain,
-        metadata: "{}".into(),
-        chunks: 0,
-        first_row: RowId(0),
-        vectors: 0,
-        version: 0,
-        created_at_ms: 0,
-        updated_at_ms: 0,
-        owner: None,
-        access: Vec::new(),
-        subjects: Vec::new(),
-        expires_at_ms: None,
-    };
+    let head = DocumentHead::uploaded(id.to_owned(), None, TextFormat::Plain, "{}".into());
     let chunk = ChunkText { start: 0, end: text.len() as u64, text: text.to_owned() };
     PreparedDocument { head, text: text.to_owned(), chunks: vec![PreparedChunk { text: chunk, vectors: vec![vec![0; 4]] }] }
 }

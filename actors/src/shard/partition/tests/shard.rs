@@ -3,7 +3,7 @@
 use crate::shard::partition::{Partition, PartitionContext};
 use half::f16;
 use ragged_raft::group::Ground;
-use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
+use ragged_raft::ids::{CollectionId, ShardId, TenantId};
 use ragged_raft::meta::collection::{Collection, VectorSettings};
 use ragged_raft::shard::command::{PreparedChunk, PreparedDocument, ShardCommand, ShardReply};
 use ragged_raft::shard::group::ShardGroup;
@@ -93,22 +93,7 @@ pub(super) fn document(id: &str, title: Option<&str>, metadata: &str, chunks: &[
         vectors: vec![vector.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()],
     };
     PreparedDocument {
-        head: DocumentHead {
-            id: id.to_owned(),
-            title: title.map(str::to_owned),
-            format: TextFormat::Plain,
-            metadata: metadata.to_owned(),
-            chunks: chunks.len() as u32,
-            first_row: RowId(0),
-            vectors: 0,
-            version: 0,
-            created_at_ms: 0,
-            updated_at_ms: 0,
-            owner: None,
-            access: Vec::new(),
-            subjects: Vec::new(),
-            expires_at_ms: None,
-        },
+        head: DocumentHead::uploaded(id.to_owned(), title.map(str::to_owned), TextFormat::Plain, metadata.to_owned()),
         text: chunks.iter().map(|(text, _)| *text).collect::<Vec<_>>().join(" "),
         chunks: chunks.iter().map(chunk).collect(),
     }
