@@ -19,6 +19,8 @@ const FORMATION_TIMEOUT: Duration = Duration::from_secs(30);
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long those that are left may take to elect another leader.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a leader has led that is taken to go on leading.
+const SETTLED: Duration = Duration::from_secs(3);
 /// How long a reader that nobody holds back is watched.
 const FILLING: Duration = Duration::from_secs(12);
 /// Requests that are under way at once.
@@ -35,14 +37,24 @@ pub async fn formation(installation: &Installation) -> Result<Vec<Violation>> {
     Ok(vec![Violation { check: "formation", what }])
 }
 
-/// Collections are made on one node and used on the others at once.
+/// Collections are made on one node and used on another at once, which stood still while they were made: it is asked for them before it can have heard.
 pub async fn metadata(stage: &mut Stage) -> Result<()> {
-    for number in 0..10 {
+    for number in 0..12 {
         let name = format!("c{number}");
-        make_collection(&stage.client(0)?, &name, 1).await?;
-        for node in 1..NODES {
-            let seen = stage.client(node)?.get_collection(&name).await;
-            stage.expect("metadata", seen.is_ok(), || format!("{name} was made, and node {node} says {}", told(&seen)));
+        let (maker, late) = (number % NODES, (number + 1) % NODES);
+        let (there, here) = (stage.client(maker)?, stage.client(late)?);
+        stage.cluster.signal(late, libc::SIGSTOP)?;
+        // It may be the leader that stands still: then there is none until it goes on, and nothing to be seen.
+        let made = tokio::time::timeout(Duration::from_millis(800), make_collection(&there, &name, 1)).await;
+        let asked = tokio::spawn({
+            let name = name.clone();
+            async move { here.get_collection(&name).await }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stage.cluster.signal(late, libc::SIGCONT)?;
+        let seen = asked.await?;
+        if matches!(made, Ok(Ok(()))) {
+            stage.expect("metadata", seen.is_ok(), || format!("{name} was made, and node {late} says {}", told(&seen)));
         }
     }
     Ok(())
@@ -96,10 +108,10 @@ pub async fn isolated_follower(stage: &mut Stage) -> Result<()> {
 /// A leader is cut off: others lead, and it is asked, and written to.
 pub async fn isolated_leader(stage: &mut Stage) -> Result<()> {
     make_collection(&stage.client(0)?, COLLECTION, 1).await?;
-    let leader = stage.leader_of(stage.shard_of(COLLECTION).await?).await?;
+    let shard = stage.shard_of(COLLECTION).await?;
+    until_written(&stage.client(0)?, document("d", 1)).await?;
+    let leader = cut_off_leader(stage, shard).await?;
     let other = (0..NODES).find(|node| *node != leader).context("there is another node")?;
-    until_written(&stage.client(leader)?, document("d", 1)).await?;
-    cut_off(stage, leader)?;
     let (here, there) = (stage.client(leader)?, stage.client(other)?);
     let alone = tokio::spawn({
         let here = here.clone();
@@ -121,9 +133,8 @@ pub async fn isolated_leader(stage: &mut Stage) -> Result<()> {
 pub async fn second_vote(stage: &mut Stage) -> Result<()> {
     make_collection(&stage.client(0)?, COLLECTION, 1).await?;
     let shard = stage.shard_of(COLLECTION).await?;
-    let first = stage.leader_of(shard).await?;
-    until_written(&stage.client(first)?, document("d", 1)).await?;
-    cut_off(stage, first)?;
+    until_written(&stage.client(0)?, document("d", 1)).await?;
+    let first = cut_off_leader(stage, shard).await?;
     let old = stage.client(first)?;
     let alone = tokio::spawn(async move { upload(&old, COLLECTION, &[document("alone", 7)]).await });
     let others: Vec<usize> = (0..NODES).filter(|node| *node != first).collect();
@@ -376,6 +387,22 @@ async fn expect_equal_replicas(stage: &mut Stage) -> Result<()> {
 }
 
 /// Cuts a node off from all others, both ways.
+/// Cuts off the node that leads a shard. Leaders move while a cluster comes about: the one that is cut off has led for a while.
+async fn cut_off_leader(stage: &Stage, shard: u16) -> Result<usize> {
+    let deadline = Instant::now() + ELECTION_TIMEOUT;
+    let (mut leader, mut since) = (stage.leader_of(shard).await?, Instant::now());
+    while since.elapsed() < SETTLED {
+        ensure!(Instant::now() < deadline, "the leader of shard {shard} keeps moving");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = stage.leader_of(shard).await?;
+        if now != leader {
+            (leader, since) = (now, Instant::now());
+        }
+    }
+    cut_off(stage, leader)?;
+    Ok(leader)
+}
+
 fn cut_off(stage: &Stage, node: usize) -> Result<()> {
     for other in (0..NODES).filter(|other| *other != node) {
         stage.cluster.network().cut(node, other)?;
