@@ -91,7 +91,7 @@ impl Machine {
         batch.put_cf(self.store.rows(), Scope::replica(self.space.id()).key(RowKind::Applied, b""), applied);
         if mutant::is_on(Mutant::MarkBeforeRows) {
             self.store.write(std::mem::take(&mut batch))?;
-            std::thread::sleep(std::time::Duration::from_millis(5)); // whatever may happen in between
+            std::thread::sleep(std::time::Duration::from_millis(50)); // whatever may happen in between
         }
         let reply = match payload {
             EntryPayload::Normal(command) => Reply(self.application.apply(id.index, &command.0, batch)?),

@@ -24,7 +24,7 @@ const STRANGERS: usize = 32;
 /// Bytes that a stranger sends at most.
 const GARBAGE_MAX: usize = 64 << 10;
 /// How long a node may take to let a stranger go who sends garbage.
-const GARBAGE_ANSWER: Duration = Duration::from_secs(2);
+const GARBAGE_ANSWER: Duration = Duration::from_secs(5);
 
 /// Does it to the network.
 pub async fn inject(class: Class, cluster: &mut Cluster, random: &mut StdRng) -> Result<Injected> {
@@ -63,16 +63,18 @@ pub async fn inject(class: Class, cluster: &mut Cluster, random: &mut StdRng) ->
         Class::Delay => done(vec![one], hold_back(cluster, one, LATE).await?),
         Class::SlowLink => done(vec![one], hold_back(cluster, one, SLOW).await?),
         Class::Garbage => {
+            until_one_listens(cluster).await?;
             let strangers = order.iter().map(|node| {
                 let bytes = (0..random.random_range(1..GARBAGE_MAX)).map(|_| random.random()).collect();
                 let address = cluster.cluster_address(*node).to_owned();
                 tokio::task::spawn_blocking(move || garbage(&address, bytes))
             });
-            let let_go = futures::future::try_join_all(strangers).await?.into_iter().filter(|gone| *gone).count();
+            let let_go: usize = futures::future::try_join_all(strangers).await?.into_iter().sum();
             ensure!(let_go > 0, "no node let a stranger go who sent garbage");
             done(order, Mending::Nothing)
         }
         Class::HalfOpen => {
+            until_one_listens(cluster).await?;
             let addresses = order.iter().flat_map(|node| std::iter::repeat_n(cluster.cluster_address(*node), STRANGERS));
             // One that is down takes none.
             let connections: Vec<TcpStream> = addresses.filter_map(|address| connect(address).ok()).collect();
@@ -129,20 +131,27 @@ async fn until(mut met: impl FnMut() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
+/// Waits until a node takes connections of strangers: all may have been killed a moment ago, and be on their way back.
+async fn until_one_listens(cluster: &Cluster) -> Result<()> {
+    let listens = || Ok((0..cluster.len()).any(|node| connect(cluster.cluster_address(node)).is_ok()));
+    until(listens).await.context("no node takes connections")
+}
+
 fn connect(address: &str) -> Result<TcpStream> {
     TcpStream::connect_timeout(&address.parse()?, crate::PROBE_TIMEOUT).with_context(|| format!("{address} takes no connection"))
 }
 
-/// Sends garbage to a node again and again; whether it let each stranger go. One that is down, or stands still, does not.
-fn garbage(address: &str, bytes: Vec<u8>) -> bool {
-    (0..STRANGERS).all(|_| {
+/// Sends garbage to a node again and again; how many strangers it let go. One that is down, or stands still, lets none go, and is not tried again.
+fn garbage(address: &str, bytes: Vec<u8>) -> usize {
+    let is_let_go = |_: &usize| {
         let Ok(mut stream) = connect(address) else { return false };
         let within = stream.set_read_timeout(Some(GARBAGE_ANSWER)).and_then(|()| stream.set_write_timeout(Some(GARBAGE_ANSWER)));
         // The node may have enough before it has all.
         let _ = stream.write_all(&bytes);
         let gone = stream.take(GARBAGE_MAX as u64).read_to_end(&mut Vec::new());
         within.is_ok() && !gone.is_err_and(|fault| matches!(fault.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
-    })
+    };
+    (0..STRANGERS).take_while(is_let_go).count()
 }
 
 /// Whether a connection from one node's network to another node comes about.

@@ -96,7 +96,7 @@ impl Scenario {
             Scenario::Formation => return replicas::formation(installation).await,
             Scenario::NewNode => return replicas::new_node(installation).await,
             Scenario::PowerLoss | Scenario::LostLog => Stage::unarmed(1, installation).await?,
-            Scenario::KilledAll => Stage::unarmed(replicas::NODES, installation).await?,
+            Scenario::KilledAll | Scenario::IsolatedLeader => Stage::unarmed(replicas::NODES, installation).await?,
             Scenario::Documents | Scenario::Segments | Scenario::Purge | Scenario::Jobs => Stage::armed(1, installation).await?,
             _ => Stage::armed(replicas::NODES, installation).await?,
         };

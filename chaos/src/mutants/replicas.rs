@@ -91,7 +91,8 @@ pub async fn isolated_follower(stage: &mut Stage) -> Result<()> {
     let leader = stage.leader_of(stage.shard_of(COLLECTION).await?).await?;
     let alone = (0..NODES).find(|node| *node != leader).context("there is another node")?;
     let first = upload(&stage.client(leader)?, COLLECTION, &[document("d", 1)]).await?;
-    found(stage.client(alone)?.get_document_since(COLLECTION, "d", &first.token).await)?.context("the document is not there")?;
+    let seen = found(stage.client(alone)?.get_document_since(COLLECTION, "d", &first.token).await)?;
+    stage.expect("session", seen.is_some(), || "a node does not know what the token that it is given names".into());
     cut_off(stage, alone)?;
     let second = until_written(&stage.client(leader)?, document("d", 2)).await?;
     let client = stage.client(alone)?;
@@ -108,6 +109,11 @@ pub async fn isolated_follower(stage: &mut Stage) -> Result<()> {
 /// A leader is cut off: others lead, and it is asked, and written to.
 pub async fn isolated_leader(stage: &mut Stage) -> Result<()> {
     make_collection(&stage.client(0)?, COLLECTION, 1).await?;
+    // One after the other, and nothing is written meanwhile: nodes that acknowledge alone do not form a cluster.
+    for node in 0..NODES {
+        stage.restart_armed(node).await?;
+        stage.cluster.until_whole(RECOVERY_TIMEOUT).await?;
+    }
     let shard = stage.shard_of(COLLECTION).await?;
     until_written(&stage.client(0)?, document("d", 1)).await?;
     let leader = cut_off_leader(stage, shard).await?;
