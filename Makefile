@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster failover chaos chaos-soak chaos-mutants chaos-points simulation test lint fmt docs-check bench eval clean
+.PHONY: help setup run cluster failover chaos chaos-soak chaos-mutants chaos-points simulation gpu-check test lint fmt docs-check bench eval clean
 
 help: ## show this list
 	@echo "ragged: make COMMAND"
@@ -49,6 +49,9 @@ chaos-points: setup ## kill a node at each named point of the code and check wha
 
 simulation: ## run replication in 10,000 simulated clusters, each from a seed; SEEDS=N FIRST=N or SEED=N for others
 	@scripts/run-simulation
+
+gpu-check: setup ## build what checks and measures a GPU into the folder gpu-check, and run it where there is one (docs/gpu.md)
+	@scripts/gpu-check
 
 bench: setup ## measure embedding beside ONNX Runtime, then search; needs ../shared
 	@bench/run

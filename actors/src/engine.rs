@@ -3,7 +3,7 @@
 //! ```text
 //! node ─┬─ shards ────┬─ meta
 //!       │             └─ shard-0 … shard-n
-//!       ├─ embedding ─── embedder-cpu
+//!       ├─ embedding ─── embedder-cpu, or embedder-gpu-0 …
 //!       ├─ ingest ────── jobs
 //!       ├─ reconciler
 //!       └─ sessions ──── one a key, started by its first request
@@ -21,7 +21,7 @@ use crate::cluster::succession::{Succession, hand_over};
 use crate::cluster::tls::{CertificateFiles, Credentials, TlsError};
 use crate::cluster::transport::{LinkTransport, Receptions};
 use crate::cluster::{authority, join, listener, recovery};
-use crate::embedding::{Embedder, EmbedderArguments, EmbedderMessage, Embedding, EmbeddingMetrics};
+use crate::embedding::{DeviceChoice, Embedder, EmbedderArguments, EmbedderQueue, Embedding, EmbeddingMetrics, Opened, Opening};
 use crate::hedge::Hedge;
 use crate::ingest::jobs::{JobsActor, JobsArguments, JobsMessage, JobsMetrics};
 use crate::ingest::pipeline::{Pipeline, PipelineMetrics, now_ms};
@@ -37,7 +37,7 @@ use crate::supervision::{Child, RestartPolicy, Supervision, Supervisor, Supervis
 use prometheus::{IntCounterVec, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorRef, ActorStatus, SpawnErr};
-use ragged_kernels::{CpuDevice, Model};
+use ragged_kernels::Model;
 use ragged_raft::failpoints::{self, Point};
 use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::ids::{DEFAULT_TENANT, NodeId};
@@ -65,6 +65,8 @@ pub struct EngineOptions {
     pub shards: u16,
     /// The node among others.
     pub cluster: ClusterOptions,
+    /// Devices that embed.
+    pub embedding_device: DeviceChoice,
     /// Threads that embed.
     pub embedding_threads: usize,
     /// Tokens of an embedding batch at most.
@@ -216,7 +218,7 @@ impl Drop for Parts {
 
 #[cfg(test)]
 impl Parts {
-    pub(crate) fn embedding_address(&self) -> &Arc<Address<EmbedderMessage>> {
+    pub(crate) fn embedding_address(&self) -> &Arc<Address<crate::embedding::EmbedderMessage>> {
         self.embedding.address()
     }
 }
@@ -229,7 +231,7 @@ pub(crate) struct Supervisors {
 impl Engine {
     /// Starts a node. With a new data folder it founds a cluster, and then writes the admin key; or it joins one.
     pub async fn start(options: EngineOptions, registry: Registry) -> Result<Engine, StartError> {
-        let (store, model, device) = open(&options).await?;
+        let (store, model, devices) = open(&options).await?;
         let Begun { identity, found_shards, removed } = begin(&store, &options).await?;
         let restarts =
             IntCounterVec::new(Opts::new("ragged_actor_restarts_total", "Restarts of actors."), &["supervisor", "actor"])?;
@@ -247,8 +249,8 @@ impl Engine {
         let ground = Ground { store: store.clone(), beginning: Beginning::Join, transport };
         let meta = Meta::new(links.clone());
         let shards = Shards::new(identity.shard_count, meta.clone(), links.clone(), Hedge::register(&registry)?);
-        let embedder = Arc::new(Address::<EmbedderMessage>::new("embedder"));
-        let embedding = Embedding::new(model.clone(), embedder.clone());
+        let queues: Vec<EmbedderQueue> = devices.iter().map(|device| EmbedderQueue::new(&device.embedder)).collect();
+        let embedding = Embedding::new(model.clone(), queues.clone());
         let pipeline = Pipeline::new(embedding.clone(), shards.clone(), PipelineMetrics::register(&registry)?);
         let searcher = Searcher::register(embedding.clone(), pipeline.clone(), shards.clone(), &registry)?;
         let sessions = Sessions::new(options.limits.in_flight_per_key);
@@ -272,14 +274,7 @@ impl Engine {
 
         let storage = StorageGround { ground, replicas, found_shards };
         let storage = storage_children(&options, &storage, &meta, &shards, &registry)?;
-        let embedder_child = embedder_child(EmbedderArguments {
-            address: embedder,
-            device,
-            dimension: model.dimension(),
-            batch_tokens: options.embedding_batch_tokens,
-            queued_tokens_max: options.limits.queued_tokens,
-            metrics: EmbeddingMetrics::register(&registry)?,
-        });
+        let embedders = embedder_children(devices, queues, &model, &options, &EmbeddingMetrics::register(&registry)?);
         let jobs_child = jobs_child(JobsArguments {
             address: jobs.clone(),
             shards: shards.clone(),
@@ -302,7 +297,7 @@ impl Engine {
         };
         let children = vec![
             supervisor("shards", storage, &restarts),
-            supervisor("embedding", vec![embedder_child], &restarts),
+            supervisor("embedding", embedders, &restarts),
             supervisor("ingest", vec![jobs_child], &restarts),
             reconciler_child,
             sessions_child,
@@ -416,15 +411,20 @@ async fn clear_dropped(dropped: Arc<Notify>, parts: Weak<Parts>) {
     }
 }
 
-async fn open(options: &EngineOptions) -> Result<(Arc<Store>, Arc<Model>, Arc<CpuDevice>), StartError> {
+async fn open(options: &EngineOptions) -> Result<(Arc<Store>, Arc<Model>, Vec<Opened>), StartError> {
     let options = options.clone();
     let open = move || {
         let store_options = StoreOptions { block_cache_bytes: options.block_cache_bytes, ..StoreOptions::default() };
         let store = Store::open(&options.data_dir.join("store"), store_options)?;
         let model = Arc::new(Model::load(&options.model_dir).map_err(|fault| StartError::Model(fault.to_string()))?);
-        let device =
-            CpuDevice::new(model.clone(), options.embedding_threads).map_err(|fault| StartError::Model(fault.to_string()))?;
-        Ok((store, model, Arc::new(device)))
+        let opening = Opening {
+            choice: &options.embedding_device,
+            threads: options.embedding_threads,
+            batch_tokens: options.embedding_batch_tokens,
+            kernels: options.data_dir.join("kernels"),
+        };
+        let devices = opening.open(&model).map_err(|fault| StartError::Model(fault.to_string()))?;
+        Ok((store, model, devices))
     };
     tokio::task::spawn_blocking(open).await.map_err(|fault| StartError::Group(fault.to_string()))?
 }
@@ -590,11 +590,29 @@ fn storage_children(
     Ok(children)
 }
 
-fn embedder_child(arguments: EmbedderArguments) -> Child {
-    Child::new("embedder-cpu", move |above| {
-        let arguments = arguments.clone();
-        async move { Ok(Actor::spawn_linked(None, Embedder, arguments, above).await?.0.get_cell()) }
-    })
+fn embedder_children(
+    devices: Vec<Opened>,
+    queues: Vec<EmbedderQueue>,
+    model: &Model,
+    options: &EngineOptions,
+    metrics: &EmbeddingMetrics,
+) -> Vec<Child> {
+    let child = |(opened, queue): (Opened, EmbedderQueue)| {
+        let arguments = EmbedderArguments {
+            queue,
+            device: opened.device,
+            spare: opened.spare,
+            dimension: model.dimension(),
+            batch_tokens: opened.batch_tokens,
+            queued_tokens_max: options.limits.queued_tokens,
+            metrics: metrics.clone(),
+        };
+        Child::new(opened.embedder, move |above| {
+            let arguments = arguments.clone();
+            async move { Ok(Actor::spawn_linked(None, Embedder, arguments, above).await?.0.get_cell()) }
+        })
+    };
+    devices.into_iter().zip(queues).map(child).collect()
 }
 
 fn jobs_child(arguments: JobsArguments) -> Child {

@@ -21,6 +21,7 @@ async fn start(data: &Path, model_dir: PathBuf) -> Engine {
         data_dir: data.to_owned(),
         model_dir,
         shards: 16,
+        embedding_device: crate::embedding::DeviceChoice::Cpu,
         embedding_threads: 1,
         embedding_batch_tokens: 512,
         search_threads: 4,

@@ -9,7 +9,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod product;
 pub(crate) mod workers;
 
-use crate::device::{Device, DeviceError};
+use crate::device::{Device, DeviceError, check_sequences};
 use crate::instructions::Instructions;
 use crate::model::Model;
 use crate::tokenizer::TokenSequence;
@@ -77,28 +77,6 @@ impl CpuDevice {
         self.threads
     }
 
-    fn check(&self, sequences: &[TokenSequence]) -> Result<(), DeviceError> {
-        let configuration = self.encoder.model().configuration();
-        let vocabulary = configuration.vocabulary_size;
-        for (index, sequence) in sequences.iter().enumerate() {
-            if sequence.is_empty() {
-                return Err(DeviceError::EmptySequence { sequence: index });
-            }
-            if sequence.len() > configuration.positions {
-                return Err(DeviceError::SequenceTooLong {
-                    sequence: index,
-                    tokens: sequence.len(),
-                    limit: configuration.positions,
-                });
-            }
-            let unknown = sequence.0.iter().find(|token| **token as usize >= vocabulary);
-            if let Some(token) = unknown {
-                return Err(DeviceError::TokenOutOfRange { sequence: index, token: *token, vocabulary });
-            }
-        }
-        Ok(())
-    }
-
     fn embed_on_this_thread(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
         let sequences: Vec<&TokenSequence> = sequences.iter().collect();
         let mut workspace = self.caller_workspace.lock().take();
@@ -139,7 +117,7 @@ impl Device for CpuDevice {
     }
 
     fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
-        self.check(sequences)?;
+        check_sequences(self.encoder.model().configuration(), sequences)?;
         self.embed_checked(sequences)
     }
 }

@@ -1,5 +1,6 @@
 //! What turns token sequences into vectors.
 
+use crate::configuration::EncoderConfiguration;
 use crate::tokenizer::TokenSequence;
 
 /// A device that turns token sequences into vectors. All devices give the same vectors for the same input, within
@@ -17,6 +18,29 @@ pub trait Device: Send + Sync {
     /// A sequence that is empty, too long, or holds a token that the model does not have is an error that names it,
     /// and nothing is computed. [`DeviceError::Panicked`] and [`DeviceError::Stopped`] are faults of this program.
     fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError>;
+
+    /// How many calls of [`Device::embed`] keep it busy.
+    fn batches_in_flight(&self) -> usize {
+        1
+    }
+}
+
+/// Refuses sequences that no device can embed.
+pub(crate) fn check_sequences(configuration: &EncoderConfiguration, sequences: &[TokenSequence]) -> Result<(), DeviceError> {
+    let (limit, vocabulary) = (configuration.positions, configuration.vocabulary_size);
+    for (index, sequence) in sequences.iter().enumerate() {
+        if sequence.is_empty() {
+            return Err(DeviceError::EmptySequence { sequence: index });
+        }
+        if sequence.len() > limit {
+            return Err(DeviceError::SequenceTooLong { sequence: index, tokens: sequence.len(), limit });
+        }
+        let unknown = sequence.0.iter().find(|token| **token as usize >= vocabulary);
+        if let Some(token) = unknown {
+            return Err(DeviceError::TokenOutOfRange { sequence: index, token: *token, vocabulary });
+        }
+    }
+    Ok(())
 }
 
 /// Why a device did not start or did not embed.
@@ -57,6 +81,9 @@ pub enum DeviceError {
     /// The model's weights could not be read.
     #[error(transparent)]
     Model(#[from] crate::ModelError),
+    /// The GPU failed. Another device can embed the same sequences.
+    #[error(transparent)]
+    Gpu(#[from] crate::cuda::GpuError),
     /// The encoder panicked: a bug. The device goes on working.
     #[error("the encoder panicked (a bug, please report it): {0}")]
     Panicked(String),

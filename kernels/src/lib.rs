@@ -10,6 +10,7 @@
 pub mod approximate;
 pub mod configuration;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod exact;
 pub mod instructions;
@@ -20,6 +21,7 @@ pub mod weights;
 pub use approximate::{ApproximateIndex, IndexError};
 pub use configuration::{Activation, EncoderConfiguration, Pooling};
 pub use cpu::CpuDevice;
+pub use cuda::{CudaDevice, GpuError};
 pub use device::{Device, DeviceError};
 pub use exact::Scored;
 pub use instructions::Instructions;
@@ -28,3 +30,7 @@ pub use tokenizer::{TextTokenizer, TokenSequence, TokenizeError};
 pub use weights::{Tensor, Weights};
 
 mod lanes;
+
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod test_support;

@@ -153,6 +153,14 @@ impl Weights {
         Ok(Tensor { number_type: entry.number_type, shape: &entry.shape, bytes: &self.map[entry.bytes.clone()] })
     }
 
+    /// All tensors, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, Tensor<'_>)> {
+        self.tensors.iter().map(|(name, entry)| {
+            let bytes = &self.map[entry.bytes.clone()];
+            (name.as_str(), Tensor { number_type: entry.number_type, shape: &entry.shape, bytes })
+        })
+    }
+
     /// Tells the system that the mapped file's pages are not needed for now, so that they no longer count as memory
     /// of this process. They are read again from the page cache or the disk when they are touched.
     pub fn release_pages(&self) {

@@ -95,6 +95,7 @@ fn engine_options(config: &Config) -> EngineOptions {
         model_dir: config.model_dir.clone(),
         shards: config.cluster.shards,
         cluster: cluster_options(&config.cluster),
+        embedding_device: config.embedding.device.clone(),
         embedding_threads: config.embedding.threads,
         embedding_batch_tokens: config.embedding.batch_tokens,
         search_threads: config.search.threads,

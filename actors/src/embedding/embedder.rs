@@ -1,15 +1,17 @@
-//! The actor of one embedding device: queues texts, feeds the device, one batch at a time.
+//! The actor of one embedding device: queues texts, and feeds the device as many batches as keep it busy.
 
 use crate::address::{Address, Repeat, Reply};
+use crate::embedding::devices::{Devices, InUse, OpenDevice, Spare};
 use crate::embedding::queue::{Item, Queue};
 use crate::error::{ErrorKind, ServiceError};
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Counter, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use ragged_kernels::{Device, Model, TokenSequence};
+use ragged_kernels::{Device, DeviceError, Model, TokenSequence};
 use ragged_raft::ids::TenantId;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use crate::embedding::queue::Urgency;
 
@@ -22,13 +24,29 @@ const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 #[derive(Clone)]
 pub struct Embedding {
     model: Arc<Model>,
-    address: Arc<Address<EmbedderMessage>>,
+    queues: Arc<[EmbedderQueue]>,
+}
+
+/// Where an embedder is reached, and how much waits there.
+#[derive(Clone)]
+pub struct EmbedderQueue {
+    /// Its address.
+    pub address: Arc<Address<EmbedderMessage>>,
+    /// Tokens that wait for its device or are on it.
+    pub waiting: Arc<AtomicUsize>,
+}
+
+impl EmbedderQueue {
+    /// The queue of an embedder that is about to be started.
+    pub fn new(name: impl Into<String>) -> Self {
+        EmbedderQueue { address: Arc::new(Address::new(name)), waiting: Arc::default() }
+    }
 }
 
 impl Embedding {
-    /// Embedding by this model through the embedder at this address.
-    pub fn new(model: Arc<Model>, address: Arc<Address<EmbedderMessage>>) -> Self {
-        Embedding { model, address }
+    /// Embedding by this model through these embedders, of which there is at least one.
+    pub fn new(model: Arc<Model>, queues: Vec<EmbedderQueue>) -> Self {
+        Embedding { model, queues: queues.into() }
     }
 
     /// The model that makes the vectors.
@@ -38,12 +56,12 @@ impl Embedding {
 
     #[cfg(test)]
     pub(crate) fn address(&self) -> &Arc<Address<EmbedderMessage>> {
-        &self.address
+        &self.queues[0].address
     }
 
     /// Whether there is an embedder to ask.
     pub fn is_running(&self) -> bool {
-        self.address.current().is_some()
+        self.queues.iter().any(|queue| queue.address.current().is_some())
     }
 
     /// Vectors of texts, each of the model's dimension and of length 1, in the texts' order.
@@ -63,10 +81,17 @@ impl Embedding {
             Urgency::Document => DOCUMENT_TIMEOUT,
         };
         // Embedding changes nothing: a request that an embedder took down with it is sent again to the next one.
-        self.address
+        least_busy(&self.queues)
+            .address
             .call(limit, Repeat::Safe, |reply| EmbedderMessage::Embed { tenant, urgency, sequences: sequences.clone(), reply })
             .await
     }
+}
+
+/// The embedder that has the least to do, of those that are there.
+fn least_busy(queues: &[EmbedderQueue]) -> &EmbedderQueue {
+    let by_waiting = |queue: &&EmbedderQueue| (queue.address.current().is_none(), queue.waiting.load(Ordering::Relaxed));
+    queues.iter().min_by_key(by_waiting).unwrap_or(&queues[0])
 }
 
 /// Messages of the embedder.
@@ -86,9 +111,15 @@ pub enum EmbedderMessage {
     BatchDone {
         /// The batch.
         items: Vec<Item>,
+        /// Its tokens.
+        tokens: usize,
         /// One vector a text, one after the other; or what went wrong.
         vectors: Result<Vec<f32>, ServiceError>,
+        /// The device that failed, when the spare one has computed the vectors.
+        failed: Option<Arc<dyn Device>>,
     },
+    /// The device was opened again, or could not be.
+    Reopened(Result<Arc<dyn Device>, DeviceError>),
     /// A panic on purpose, to test what stands above.
     #[cfg(test)]
     Panic,
@@ -98,9 +129,11 @@ pub enum EmbedderMessage {
 #[derive(Clone)]
 pub struct EmbedderArguments {
     /// Told where the actor is.
-    pub address: Arc<Address<EmbedderMessage>>,
+    pub queue: EmbedderQueue,
     /// The device.
     pub device: Arc<dyn Device>,
+    /// What computes while the device has failed.
+    pub spare: Option<Spare>,
     /// Length of its vectors.
     pub dimension: usize,
     /// Tokens of a batch at most. Larger ones are hardly faster, and a query waits for the batch before it.
@@ -118,8 +151,16 @@ pub struct EmbeddingMetrics {
     pub tokens: IntCounter,
     /// Texts embedded.
     pub texts: IntCounter,
-    /// Tokens that wait.
+    /// Tokens that wait for a device.
     pub queued_tokens: IntGauge,
+    /// Batches that are on a device.
+    pub batches: IntGauge,
+    /// Batches that a device failed on, and a spare one answered.
+    pub failures: IntCounter,
+    /// Devices that have failed and could not be opened again yet.
+    pub devices_lost: IntGauge,
+    /// Seconds that batches waited or computed on devices, added up: on GPUs more than time passes, because batches overlap.
+    pub busy_seconds: Counter,
     /// Tokens of each batch.
     pub batch_tokens: Histogram,
     /// Seconds that each batch took.
@@ -132,10 +173,14 @@ impl EmbeddingMetrics {
         let metrics = EmbeddingMetrics {
             tokens: IntCounter::new("ragged_embedding_tokens_total", "Tokens embedded.")?,
             texts: IntCounter::new("ragged_embedding_texts_total", "Texts embedded.")?,
-            queued_tokens: IntGauge::new("ragged_embedding_queued_tokens", "Tokens that wait for the device.")?,
+            queued_tokens: IntGauge::new("ragged_embedding_queued_tokens", "Tokens that wait for a device.")?,
+            batches: IntGauge::new("ragged_embedding_batches", "Batches that are on a device.")?,
+            failures: IntCounter::new("ragged_embedding_failures_total", "Batches that a device failed on.")?,
+            devices_lost: IntGauge::new("ragged_embedding_devices_lost", "Devices that have failed and are not back.")?,
+            busy_seconds: Counter::with_opts(Opts::new("ragged_embedding_busy_seconds_total", "Seconds of batches on devices."))?,
             batch_tokens: Histogram::with_opts(
                 HistogramOpts::new("ragged_embedding_batch_tokens", "Tokens of a batch.")
-                    .buckets(prometheus::exponential_buckets(8.0, 2.0, 10)?),
+                    .buckets(prometheus::exponential_buckets(8.0, 2.0, 14)?),
             )?,
             batch_seconds: Histogram::with_opts(HistogramOpts::new(
                 "ragged_embedding_batch_seconds",
@@ -145,6 +190,10 @@ impl EmbeddingMetrics {
         registry.register(Box::new(metrics.tokens.clone()))?;
         registry.register(Box::new(metrics.texts.clone()))?;
         registry.register(Box::new(metrics.queued_tokens.clone()))?;
+        registry.register(Box::new(metrics.batches.clone()))?;
+        registry.register(Box::new(metrics.failures.clone()))?;
+        registry.register(Box::new(metrics.devices_lost.clone()))?;
+        registry.register(Box::new(metrics.busy_seconds.clone()))?;
         registry.register(Box::new(metrics.batch_tokens.clone()))?;
         registry.register(Box::new(metrics.batch_seconds.clone()))?;
         Ok(metrics)
@@ -157,10 +206,37 @@ pub struct Embedder;
 /// What an embedder knows.
 pub struct EmbedderState {
     arguments: EmbedderArguments,
+    devices: Devices,
     queue: Queue,
     requests: HashMap<u64, Request>,
     next_request: u64,
-    device_busy: bool,
+    /// Batches on the device, and their tokens.
+    batches: usize,
+    batches_tokens: usize,
+    gauges: Gauges,
+}
+
+/// What this embedder has added to the gauges that embedders share; taken back when it ends.
+struct Gauges {
+    metrics: EmbeddingMetrics,
+    queued_tokens: i64,
+    batches: i64,
+    devices_lost: i64,
+}
+
+impl Gauges {
+    fn set(&mut self, queued_tokens: i64, batches: i64, devices_lost: i64) {
+        self.metrics.queued_tokens.add(queued_tokens - self.queued_tokens);
+        self.metrics.batches.add(batches - self.batches);
+        self.metrics.devices_lost.add(devices_lost - self.devices_lost);
+        (self.queued_tokens, self.batches, self.devices_lost) = (queued_tokens, batches, devices_lost);
+    }
+}
+
+impl Drop for Gauges {
+    fn drop(&mut self) {
+        self.set(0, 0, 0);
+    }
 }
 
 struct Request {
@@ -179,9 +255,18 @@ impl Actor for Embedder {
         myself: ActorRef<EmbedderMessage>,
         arguments: EmbedderArguments,
     ) -> Result<EmbedderState, ActorProcessingErr> {
-        arguments.metrics.queued_tokens.set(0);
-        arguments.address.moved_to(myself);
-        Ok(EmbedderState { arguments, queue: Queue::default(), requests: HashMap::new(), next_request: 0, device_busy: false })
+        arguments.queue.waiting.store(0, Ordering::Relaxed);
+        arguments.queue.address.moved_to(myself);
+        Ok(EmbedderState {
+            devices: Devices::new(arguments.device.clone(), arguments.spare.clone()),
+            gauges: Gauges { metrics: arguments.metrics.clone(), queued_tokens: 0, batches: 0, devices_lost: 0 },
+            arguments,
+            queue: Queue::default(),
+            requests: HashMap::new(),
+            next_request: 0,
+            batches: 0,
+            batches_tokens: 0,
+        })
     }
 
     async fn handle(
@@ -192,15 +277,24 @@ impl Actor for Embedder {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             EmbedderMessage::Embed { tenant, urgency, sequences, reply } => state.accept(tenant, urgency, &sequences, reply),
-            EmbedderMessage::BatchDone { items, vectors } => {
-                state.device_busy = false;
+            EmbedderMessage::BatchDone { items, tokens, vectors, failed } => {
+                state.batches -= 1;
+                state.batches_tokens -= tokens;
+                match failed {
+                    Some(device) => {
+                        state.arguments.metrics.failures.inc();
+                        open_later(&myself, state.devices.give_up(&device));
+                    }
+                    None => state.devices.worked(),
+                }
                 state.deliver(items, vectors);
             }
+            EmbedderMessage::Reopened(opened) => open_later(&myself, state.devices.reopened(opened)),
             #[cfg(test)]
             EmbedderMessage::Panic => panic!("injected"),
         }
         state.feed_device(&myself);
-        state.arguments.metrics.queued_tokens.set(state.queue.tokens() as i64);
+        state.report();
         Ok(())
     }
 }
@@ -233,23 +327,32 @@ impl EmbedderState {
     }
 
     fn feed_device(&mut self, myself: &ActorRef<EmbedderMessage>) {
-        if self.device_busy {
-            return;
-        }
-        let items = self.queue.take_batch(self.arguments.batch_tokens);
-        if items.is_empty() {
-            return;
-        }
-        self.device_busy = true;
-        let device = self.arguments.device.clone();
-        let metrics = self.arguments.metrics.clone();
-        let myself = myself.clone();
-        tokio::task::spawn_blocking(move || {
-            let (items, vectors) = run_batch(device.as_ref(), items, &metrics);
-            if myself.send_message(EmbedderMessage::BatchDone { items, vectors }).is_err() {
-                tracing::debug!("the embedder ended while its device worked: its callers ask again");
+        loop {
+            let device = self.devices.current();
+            if self.batches >= device.batches_in_flight() {
+                return;
             }
-        });
+            let items = self.queue.take_batch(self.arguments.batch_tokens);
+            if items.is_empty() {
+                return;
+            }
+            let tokens = items.iter().map(|item| item.tokens.len()).sum();
+            self.batches += 1;
+            self.batches_tokens += tokens;
+            let metrics = self.arguments.metrics.clone();
+            let myself = myself.clone();
+            tokio::task::spawn_blocking(move || {
+                if myself.send_message(run_batch(&device, items, tokens, &metrics)).is_err() {
+                    tracing::debug!("the embedder ended while its device worked: its callers ask again");
+                }
+            });
+        }
+    }
+
+    fn report(&mut self) {
+        self.arguments.queue.waiting.store(self.queue.tokens() + self.batches_tokens, Ordering::Relaxed);
+        let lost = i64::from(self.devices.has_lost_its_own());
+        self.gauges.set(self.queue.tokens() as i64, self.batches as i64, lost);
     }
 
     fn deliver(&mut self, items: Vec<Item>, vectors: Result<Vec<f32>, ServiceError>) {
@@ -280,31 +383,40 @@ impl EmbedderState {
     }
 }
 
-fn run_batch(
-    device: &dyn Device,
-    mut items: Vec<Item>,
-    metrics: &EmbeddingMetrics,
-) -> (Vec<Item>, Result<Vec<f32>, ServiceError>) {
-    let sequences: Vec<TokenSequence> = items.iter_mut().map(|item| std::mem::take(&mut item.tokens)).collect();
-    let tokens: usize = sequences.iter().map(TokenSequence::len).sum();
-    let begun = std::time::Instant::now();
-    // A device that panics must not leave the embedder waiting for ever: its batch is refused.
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.embed(&sequences)));
-    metrics.batch_seconds.observe(begun.elapsed().as_secs_f64());
-    metrics.batch_tokens.observe(tokens as f64);
-    let vectors = match outcome {
-        Ok(Ok(vectors)) => {
-            metrics.tokens.inc_by(tokens as u64);
-            metrics.texts.inc_by(items.len() as u64);
-            Ok(vectors)
+/// Opens a device again, after a wait.
+fn open_later(myself: &ActorRef<EmbedderMessage>, later: Option<(Duration, OpenDevice)>) {
+    let Some((wait, open)) = later else { return };
+    let myself = myself.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(wait).await;
+        let opened = tokio::task::spawn_blocking(move || open()).await;
+        let opened = opened.unwrap_or_else(|fault| Err(DeviceError::Panicked(fault.to_string())));
+        if myself.send_message(EmbedderMessage::Reopened(opened)).is_err() {
+            tracing::debug!("the embedder ended while its device was opened: the next one begins with its own");
         }
-        Ok(Err(fault)) => Err(ServiceError::internal(format!("embedding failed: {fault}"))),
-        Err(_) => Err(ServiceError::internal("embedding failed: the device panicked")),
-    };
-    (items, vectors)
+    });
+}
+
+fn run_batch(device: &InUse, mut items: Vec<Item>, tokens: usize, metrics: &EmbeddingMetrics) -> EmbedderMessage {
+    let sequences: Vec<TokenSequence> = items.iter_mut().map(|item| std::mem::take(&mut item.tokens)).collect();
+    let begun = std::time::Instant::now();
+    let embedded = device.embed(&sequences);
+    let took = begun.elapsed().as_secs_f64();
+    metrics.batch_seconds.observe(took);
+    metrics.busy_seconds.inc_by(took);
+    metrics.batch_tokens.observe(tokens as f64);
+    if embedded.vectors.is_ok() {
+        metrics.tokens.inc_by(tokens as u64);
+        metrics.texts.inc_by(items.len() as u64);
+    }
+    let vectors = embedded.vectors.map_err(|fault| ServiceError::internal(format!("embedding failed: {fault}")));
+    EmbedderMessage::BatchDone { items, tokens, vectors, failed: embedded.failed }
 }
 
 fn answer<T>(reply: Reply<T>, result: Result<T, ServiceError>) {
     // The caller may have gone, its answer then goes nowhere.
     let _ = reply.send(result);
 }
+
+#[cfg(test)]
+mod tests;

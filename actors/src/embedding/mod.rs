@@ -1,6 +1,10 @@
 //! Embedding: texts become vectors, in batches that are fair to tenants.
 
+mod devices;
 mod embedder;
+mod opening;
 mod queue;
 
-pub use embedder::{Embedder, EmbedderArguments, EmbedderMessage, Embedding, EmbeddingMetrics, Urgency};
+pub use devices::{OpenDevice, Spare};
+pub use embedder::{Embedder, EmbedderArguments, EmbedderMessage, EmbedderQueue, Embedding, EmbeddingMetrics, Urgency};
+pub use opening::{DeviceChoice, Opened, Opening};

@@ -2,8 +2,7 @@
 
 use super::*;
 
-#[path = "../../tests/support/mod.rs"]
-mod support;
+use crate::test_support as support;
 
 #[test]
 fn a_panic_of_the_encoder_is_an_error_and_the_device_goes_on() {

@@ -40,6 +40,9 @@ pub struct Arguments {
     /// The token that lets the node join; better given by RAGGED_CLUSTER_TOKEN, since other users can see arguments (cluster.token)
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
+    /// What embeds: `auto`, `cpu`, `gpu` or `gpu:0,2` (embedding.device)
+    #[arg(long, value_name = "DEVICE")]
+    embedding_device: Option<String>,
     /// Threads of the encoder (embedding.threads)
     #[arg(long, value_name = "N")]
     embedding_threads: Option<String>,
@@ -74,6 +77,7 @@ impl Arguments {
             ("cluster.advertise", self.advertise),
             ("cluster.join", self.join),
             ("cluster.token", self.token),
+            ("embedding.device", self.embedding_device),
             ("embedding.threads", self.embedding_threads),
             ("search.threads", self.search_threads),
             ("log.format", self.log_format),
@@ -109,14 +113,14 @@ mod tests {
 
     #[test]
     fn every_option_sets_a_key_that_there_is() {
-        let line = "serve --listen 127.0.0.1:1 --model-dir /m --shards 32 --embedding-threads 1 --search-threads 2 --log-format json \
+        let line = "serve --listen 127.0.0.1:1 --model-dir /m --shards 32 --embedding-device cpu --embedding-threads 1 --search-threads 2 --log-format json \
                     --log-filter debug --cluster-listen 127.0.0.1:2 --advertise a:2 --join b:2 --token rj_x --set limits.queued_searches=7";
         let flags = Only::try_parse_from(line.split_whitespace()).ok().unwrap().arguments.into_flags();
-        assert_eq!(flags.len(), 12);
+        assert_eq!(flags.len(), 13);
         for (key, value) in &flags {
             assert!(crate::config::Key::find(key).is_some_and(|key| key.value(value).is_ok()), "{key}");
         }
-        assert_eq!(flags[11], ("limits.queued_searches", "7".to_owned()));
+        assert_eq!(flags[12], ("limits.queued_searches", "7".to_owned()));
         assert!(Only::try_parse_from(["serve", "--set", "no.such.key=1"]).is_err());
     }
 }

@@ -194,6 +194,13 @@ pub const KEYS: &[Key] = &[
         meaning: "What is logged: a level, or directives such as `info,ragged=debug` (tracing's `EnvFilter`).",
     },
     Key {
+        path: "embedding.device",
+        kind: Kind::Text,
+        default: "auto",
+        unit: "",
+        meaning: "What embeds: `auto` (all NVIDIA GPUs, the processor where there are none or they cannot be used), `cpu`, `gpu` (all GPUs, or the node does not start) or some of them, as `gpu:0,2`. See docs/gpu.md.",
+    },
+    Key {
         path: "embedding.threads",
         kind: Kind::Integer,
         default: "number of cores",
@@ -205,7 +212,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Integer,
         default: "4096",
         unit: "tokens",
-        meaning: "Tokens of a batch at most: larger ones are faster in all, and a search waits longer behind one.",
+        meaning: "Tokens of a batch at most: larger ones are faster in all, and a search waits longer behind one. GPUs take at least 32768.",
     },
     Key {
         path: "search.threads",

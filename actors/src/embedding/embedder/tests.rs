@@ -1,0 +1,210 @@
+//! What becomes of requests when devices fail.
+
+use super::*;
+use ragged_kernels::GpuError;
+use std::sync::atomic::AtomicBool;
+use tokio::time::timeout;
+
+/// A device whose vectors are their sequence's length and its own number.
+struct Numbered {
+    number: f32,
+    at_once: usize,
+    fails: AtomicBool,
+    panics: AtomicBool,
+    /// Where its batches wait for one another.
+    gate: Option<Arc<std::sync::Barrier>>,
+    computing: AtomicUsize,
+    most_at_once: AtomicUsize,
+}
+
+impl Numbered {
+    fn new(number: f32) -> Self {
+        Numbered {
+            number,
+            at_once: 1,
+            fails: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
+            gate: None,
+            computing: AtomicUsize::new(0),
+            most_at_once: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Device for Numbered {
+    fn name(&self) -> &str {
+        "numbered"
+    }
+
+    fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
+        let computing = self.computing.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_at_once.fetch_max(computing, Ordering::SeqCst);
+        if let Some(gate) = &self.gate {
+            gate.wait();
+        }
+        self.computing.fetch_sub(1, Ordering::SeqCst);
+        if self.panics.load(Ordering::SeqCst) {
+            panic!("injected");
+        }
+        if self.fails.load(Ordering::SeqCst) {
+            return Err(GpuError::Lost.into());
+        }
+        if let Some(sequence) = sequences.iter().position(|sequence| sequence.is_empty()) {
+            return Err(DeviceError::EmptySequence { sequence });
+        }
+        Ok(sequences.iter().flat_map(|sequence| [sequence.len() as f32, self.number]).collect())
+    }
+
+    fn batches_in_flight(&self) -> usize {
+        self.at_once
+    }
+}
+
+struct Running {
+    queue: EmbedderQueue,
+    metrics: EmbeddingMetrics,
+    actor: ActorRef<EmbedderMessage>,
+}
+
+impl Running {
+    async fn start(device: Arc<dyn Device>, spare: Option<Spare>) -> Running {
+        let metrics = EmbeddingMetrics::register(&Registry::new()).unwrap();
+        let queue = EmbedderQueue::new("embedder");
+        let arguments = EmbedderArguments {
+            queue: queue.clone(),
+            device,
+            spare,
+            dimension: 2,
+            batch_tokens: 10,
+            queued_tokens_max: 10_000,
+            metrics: metrics.clone(),
+        };
+        let (actor, _) = Actor::spawn(None, Embedder, arguments).await.unwrap();
+        Running { queue, metrics, actor }
+    }
+
+    async fn embed(&self, lengths: &[usize]) -> Result<Vec<Vec<f32>>, ServiceError> {
+        let sequences = Arc::new(lengths.iter().map(|length| TokenSequence(vec![7; *length])).collect::<Vec<_>>());
+        let ask = |reply| EmbedderMessage::Embed {
+            tenant: TenantId(1),
+            urgency: Urgency::Document,
+            sequences: sequences.clone(),
+            reply,
+        };
+        timeout(Duration::from_secs(20), self.queue.address.call(Duration::from_secs(15), Repeat::Safe, ask)).await.unwrap()
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        for _ in 0..1_000 {
+            if holds() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never seen: {what}");
+    }
+}
+
+fn spare(device: Arc<dyn Device>, reopen: OpenDevice) -> Option<Spare> {
+    Some(Spare { device, reopen, backoff_initial: Duration::from_millis(5), backoff_max: Duration::from_millis(40) })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_device_is_stood_in_for_and_opened_again_and_no_request_is_lost() {
+    for by_panic in [false, true] {
+        let (own, other) = (Arc::new(Numbered::new(1.0)), Arc::new(Numbered::new(2.0)));
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let may_open = Arc::new(AtomicBool::new(false));
+        let reopen: OpenDevice = {
+            let (attempts, may_open) = (attempts.clone(), may_open.clone());
+            Arc::new(move || {
+                attempts.fetch_add(1, Ordering::SeqCst);
+                match may_open.load(Ordering::SeqCst) {
+                    true => Ok(Arc::new(Numbered::new(3.0)) as Arc<dyn Device>),
+                    false => Err(GpuError::NoDriver.into()),
+                }
+            })
+        };
+        let running = Running::start(own.clone(), spare(other, reopen)).await;
+        assert_eq!(running.embed(&[3, 4]).await.unwrap(), [[3.0, 1.0], [4.0, 1.0]]);
+        assert_eq!(attempts.load(Ordering::SeqCst), 0);
+
+        match by_panic {
+            true => own.panics.store(true, Ordering::SeqCst),
+            false => own.fails.store(true, Ordering::SeqCst),
+        }
+        // Several batches: the first meets the failure, and is answered all the same.
+        let vectors = running.embed(&[9, 8, 7]).await.unwrap();
+        assert_eq!(vectors, [[9.0, 2.0], [8.0, 2.0], [7.0, 2.0]]);
+        running.until("opened again in vain, more than once", || attempts.load(Ordering::SeqCst) >= 3).await;
+        assert_eq!((running.metrics.failures.get(), running.metrics.devices_lost.get()), (1, 1));
+        assert_eq!(running.embed(&[5]).await.unwrap(), [[5.0, 2.0]]);
+
+        may_open.store(true, Ordering::SeqCst);
+        running.until("the device is back", || running.metrics.devices_lost.get() == 0).await;
+        assert_eq!(running.embed(&[6]).await.unwrap(), [[6.0, 3.0]]);
+        running.actor.stop_and_wait(None, None).await.unwrap();
+        assert_eq!((running.metrics.queued_tokens.get(), running.metrics.batches.get()), (0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sequences_that_no_device_can_embed_are_refused_and_blame_no_device() {
+    let opened = Arc::new(AtomicBool::new(false));
+    let reopen: OpenDevice = {
+        let opened = opened.clone();
+        Arc::new(move || {
+            opened.store(true, Ordering::SeqCst);
+            Err(GpuError::NoDriver.into())
+        })
+    };
+    let running = Running::start(Arc::new(Numbered::new(1.0)), spare(Arc::new(Numbered::new(2.0)), reopen)).await;
+    assert!(running.embed(&[0]).await.is_err());
+    assert_eq!(running.embed(&[2]).await.unwrap(), [[2.0, 1.0]]);
+    assert_eq!(running.metrics.failures.get(), 0);
+    assert!(!opened.load(Ordering::SeqCst));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_spare_device_a_failure_is_the_callers_and_the_next_batch_is_tried() {
+    let own = Arc::new(Numbered::new(1.0));
+    let running = Running::start(own.clone(), None).await;
+    own.fails.store(true, Ordering::SeqCst);
+    assert!(running.embed(&[2]).await.is_err());
+    own.fails.store(false, Ordering::SeqCst);
+    assert_eq!(running.embed(&[2]).await.unwrap(), [[2.0, 1.0]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_gets_as_many_batches_as_keep_it_busy() {
+    // Both batches are on the device at the same time, or neither ends.
+    let gate = Some(Arc::new(std::sync::Barrier::new(2)));
+    let device = Arc::new(Numbered { at_once: 2, gate, ..Numbered::new(1.0) });
+    let running = Running::start(device.clone(), None).await;
+    let lengths = [10; 6];
+    assert_eq!(running.embed(&lengths).await.unwrap().len(), lengths.len());
+    assert_eq!(device.most_at_once.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_go_where_least_waits() {
+    let [idle, busy, away] = ["idle", "busy", "away"].map(EmbedderQueue::new);
+    let mut running = Vec::new();
+    for queue in [&idle, &busy] {
+        let arguments = EmbedderArguments {
+            queue: queue.clone(),
+            device: Arc::new(Numbered::new(1.0)),
+            spare: None,
+            dimension: 2,
+            batch_tokens: 10,
+            queued_tokens_max: 100,
+            metrics: EmbeddingMetrics::register(&Registry::new()).unwrap(),
+        };
+        running.push(Actor::spawn(None, Embedder, arguments).await.unwrap().0);
+    }
+    busy.waiting.store(100, Ordering::Relaxed);
+    idle.waiting.store(5, Ordering::Relaxed);
+    let queues = [away, busy, idle];
+    let chosen = least_busy(&queues);
+    assert_eq!(chosen.waiting.load(Ordering::Relaxed), 5);
+}

@@ -1,0 +1,191 @@
+// Multi-head self-attention over packed sequences, without padding and without the matrix of scores in memory.
+//
+// Dao, "FlashAttention-2" (2023): a block takes 64 queries of one head of one sequence and goes through the sequence's keys and values, 64 at a time,
+// while the next 64 are on their way to shared memory. Scores, their running maximum and sum, and the result stay in registers, in f32; both products are
+// on the tensor cores. Queries come scaled by log2(e) / sqrt(head dimension), so that the softmax is one of powers of two.
+#include "device.cuh"
+
+// Tile of queries of one sequence.
+struct AttentionTile {
+    u32 first_row;   // of the sequence
+    u32 length;      // of the sequence; 0 for a tile that is not there
+    u32 first_query; // in the sequence
+};
+
+struct AttentionArguments {
+    const half_bits* projections; // rows x (queries, keys, values), each heads x Head values
+    half_bits* context;           // rows x heads x Head values
+    const AttentionTile* tiles;   // one for each blockIdx.x; blockIdx.y is the head
+    u32 heads;
+    u32 unused;
+};
+
+constexpr u32 TILE = 64;           // queries of a block, and keys of a step
+constexpr u32 ATTENTION_WARPS = 4; // each with 16 of the queries
+
+// A tile of 64 rows of one head in shared memory. Rows are 16 bytes further apart than they are long, so that the eight rows of a matrix lie in
+// different banks.
+template <u32 Head> struct Tile {
+    static constexpr u32 PITCH = Head + 8;
+    half_bits values[TILE * PITCH];
+
+    DEVICE_MEMBER half_bits* at(u32 row, u32 column) { return values + row * PITCH + column; }
+
+    // Asks for rows `first` to `first + 64` of `from`; those from `end` on are zeros.
+    DEVICE_MEMBER void copy_from(const half_bits* from, u64 pitch, u32 first, u32 end) {
+        constexpr u32 CHUNKS = Head / 8;
+        for (u32 i = threadIdx.x; i < TILE * CHUNKS; i += blockDim.x) {
+            u32 row = i / CHUNKS, column = i % CHUNKS * 8;
+            bool present = first + row < end;
+            copy_16_bytes(at(row, column), from + (present ? first + row : first) * pitch + column, present);
+        }
+    }
+};
+
+template <u32 Head> struct AttentionMemory {
+    Tile<Head> queries;
+    Tile<Head> keys[2];
+    Tile<Head> values[2];
+};
+
+template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
+    AttentionTile tile = arguments.tiles[blockIdx.x];
+    if (tile.length == 0) {
+        return;
+    }
+    auto& memory = *reinterpret_cast<AttentionMemory<Head>*>(shared_memory());
+    u32 warp = threadIdx.x / WARP, lane = lane_of(threadIdx.x), group = lane / 4, place = lane % 4;
+    u64 pitch = 3ull * arguments.heads * Head;
+    const half_bits* queries = arguments.projections + tile.first_row * pitch + blockIdx.y * Head;
+    const half_bits* keys = queries + arguments.heads * Head;
+    const half_bits* values = keys + arguments.heads * Head;
+
+    memory.queries.copy_from(queries, pitch, tile.first_query, tile.length);
+    memory.keys[0].copy_from(keys, pitch, 0, tile.length);
+    memory.values[0].copy_from(values, pitch, 0, tile.length);
+    commit_copies();
+
+    u32 query_parts[Head / 16][4];
+    float result[Head / 8][4] = {};
+    float largest[2] = {minus_infinity(), minus_infinity()}; // of the rows `group` and `group + 8`
+    float sums[2] = {0, 0};                              // of this lane's columns
+
+    u32 steps = (tile.length + TILE - 1) / TILE;
+    for (u32 step = 0; step < steps; ++step) {
+        u32 first_key = step * TILE;
+        Tile<Head>& key_tile = memory.keys[step % 2];
+        Tile<Head>& value_tile = memory.values[step % 2];
+        if (step + 1 < steps) {
+            memory.keys[(step + 1) % 2].copy_from(keys, pitch, first_key + TILE, tile.length);
+            memory.values[(step + 1) % 2].copy_from(values, pitch, first_key + TILE, tile.length);
+        }
+        commit_copies();
+        wait_for_copies<1>();
+        synchronize_block();
+        if (step == 0) {
+#pragma unroll
+            for (u32 k = 0; k < Head / 16; ++k) {
+                load_matrices(query_parts[k], memory.queries.at(warp * 16 + lane % 16, k * 16 + lane / 16 * 8));
+            }
+        }
+
+        float scores[TILE / 8][4] = {};
+#pragma unroll
+        for (u32 k = 0; k < Head / 16; ++k) {
+#pragma unroll
+            for (u32 n = 0; n < TILE / 8; n += 2) {
+                u32 parts[4];
+                load_matrices(parts, key_tile.at(n * 8 + lane / 16 * 8 + lane % 8, k * 16 + lane / 8 % 2 * 8));
+                multiply_add(scores[n], query_parts[k], parts[0], parts[1]);
+                multiply_add(scores[n + 1], query_parts[k], parts[2], parts[3]);
+            }
+        }
+        if (first_key + TILE > tile.length) {
+#pragma unroll
+            for (u32 n = 0; n < TILE / 8; ++n) {
+#pragma unroll
+                for (u32 i = 0; i < 4; ++i) {
+                    if (first_key + n * 8 + place * 2 + i % 2 >= tile.length) {
+                        scores[n][i] = minus_infinity();
+                    }
+                }
+            }
+        }
+
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            float maximum = largest[half];
+#pragma unroll
+            for (u32 n = 0; n < TILE / 8; ++n) {
+                maximum = fmaxf(maximum, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+            }
+            // The four lanes of a group share a row.
+            maximum = fmaxf(maximum, shuffle_xor(maximum, 1));
+            maximum = fmaxf(maximum, shuffle_xor(maximum, 2));
+            // Every step has a key that is there, so the maximum is finite.
+            float shrink = exp2_fast(largest[half] - maximum);
+            largest[half] = maximum;
+            sums[half] *= shrink;
+#pragma unroll
+            for (u32 n = 0; n < Head / 8; ++n) {
+                result[n][2 * half] *= shrink;
+                result[n][2 * half + 1] *= shrink;
+            }
+#pragma unroll
+            for (u32 n = 0; n < TILE / 8; ++n) {
+#pragma unroll
+                for (u32 i = 2 * half; i < 2 * half + 2; ++i) {
+                    scores[n][i] = exp2_fast(scores[n][i] - maximum);
+                    sums[half] += scores[n][i];
+                }
+            }
+        }
+
+#pragma unroll
+        for (u32 k = 0; k < TILE / 16; ++k) {
+            // What a lane holds of two 16 x 8 tiles of sums is what it must hold of a 16 x 16 factor.
+            u32 weights[4] = {
+                floats_to_halves(scores[2 * k][0], scores[2 * k][1]),
+                floats_to_halves(scores[2 * k][2], scores[2 * k][3]),
+                floats_to_halves(scores[2 * k + 1][0], scores[2 * k + 1][1]),
+                floats_to_halves(scores[2 * k + 1][2], scores[2 * k + 1][3]),
+            };
+#pragma unroll
+            for (u32 n = 0; n < Head / 8; n += 2) {
+                u32 parts[4];
+                load_matrices_transposed(parts, value_tile.at(k * 16 + lane % 16, n * 8 + lane / 16 * 8));
+                multiply_add(result[n], weights, parts[0], parts[1]);
+                multiply_add(result[n + 1], weights, parts[2], parts[3]);
+            }
+        }
+        // The tiles of this step are written over in the next but one.
+        synchronize_block();
+    }
+
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+        float sum = sums[half];
+        sum += shuffle_xor(sum, 1);
+        sum += shuffle_xor(sum, 2);
+        float factor = 1.0f / sum;
+#pragma unroll
+        for (u32 n = 0; n < Head / 8; ++n) {
+            // A warp's queries are read by itself only, and have been: their place takes the result.
+            u32* at = reinterpret_cast<u32*>(memory.queries.at(warp * 16 + group + 8 * half, n * 8 + place * 2));
+            *at = floats_to_halves(result[n][2 * half] * factor, result[n][2 * half + 1] * factor);
+        }
+    }
+    synchronize_warp();
+    u64 context_pitch = static_cast<u64>(arguments.heads) * Head;
+    half_bits* context = arguments.context + tile.first_row * context_pitch + blockIdx.y * Head;
+    for (u32 i = lane; i < 16 * (Head / 8); i += WARP) {
+        u32 row = warp * 16 + i / (Head / 8), column = i % (Head / 8) * 8;
+        if (tile.first_query + row < tile.length) {
+            *reinterpret_cast<Half8*>(context + (tile.first_query + row) * context_pitch + column) =
+                *reinterpret_cast<const Half8*>(memory.queries.at(row, column));
+        }
+    }
+}
+
+KERNEL_BOUNDS(attention_32, AttentionArguments, ATTENTION_WARPS * WARP, 4) { attend<32>(arguments); }
+KERNEL_BOUNDS(attention_64, AttentionArguments, ATTENTION_WARPS * WARP, 2) { attend<64>(arguments); }

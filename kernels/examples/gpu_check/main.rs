@@ -1,0 +1,137 @@
+//! Checks and measures this machine's GPU, without anything else of ragged: its vectors and its exact search against the processor's, then how fast both are,
+//! beside the chip's own limits and, where Python has it, sentence-transformers with the same weights and texts.
+//!
+//! ```text
+//! gpu_check pack MODEL_DIR FOLDER    a model with its weights as halves, small enough to be carried to a GPU machine
+//! gpu_check run MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER] [--peer]
+//! gpu_check compare MODEL_DIR [--gpu N] [--kernels FOLDER]    small comparisons only, for compute-sanitizer
+//! ```
+//!
+//! Prints a table, writes JSON, and exits with 1 when a comparison fails. docs/gpu.md says more.
+
+mod comparison;
+mod pack;
+mod peer;
+mod speed;
+
+use ragged_kernels::cuda::{Gpu, measure_limits};
+use ragged_kernels::{CpuDevice, CudaDevice, Model};
+use serde_json::{Value, json};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+const USAGE: &str =
+    "usage: gpu_check pack MODEL_DIR FOLDER\n       gpu_check run MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER] [--peer]";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments.as_slice() {
+        ["pack", model, folder] => pack::pack(Path::new(model), Path::new(folder)).map(|()| true),
+        ["run", model, rest @ ..] => Options::read(model, rest).and_then(|options| run(&options)),
+        ["compare", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare(&options)),
+        _ => Err(USAGE.into()),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(fault) => {
+            eprintln!("gpu_check: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Options {
+    model: PathBuf,
+    gpu: usize,
+    json: Option<PathBuf>,
+    kernels: PathBuf,
+    peer: bool,
+}
+
+impl Options {
+    fn read(model: &str, rest: &[&str]) -> Result<Self, Box<dyn Error>> {
+        let kernels = std::env::temp_dir().join("ragged-kernels");
+        let mut options = Options { model: model.into(), gpu: 0, json: None, kernels, peer: false };
+        let mut rest = rest.iter();
+        while let Some(name) = rest.next() {
+            let mut value = || rest.next().ok_or(format!("{name} needs a value"));
+            match *name {
+                "--gpu" => options.gpu = value()?.parse()?,
+                "--json" => options.json = Some(value()?.into()),
+                "--kernels" => options.kernels = value()?.into(),
+                "--peer" => options.peer = true,
+                _ => return Err(USAGE.into()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// What is compared and measured.
+struct Ground {
+    gpu: Gpu,
+    model: Arc<Model>,
+    device: CudaDevice,
+    cpu: CpuDevice,
+}
+
+impl Ground {
+    fn open(options: &Options) -> Result<Self, Box<dyn Error>> {
+        let gpu = Gpu::open(options.gpu, &options.kernels)?;
+        let about = gpu.description();
+        println!("GPU {}: {}, {}, {} MiB", about.number, about.name, about.architecture, about.memory_bytes >> 20);
+        let model = Arc::new(Model::load(&options.model)?);
+        let device = CudaDevice::new(&gpu, model.clone())?;
+        let cpu = CpuDevice::new(model.clone(), std::thread::available_parallelism()?.get())?;
+        Ok(Ground { gpu, model, device, cpu })
+    }
+}
+
+fn all_passed(comparisons: &[Value]) -> bool {
+    comparisons.iter().all(|comparison| comparison["passed"] == true)
+}
+
+/// Whether the small comparisons passed.
+fn compare(options: &Options) -> Result<bool, Box<dyn Error>> {
+    let Ground { gpu, model, device, cpu } = Ground::open(options)?;
+    Ok(all_passed(&comparison::run(&gpu, &device, &cpu, &model, true)?))
+}
+
+/// Whether all comparisons passed.
+fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
+    let Ground { gpu, model, device, cpu } = Ground::open(options)?;
+    let about = gpu.description().clone();
+    println!("\ncomparisons with the processor");
+    let comparisons = comparison::run(&gpu, &device, &cpu, &model, false)?;
+    let passed = all_passed(&comparisons);
+
+    let limits = measure_limits(&gpu)?;
+    println!(
+        "\nlimits: {:.0} TFLOP/s (8192 x 8192 x 8192 of halves, cuBLASLt), {:.2} TB/s (copy within its memory)",
+        limits.product_per_second / 1e12,
+        limits.copy_bytes_per_second / 1e12
+    );
+    let encoder = speed::encoder(&device, &model, &limits)?;
+    let query = speed::query(&device)?;
+    let search = speed::search(&gpu, &limits)?;
+    let peer = if options.peer { peer::run(&options.model, &encoder)? } else { Value::Null };
+    let report = json!({
+        "gpu": { "name": about.name, "architecture": about.architecture, "memory_bytes": about.memory_bytes },
+        "model": model.name(),
+        "limits": { "product_flop_per_second": limits.product_per_second, "copy_bytes_per_second": limits.copy_bytes_per_second },
+        "comparisons": comparisons,
+        "encoder": encoder,
+        "query": query,
+        "search": search,
+        "sentence_transformers": peer,
+    });
+    if let Some(path) = &options.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
+    }
+    println!("\n{}", if passed { "all comparisons passed" } else { "COMPARISONS FAILED" });
+    Ok(passed)
+}

@@ -1,0 +1,106 @@
+//! How fast the encoder and exact search are, as parts of the GPU's limits.
+
+use crate::comparison::{noise, sequences};
+use half::f16;
+use ragged_kernels::cuda::{CudaRows, Gpu, Limits};
+use ragged_kernels::{CudaDevice, Device, EncoderConfiguration, Model};
+use serde_json::{Value, json};
+use std::error::Error;
+use std::time::Instant;
+
+const ENCODER_REPEATS: usize = 7;
+const QUERY_REPEATS: usize = 500;
+const SEARCH_REPEATS: usize = 15;
+const SEARCH_ROWS: usize = 1_000_000;
+const SEARCH_DIMENSION: usize = 384;
+const HITS: usize = 10;
+
+/// Tokens a second by length and batch.
+pub fn encoder(device: &CudaDevice, model: &Model, limits: &Limits) -> Result<Vec<Value>, Box<dyn Error>> {
+    println!("\nencoder, vectors on the processor again at the end (median of {ENCODER_REPEATS})");
+    println!("  {:>6} {:>6} {:>14} {:>10} {:>22}", "tokens", "batch", "tokens/s", "ms", "of the product's rate");
+    let mut results = Vec::new();
+    for tokens in [16, 64, 256] {
+        for batch in [1, 32, 512, 2_048] {
+            let sequences = sequences(&vec![tokens; batch]);
+            let seconds = median(ENCODER_REPEATS, || device.embed(&sequences).map(drop))?;
+            let per_second = (tokens * batch) as f64 / seconds;
+            let part = per_second * operations_of_a_token(model.configuration(), tokens) / limits.product_per_second;
+            println!("  {tokens:>6} {batch:>6} {per_second:>14.0} {:>10.3} {:>20.1} %", seconds * 1e3, part * 100.0);
+            results.push(json!({
+                "tokens": tokens, "batch": batch, "tokens_per_second": per_second, "seconds": seconds, "of_product_rate": part,
+            }));
+        }
+    }
+    Ok(results)
+}
+
+/// Operations of the products and of attention for one token of a sequence of so many.
+fn operations_of_a_token(configuration: &EncoderConfiguration, tokens: usize) -> f64 {
+    let EncoderConfiguration { hidden_size, intermediate_size, layers, .. } = *configuration;
+    let linear = 4 * hidden_size * hidden_size + 2 * hidden_size * intermediate_size;
+    let attention = 2 * tokens * hidden_size;
+    (2 * layers * (linear + attention)) as f64
+}
+
+/// How long a query of 16 tokens takes, from its tokens to its vector.
+pub fn query(device: &CudaDevice) -> Result<Value, Box<dyn Error>> {
+    let query = sequences(&[16]);
+    let mut seconds = times(QUERY_REPEATS, || device.embed(&query).map(drop))?;
+    seconds.sort_by(f64::total_cmp);
+    let at = |part: f64| seconds[(seconds.len() as f64 * part) as usize];
+    println!("\na query of 16 tokens: {:.3} ms (median), {:.3} ms (95 of 100)", at(0.5) * 1e3, at(0.95) * 1e3);
+    Ok(json!({ "tokens": 16, "median_seconds": at(0.5), "p95_seconds": at(0.95) }))
+}
+
+/// Queries a second of exact search, by batch.
+pub fn search(gpu: &Gpu, limits: &Limits) -> Result<Vec<Value>, Box<dyn Error>> {
+    println!("\nexact search, {HITS} of {SEARCH_ROWS} rows of {SEARCH_DIMENSION} halves (median of {SEARCH_REPEATS})");
+    println!("  {:>6} {:>12} {:>10} {:>20} {:>22}", "batch", "queries/s", "ms", "of the copy's rate", "of the product's rate");
+    let mut rows = CudaRows::new(gpu, SEARCH_DIMENSION)?;
+    let part = SEARCH_ROWS / 10;
+    for number in 0..10 {
+        let halves: Vec<f16> = noise(part * SEARCH_DIMENSION, number).into_iter().map(f16::from_f32).collect();
+        rows.append(&halves)?;
+    }
+    let bytes = (SEARCH_ROWS * SEARCH_DIMENSION * size_of::<f16>()) as f64;
+    let mut results = Vec::new();
+    for batch in [1, 4, 16, 64, 256] {
+        let queries = noise(batch * SEARCH_DIMENSION, 77);
+        let queries: Vec<&[f32]> = queries.chunks_exact(SEARCH_DIMENSION).collect();
+        let seconds = median(SEARCH_REPEATS, || rows.top_k(&queries, None, HITS).map(drop))?;
+        let of_copy = bytes / seconds / limits.copy_bytes_per_second;
+        let of_product = 2.0 * (SEARCH_ROWS * SEARCH_DIMENSION * batch) as f64 / seconds / limits.product_per_second;
+        let per_second = batch as f64 / seconds;
+        println!(
+            "  {batch:>6} {per_second:>12.0} {:>10.3} {:>18.1} % {:>20.1} %",
+            seconds * 1e3,
+            of_copy * 100.0,
+            of_product * 100.0
+        );
+        results.push(json!({
+            "batch": batch, "queries_per_second": per_second, "seconds": seconds, "of_copy_rate": of_copy, "of_product_rate": of_product,
+        }));
+    }
+    Ok(results)
+}
+
+fn median<E>(repeats: usize, work: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
+    let mut seconds = times(repeats, work)?;
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[repeats / 2])
+}
+
+/// Seconds of each repeat, after three that are not counted.
+fn times<E>(repeats: usize, mut work: impl FnMut() -> Result<(), E>) -> Result<Vec<f64>, E> {
+    for _ in 0..3 {
+        work()?;
+    }
+    let mut seconds = Vec::with_capacity(repeats);
+    for _ in 0..repeats {
+        let begun = Instant::now();
+        work()?;
+        seconds.push(begun.elapsed().as_secs_f64());
+    }
+    Ok(seconds)
+}

@@ -1,0 +1,193 @@
+//! The second device: NVIDIA GPUs.
+//!
+//! Everything builds without CUDA and runs without a GPU. The driver and the libraries of CUDA are loaded when a GPU is opened; the kernels of `kernels/cu` are
+//! compiled for it then, and kept. The encoder and exact search are written over a [`machine`], of which there are two: the GPU behind the driver, and
+//! one for tests that runs the kernels on the processor.
+
+mod batch;
+mod compiler;
+mod driver;
+mod encoder;
+mod limits;
+mod machine;
+mod products;
+mod search;
+
+#[cfg(test)]
+mod emulator;
+
+pub use compiler::{compile, is_compiler_present};
+pub use driver::{GpuDescription, gpus};
+pub use limits::{Limits, measure_limits};
+pub use machine::{CudaVersion, GpuError};
+pub use search::HITS_MAX;
+
+use crate::device::{Device, DeviceError, check_sequences};
+use crate::exact::Scored;
+use crate::model::Model;
+use crate::tokenizer::TokenSequence;
+use driver::Driver;
+use encoder::{GpuEncoder, Lane};
+use half::f16;
+use machine::Machine;
+use parking_lot::{Condvar, Mutex};
+use roaring::RoaringBitmap;
+use search::{GpuRows, SearchLane};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Batches that are under way at once: while one computes, the next is packed and copied.
+pub const BATCHES_IN_FLIGHT: usize = 2;
+
+/// Tokens of a batch that keeps a large GPU busy: two passes of the encoder, the second of which is packed while the first computes.
+pub const BATCH_TOKENS: usize = 2 * encoder::ROWS_MAX;
+
+/// A GPU that is open, with its kernels.
+#[derive(Clone)]
+pub struct Gpu {
+    machine: Arc<Driver>,
+}
+
+impl Gpu {
+    /// Opens GPU `number`, from 0. Kernels that are not in `folder` are compiled and put there, which takes a second or two.
+    ///
+    /// # Errors
+    /// What is missing or too old.
+    pub fn open(number: usize, folder: &Path) -> Result<Self, GpuError> {
+        Ok(Gpu { machine: Arc::new(Driver::open(number, folder)?) })
+    }
+
+    /// What it is.
+    pub fn description(&self) -> &GpuDescription {
+        self.machine.description()
+    }
+}
+
+/// A model's encoder on a GPU.
+pub struct CudaDevice {
+    name: String,
+    encoder: SharedEncoder<Driver>,
+}
+
+impl CudaDevice {
+    /// Uploads the weights of a model.
+    ///
+    /// # Errors
+    /// A model that the kernels are not made for, too little memory, a library that is not there.
+    pub fn new(gpu: &Gpu, model: Arc<Model>) -> Result<Self, GpuError> {
+        let GpuDescription { number, name, architecture, .. } = gpu.description();
+        let name = format!("gpu {number} ({name}, {architecture})");
+        let encoder = driver::guarded("starting the encoder", || SharedEncoder::new(gpu.machine.clone(), model))?;
+        Ok(CudaDevice { name, encoder })
+    }
+}
+
+impl Device for CudaDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
+        self.encoder.embed(sequences)
+    }
+
+    fn batches_in_flight(&self) -> usize {
+        BATCHES_IN_FLIGHT
+    }
+}
+
+/// Rows of halves in the memory of a GPU, searched exactly.
+pub struct CudaRows {
+    rows: GpuRows<Driver>,
+    lane: Mutex<SearchLane<Driver>>,
+}
+
+impl CudaRows {
+    /// No rows yet, of so many values each.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn new(gpu: &Gpu, dimension: usize) -> Result<Self, GpuError> {
+        let rows = GpuRows::new(gpu.machine.clone(), dimension);
+        let lane = driver::guarded("starting a search", || rows.new_lane())?;
+        Ok(CudaRows { rows, lane: Mutex::new(lane) })
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.rows.count()
+    }
+
+    /// Adds rows, one after the other, behind those that are there.
+    ///
+    /// # Errors
+    /// Too little memory, a GPU that fails.
+    ///
+    /// # Panics
+    /// If `rows` is not a whole number of rows.
+    pub fn append(&mut self, rows: &[f16]) -> Result<(), GpuError> {
+        self.rows.append(self.lane.get_mut(), rows)
+    }
+
+    /// For each query the `k` rows with the largest inner product, as [`crate::exact::top_k`] finds them; scores may differ from its by what f32 rounds. One
+    /// call computes at a time.
+    ///
+    /// # Errors
+    /// A GPU that fails.
+    ///
+    /// # Panics
+    /// If a query does not have as many values as a row, or `k` is above [`HITS_MAX`].
+    pub fn top_k(&self, queries: &[&[f32]], allowed: Option<&RoaringBitmap>, k: usize) -> Result<Vec<Vec<Scored>>, GpuError> {
+        self.rows.top_k(&mut self.lane.lock(), queries, allowed, k)
+    }
+}
+
+/// An encoder whose lanes threads take in turn.
+struct SharedEncoder<M: Machine> {
+    model: Arc<Model>,
+    encoder: GpuEncoder<M>,
+    free: Mutex<Vec<Lane<M>>>,
+    freed: Condvar,
+    /// A GPU that has failed once may hold on to wrong results, and is not asked again.
+    lost: AtomicBool,
+}
+
+impl<M: Machine> SharedEncoder<M> {
+    fn new(machine: Arc<M>, model: Arc<Model>) -> Result<Self, GpuError> {
+        let encoder = GpuEncoder::new(machine, model.clone())?;
+        let lanes = (0..BATCHES_IN_FLIGHT).map(|_| encoder.new_lane()).collect::<Result<_, _>>()?;
+        Ok(SharedEncoder { model, encoder, free: Mutex::new(lanes), freed: Condvar::new(), lost: AtomicBool::new(false) })
+    }
+
+    fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
+        check_sequences(self.model.configuration(), sequences)?;
+        if sequences.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut lane = self.take_lane()?;
+        let vectors = driver::guarded("embedding", || self.encoder.embed(&mut lane, sequences));
+        if vectors.is_err() {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        self.free.lock().push(lane);
+        self.freed.notify_one();
+        Ok(vectors?)
+    }
+
+    fn take_lane(&self) -> Result<Lane<M>, GpuError> {
+        let mut free = self.free.lock();
+        loop {
+            if self.lost.load(Ordering::Relaxed) {
+                return Err(GpuError::Lost);
+            }
+            match free.pop() {
+                Some(lane) => return Ok(lane),
+                None => self.freed.wait(&mut free),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,342 @@
+//! A real GPU, behind the driver.
+//!
+//! The driver's library and those of CUDA are loaded when they are first needed; nothing is linked. cudarc looks functions up when they are first called and
+//! panics where a library lacks one: whatever may call a function for the first time is within [`guarded`].
+
+use super::compiler;
+use super::machine::{CudaVersion, DeviceMemory, GpuError, Kernel, LaunchShape, Machine, Product};
+use super::products::Products;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute_enum as FunctionAttribute};
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaStream, PinnedHostSlice};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The oldest driver that will do.
+const DRIVER_NEEDED: CudaVersion = CudaVersion { major: 12, minor: 0 };
+/// Memory of the processor from which and to which the GPU copies by itself, for each queue and direction.
+const STAGING_BYTES: usize = 4 << 20;
+
+/// A GPU of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuDescription {
+    /// Its number, from 0.
+    pub number: usize,
+    /// Its name.
+    pub name: String,
+    /// Its architecture, as `sm_90`.
+    pub architecture: String,
+    /// Its memory.
+    pub memory_bytes: u64,
+}
+
+/// The GPUs of this machine.
+///
+/// # Errors
+/// [`GpuError::NoDriver`] on a machine without any, which is nothing to worry about.
+pub fn gpus() -> Result<Vec<GpuDescription>, GpuError> {
+    guarded("listing GPUs", || {
+        check_driver()?;
+        (0..count()?).map(|number| describe(number).map(|(_, description)| description)).collect()
+    })
+}
+
+fn check_driver() -> Result<(), GpuError> {
+    // SAFETY: loading the library runs its initialisers, which is what it is for.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(GpuError::NoDriver);
+    }
+    let mut version = 0;
+    // SAFETY: the version is written to a variable of its type.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(|fault| failed("asking for the driver's version", fault))?;
+    let found = CudaVersion { major: version as u32 / 1000, minor: version as u32 % 1000 / 10 };
+    if found < DRIVER_NEEDED {
+        return Err(GpuError::DriverTooOld { found, needed: DRIVER_NEEDED });
+    }
+    Ok(())
+}
+
+fn count() -> Result<usize, GpuError> {
+    match CudaContext::device_count() {
+        Ok(count) => Ok(usize::try_from(count).unwrap_or(0)),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
+        Err(fault) => Err(failed("counting GPUs", fault)),
+    }
+}
+
+fn describe(number: usize) -> Result<(Arc<CudaContext>, GpuDescription), GpuError> {
+    let there = count()?;
+    if number >= there {
+        return Err(GpuError::NoSuchGpu { wanted: number, there });
+    }
+    let context = CudaContext::new(number).map_err(|fault| failed("opening the GPU", fault))?;
+    let name = context.name().map_err(|fault| failed("asking for the GPU's name", fault))?;
+    let (major, minor) = context.compute_capability().map_err(|fault| failed("asking for the GPU's architecture", fault))?;
+    let memory_bytes = context.total_mem().map_err(|fault| failed("asking for the GPU's memory", fault))? as u64;
+    if major < 8 {
+        return Err(GpuError::TooOld { name, major, minor });
+    }
+    Ok((context, GpuDescription { number, name, architecture: format!("sm_{major}{minor}"), memory_bytes }))
+}
+
+/// A GPU with its kernels.
+pub(crate) struct Driver {
+    context: Arc<CudaContext>,
+    description: GpuDescription,
+    kernels: HashMap<Kernel, CudaFunction>,
+    multiprocessors: u32,
+    shared_bytes_max: u32,
+}
+
+impl Driver {
+    /// Opens a GPU. Kernels that are not in `folder` are compiled and put there.
+    ///
+    /// # Errors
+    /// No GPU, driver, library or compiler, or one that is too old.
+    pub(crate) fn open(number: usize, folder: &Path) -> Result<Self, GpuError> {
+        guarded("opening the GPU", || {
+            check_driver()?;
+            let (context, description) = describe(number)?;
+            let code = compiler::machine_code(&description.architecture, folder)?;
+            let module = context.load_module(Ptx::from_binary(code)).map_err(|fault| failed("loading the kernels", fault))?;
+            let attribute = |attribute| context.attribute(attribute).map_err(|fault| failed("asking the GPU", fault));
+            let shared_bytes_max = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+            let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+            let mut kernels = HashMap::new();
+            for kernel in Kernel::ALL {
+                let function = module.load_function(kernel.name()).map_err(|fault| failed("finding a kernel", fault))?;
+                let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                function.set_attribute(most, shared_bytes_max).map_err(|fault| failed("giving a kernel shared memory", fault))?;
+                kernels.insert(kernel, function);
+            }
+            Ok(Driver { context, description, kernels, multiprocessors, shared_bytes_max: shared_bytes_max as u32 })
+        })
+    }
+
+    /// What it is.
+    pub(crate) fn description(&self) -> &GpuDescription {
+        &self.description
+    }
+
+    /// Copies memory of the GPU, and does not wait for it.
+    pub(crate) fn copy(&self, queue: &mut DriverQueue, from: &DriverMemory, to: &DriverMemory) -> Result<(), GpuError> {
+        self.bind()?;
+        let bytes = from.bytes.min(to.bytes);
+        // SAFETY: both are at least so long; the caller keeps them until the queue's work is done, as `download` waits for it.
+        unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, queue.stream.cu_stream()) }
+            .map_err(|fault| failed("a copy", fault))
+    }
+
+    fn bind(&self) -> Result<(), GpuError> {
+        self.context.bind_to_thread().map_err(|fault| failed("turning to the GPU", fault))
+    }
+}
+
+/// Memory of a GPU.
+pub(crate) struct DriverMemory {
+    context: Arc<CudaContext>,
+    address: sys::CUdeviceptr,
+    bytes: usize,
+}
+
+impl DeviceMemory for DriverMemory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for DriverMemory {
+    fn drop(&mut self) {
+        // SAFETY: the memory was allocated by `allocate` and is freed once; the driver waits for work that uses it.
+        let freed = self.context.bind_to_thread().and_then(|()| unsafe { result::free_sync(self.address) });
+        if let Err(fault) = freed {
+            tracing::warn!(bytes = self.bytes, %fault, "memory of the GPU is not freed");
+        }
+    }
+}
+
+/// A stream, with the memory through which it copies.
+pub(crate) struct DriverQueue {
+    stream: Arc<CudaStream>,
+    products: Products,
+    outgoing: PinnedHostSlice<u8>,
+    /// Bytes of `outgoing` that the GPU may not have fetched yet.
+    outgoing_used: usize,
+    incoming: PinnedHostSlice<u8>,
+}
+
+impl DriverQueue {
+    fn synchronize(&mut self) -> Result<(), GpuError> {
+        self.stream.synchronize().map_err(|fault| failed("the work of the GPU", fault))?;
+        self.outgoing_used = 0;
+        Ok(())
+    }
+}
+
+/// Work that was recorded.
+pub(crate) struct DriverRecording(CudaGraph);
+
+// SAFETY: a graph may be used by one thread at a time, whichever that is; there is no shared access to it that does anything.
+unsafe impl Send for DriverRecording {}
+
+impl Machine for Driver {
+    type Memory = DriverMemory;
+    type Queue = DriverQueue;
+    type Recording = DriverRecording;
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    fn shared_bytes_max(&self) -> u32 {
+        self.shared_bytes_max
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<DriverMemory, GpuError> {
+        self.bind()?;
+        let bytes = bytes.max(1);
+        // SAFETY: the memory is written over before it is given away.
+        let address = unsafe { result::malloc_sync(bytes) }.map_err(|fault| match fault {
+            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => GpuError::OutOfMemory { bytes },
+            fault => failed("allocating memory", fault),
+        })?;
+        let memory = DriverMemory { context: self.context.clone(), address, bytes };
+        // SAFETY: the memory has this size and is nobody else's; the default stream's work is done before any other of this context begins.
+        unsafe { result::memset_d8_async(address, 0, bytes, std::ptr::null_mut()) }
+            .map_err(|fault| failed("clearing memory", fault))?;
+        self.context.synchronize().map_err(|fault| failed("clearing memory", fault))?;
+        Ok(memory)
+    }
+
+    fn new_queue(&self) -> Result<DriverQueue, GpuError> {
+        guarded("making a queue", || {
+            let stream = self.context.new_stream().map_err(|fault| failed("making a stream", fault))?;
+            let staging = || {
+                // SAFETY: bytes may have any value; what is read of them has been written before.
+                let memory = unsafe { self.context.alloc_pinned_with_flags::<u8>(STAGING_BYTES, 0) };
+                memory.map_err(|fault| failed("allocating staging memory", fault))
+            };
+            let (outgoing, incoming) = (staging()?, staging()?);
+            let products = Products::new(&self.context, |bytes| self.allocate(bytes))?;
+            Ok(DriverQueue { stream, products, outgoing, outgoing_used: 0, incoming })
+        })
+    }
+
+    fn upload(&self, queue: &mut DriverQueue, to: &DriverMemory, offset: usize, bytes: &[u8]) -> Result<(), GpuError> {
+        assert!(offset + bytes.len() <= to.bytes, "an upload past the end of its memory");
+        self.bind()?;
+        let mut offset = offset;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if queue.outgoing_used == STAGING_BYTES {
+                queue.synchronize()?;
+            }
+            let (part, after) = rest.split_at(rest.len().min(STAGING_BYTES - queue.outgoing_used));
+            let staged = queue.outgoing.as_mut_slice().map_err(|fault| failed("staging memory", fault))?;
+            let staged = &mut staged[queue.outgoing_used..][..part.len()];
+            staged.copy_from_slice(part);
+            // SAFETY: the target was checked above; the staged bytes are written over only after the queue's work is done.
+            unsafe { result::memcpy_htod_async(to.address + offset as u64, staged, queue.stream.cu_stream()) }
+                .map_err(|fault| failed("an upload", fault))?;
+            queue.outgoing_used += part.len();
+            offset += part.len();
+            rest = after;
+        }
+        Ok(())
+    }
+
+    fn download(&self, queue: &mut DriverQueue, from: &DriverMemory, offset: usize, into: &mut [u8]) -> Result<(), GpuError> {
+        assert!(offset + into.len() <= from.bytes, "a download past the end of its memory");
+        self.bind()?;
+        for (number, part) in into.chunks_mut(STAGING_BYTES).enumerate() {
+            let staged = queue.incoming.as_mut_slice().map_err(|fault| failed("staging memory", fault))?;
+            let staged = &mut staged[..part.len()];
+            // SAFETY: the source was checked above; the staged bytes are not touched before the queue's work is done.
+            unsafe {
+                result::memcpy_dtoh_async(
+                    staged,
+                    from.address + (offset + number * STAGING_BYTES) as u64,
+                    queue.stream.cu_stream(),
+                )
+            }
+            .map_err(|fault| failed("a download", fault))?;
+            queue.stream.synchronize().map_err(|fault| failed("the work of the GPU", fault))?;
+            part.copy_from_slice(staged);
+        }
+        queue.synchronize()
+    }
+
+    unsafe fn launch(
+        &self,
+        queue: &mut DriverQueue,
+        kernel: Kernel,
+        shape: LaunchShape,
+        arguments: &[u8],
+    ) -> Result<(), GpuError> {
+        self.bind()?;
+        let function = &self.kernels[&kernel];
+        // The driver copies the arguments while it is called.
+        let mut parameters = [arguments.as_ptr().cast_mut().cast::<c_void>()];
+        let [columns, rows] = shape.grid;
+        // SAFETY: the caller's promise; every kernel takes one structure by value.
+        let launched = unsafe {
+            result::launch_kernel(
+                function.cu_function(),
+                (columns, rows, 1),
+                (shape.threads, 1, 1),
+                shape.shared_bytes,
+                queue.stream.cu_stream(),
+                &mut parameters,
+            )
+        };
+        launched.map_err(|fault| failed("a launch", fault))
+    }
+
+    unsafe fn multiply(&self, queue: &mut DriverQueue, product: &Product) -> Result<(), GpuError> {
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { queue.products.multiply(&queue.stream, product) }
+    }
+
+    fn record(
+        &self,
+        queue: &mut DriverQueue,
+        work: &mut dyn FnMut(&mut DriverQueue) -> Result<(), GpuError>,
+    ) -> Result<DriverRecording, GpuError> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        queue.stream.begin_capture(mode).map_err(|fault| failed("beginning a recording", fault))?;
+        let outcome = work(queue);
+        // A recording must be ended whatever came of it, else the stream stays in it.
+        let ended = queue.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        outcome?;
+        match ended {
+            Ok(Some(graph)) => Ok(DriverRecording(graph)),
+            Ok(None) => Err(GpuError::Failed { what: "ending a recording", reason: "there is nothing in it".to_owned() }),
+            Err(fault) => Err(failed("ending a recording", fault)),
+        }
+    }
+
+    unsafe fn replay(&self, _queue: &mut DriverQueue, recording: &DriverRecording) -> Result<(), GpuError> {
+        recording.0.launch().map_err(|fault| failed("replaying work", fault))
+    }
+}
+
+pub(super) fn failed(what: &'static str, fault: impl std::fmt::Display) -> GpuError {
+    GpuError::Failed { what, reason: fault.to_string() }
+}
+
+/// Does what may call a function of a library for the first time: that the library lacks it is an error here.
+pub(super) fn guarded<T>(what: &'static str, work: impl FnOnce() -> Result<T, GpuError>) -> Result<T, GpuError> {
+    // Nothing is used after a panic but what the caller gets: nothing.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said =
+            panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(GpuError::Failed { what, reason: said.unwrap_or_else(|| "it panicked".to_owned()) })
+    })
+}

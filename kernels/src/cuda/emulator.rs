@@ -1,0 +1,242 @@
+//! A GPU for tests that is none: runs the kernels on the processor (see `emulator/emulator.hpp`), and computes matrix products plainly.
+//!
+//! Memory ends at a page that cannot be touched, so that a kernel that reads or writes past it ends the test.
+
+use super::machine::{DeviceMemory, GpuError, Kernel, LaunchShape, Machine, Product, ProductEnd};
+use half::f16;
+use libloading::Library;
+use parking_lot::Mutex;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// How the library's functions are called: grid, threads, shared memory, arguments and their size, seed.
+type Launch = unsafe extern "C" fn(*const u32, *const u32, u32, *const u8, u32, u64);
+
+/// A GPU on the processor.
+pub(crate) struct Emulator {
+    library: &'static Library,
+    seed: AtomicU64,
+    /// Work is refused after so many launches, as by a GPU that fails.
+    pub(crate) launches_left: AtomicUsize,
+}
+
+/// The library keeps what it runs in one place.
+static RUNNING: Mutex<()> = Mutex::new(());
+
+impl Emulator {
+    pub(crate) fn new(seed: u64) -> Self {
+        Emulator { library: library(), seed: AtomicU64::new(seed), launches_left: AtomicUsize::new(usize::MAX) }
+    }
+
+    unsafe fn run(&self, kernel: Kernel, shape: LaunchShape, arguments: &[u8]) {
+        let name = format!("launch_{}", kernel.name());
+        let _one_at_a_time = RUNNING.lock();
+        // SAFETY: all functions of this form are made by one macro and have this type; the caller answers for the arguments.
+        unsafe {
+            let launch = self.library.get::<Launch>(name.as_bytes()).expect("the kernel is in the library");
+            let (grid, threads) = ([shape.grid[0], shape.grid[1], 1], [shape.threads, 1, 1]);
+            let seed = self.seed.fetch_add(1, Ordering::Relaxed);
+            launch(grid.as_ptr(), threads.as_ptr(), shape.shared_bytes, arguments.as_ptr(), arguments.len() as u32, seed);
+        }
+    }
+}
+
+/// The kernels, compiled once for each process of tests.
+fn library() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("libragged_kernels_emulated.so");
+        let emulator = sources.join("src/cuda/emulator");
+        let compiled = Command::new("c++")
+            .args(["-O2", "-std=c++17", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-I"])
+            .arg(sources.join("cu"))
+            .arg("-I")
+            .arg(&emulator)
+            .arg(emulator.join("kernels.cpp"))
+            .arg("-o")
+            .arg(&library)
+            .output()
+            .expect("a C++ compiler is there: `make setup` installs it");
+        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        // SAFETY: the library has no initialisers that do anything.
+        unsafe { Library::new(&library) }.unwrap()
+    })
+}
+
+/// Memory with a page behind it that cannot be touched.
+pub(crate) struct GuardedMemory {
+    map: *mut libc::c_void,
+    map_bytes: usize,
+    address: u64,
+    bytes: usize,
+}
+
+// SAFETY: nothing but the address is in it; who reads and writes there is the machine's matter.
+unsafe impl Send for GuardedMemory {}
+// SAFETY: as before.
+unsafe impl Sync for GuardedMemory {}
+
+impl DeviceMemory for GuardedMemory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for GuardedMemory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one's own, and nothing refers to it any more.
+        unsafe { libc::munmap(self.map, self.map_bytes) };
+    }
+}
+
+/// Work is done at once, or noted while it is recorded.
+pub(crate) struct EmulatedQueue {
+    recording: Option<Vec<Step>>,
+}
+
+pub(crate) enum Step {
+    Launch(Kernel, LaunchShape, Vec<u8>),
+    Product(Product),
+}
+
+impl Machine for Emulator {
+    type Memory = GuardedMemory;
+    type Queue = EmulatedQueue;
+    type Recording = Vec<Step>;
+
+    fn multiprocessors(&self) -> u32 {
+        2
+    }
+
+    fn shared_bytes_max(&self) -> u32 {
+        160 << 10
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<GuardedMemory, GpuError> {
+        const PAGE: usize = 4096;
+        // Addresses are multiples of 256, so up to 255 bytes behind the end can be touched after all.
+        let used = bytes.next_multiple_of(256);
+        let map_bytes = used.next_multiple_of(PAGE) + PAGE;
+        // SAFETY: a new mapping, of which the last page is closed off; both calls are checked.
+        unsafe {
+            let map = libc::mmap(
+                std::ptr::null_mut(),
+                map_bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            assert_ne!(map, libc::MAP_FAILED);
+            let guard = map.cast::<u8>().add(map_bytes - PAGE);
+            assert_eq!(libc::mprotect(guard.cast(), PAGE, libc::PROT_NONE), 0);
+            Ok(GuardedMemory { map, map_bytes, address: guard.sub(used) as u64, bytes })
+        }
+    }
+
+    fn new_queue(&self) -> Result<EmulatedQueue, GpuError> {
+        Ok(EmulatedQueue { recording: None })
+    }
+
+    fn upload(&self, queue: &mut EmulatedQueue, to: &GuardedMemory, offset: usize, bytes: &[u8]) -> Result<(), GpuError> {
+        assert!(queue.recording.is_none() && offset + bytes.len() <= to.bytes);
+        // SAFETY: the memory is there and large enough, and no kernel is running.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (to.address as *mut u8).add(offset), bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&self, queue: &mut EmulatedQueue, from: &GuardedMemory, offset: usize, into: &mut [u8]) -> Result<(), GpuError> {
+        assert!(queue.recording.is_none() && offset + into.len() <= from.bytes);
+        // SAFETY: as for `upload`.
+        unsafe { std::ptr::copy_nonoverlapping((from.address as *const u8).add(offset), into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        queue: &mut EmulatedQueue,
+        kernel: Kernel,
+        shape: LaunchShape,
+        arguments: &[u8],
+    ) -> Result<(), GpuError> {
+        assert!(shape.shared_bytes <= self.shared_bytes_max());
+        let left = self.launches_left.load(Ordering::Relaxed);
+        if left == 0 {
+            return Err(GpuError::Failed { what: "a launch", reason: "as the test wants it".to_owned() });
+        }
+        self.launches_left.store(left - 1, Ordering::Relaxed);
+        match &mut queue.recording {
+            Some(steps) => steps.push(Step::Launch(kernel, shape, arguments.to_vec())),
+            // SAFETY: the caller's promise.
+            None => unsafe { self.run(kernel, shape, arguments) },
+        }
+        Ok(())
+    }
+
+    unsafe fn multiply(&self, queue: &mut EmulatedQueue, product: &Product) -> Result<(), GpuError> {
+        match &mut queue.recording {
+            Some(steps) => steps.push(Step::Product(*product)),
+            // SAFETY: the caller's promise.
+            None => unsafe { multiply(product) },
+        }
+        Ok(())
+    }
+
+    fn record(
+        &self,
+        queue: &mut EmulatedQueue,
+        work: &mut dyn FnMut(&mut EmulatedQueue) -> Result<(), GpuError>,
+    ) -> Result<Vec<Step>, GpuError> {
+        queue.recording = Some(Vec::new());
+        let outcome = work(queue);
+        let steps = queue.recording.take().unwrap();
+        outcome.map(|()| steps)
+    }
+
+    unsafe fn replay(&self, queue: &mut EmulatedQueue, recording: &Vec<Step>) -> Result<(), GpuError> {
+        for step in recording {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match step {
+                    Step::Launch(kernel, shape, arguments) => self.launch(queue, *kernel, *shape, arguments)?,
+                    Step::Product(product) => self.multiply(queue, product)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A product as the library for it computes it: halves, sums in f32.
+unsafe fn multiply(product: &Product) {
+    let Product { rows, inputs, outputs, .. } = *product;
+    // SAFETY: the caller says that the memory is there and large enough; what is written is none of what is read otherwise.
+    let (activations, weights, bias, out) = unsafe {
+        (
+            std::slice::from_raw_parts(product.activations as *const f16, rows * inputs),
+            std::slice::from_raw_parts(product.weights as *const f16, outputs * inputs),
+            std::slice::from_raw_parts(product.bias as *const f16, outputs),
+            std::slice::from_raw_parts_mut(product.out as *mut f16, rows * outputs),
+        )
+    };
+    let widen = |halves: &[f16]| -> Vec<f32> { halves.iter().map(|half| half.to_f32()).collect() };
+    let (activations, weights) = (widen(activations), widen(weights));
+    for (row, out) in activations.chunks_exact(inputs).zip(out.chunks_exact_mut(outputs)) {
+        for ((column, bias), out) in weights.chunks_exact(inputs).zip(bias).zip(out) {
+            let sum: f32 = column.iter().zip(row).map(|(left, right)| left * right).sum::<f32>() + bias.to_f32();
+            *out = f16::from_f32(match product.end {
+                ProductEnd::Store => sum,
+                ProductEnd::Add => sum + out.to_f32(),
+                ProductEnd::Relu => sum.max(0.0),
+                ProductEnd::Gelu => {
+                    let inner = (2.0 / std::f32::consts::PI).sqrt() * (sum + 0.044715 * sum.powi(3));
+                    0.5 * sum * (1.0 + inner.tanh())
+                }
+            });
+        }
+    }
+}

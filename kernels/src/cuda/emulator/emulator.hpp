@@ -1,0 +1,321 @@
+// Runs the kernels on the processor, for tests on machines without a GPU: what device.cuh says in PTX is said here in C++, lane by lane.
+//
+// A block's threads are fibers of one thread of the processor. They run one at a time until a barrier or an exchange with their warp, in an order that is
+// drawn anew each time, so that a barrier that is missing shows. Shared memory is filled with a pattern that is not a number before each block; copies
+// behind the thread's back come at once or at the last moment, by lot. Blocks run one after the other, in any order.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <ucontext.h>
+#include <vector>
+
+namespace emulator {
+
+struct Dimensions {
+    u32 x = 1, y = 1, z = 1;
+};
+
+[[noreturn]] inline void fail(const char* what) {
+    std::fprintf(stderr, "the kernel is wrong: %s\n", what);
+    std::abort();
+}
+
+// A seeded source of numbers: xorshift.
+struct Random {
+    u64 state = 0x9e3779b97f4a7c15ull;
+    u32 below(u32 limit) {
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        return static_cast<u32>((state >> 33) % limit);
+    }
+};
+
+struct Copy {
+    void* to;
+    const void* from;
+    bool present;
+    void carry_out() const {
+        if (present) {
+            std::memcpy(to, from, 16);
+        } else {
+            std::memset(to, 0, 16);
+        }
+    }
+};
+
+enum class Standing { Ready, AtBlockBarrier, AtWarpBarrier, Done };
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<u8> stack = std::vector<u8>(256 << 10);
+    Standing standing = Standing::Ready;
+    u32 exchanges = 0;
+    std::vector<Copy> copies;              // of the group that is not ended yet
+    std::deque<std::vector<Copy>> groups; // ended, oldest first
+};
+
+// What the lanes of a warp show one another; two places in turn, so that nobody writes over what another still reads.
+struct Warp {
+    alignas(16) u8 shown[2][WARP][64];
+    u32 arrived = 0;
+};
+
+struct Block {
+    Dimensions grid, threads, index;
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::vector<Warp> warps;
+    std::vector<u64> shared;
+    ucontext_t scheduler;
+    std::function<void()> kernel;
+    u32 current = 0;
+    Random random;
+};
+
+inline Block* block;
+
+inline void wait(Standing standing) {
+    Fiber& fiber = *block->fibers[block->current];
+    fiber.standing = standing;
+    swapcontext(&fiber.context, &block->scheduler);
+}
+
+inline void start() {
+    block->kernel();
+    block->fibers[block->current]->standing = Standing::Done;
+    swapcontext(&block->fibers[block->current]->context, &block->scheduler);
+}
+
+inline void arrive_with_warp() {
+    u32 number = block->current / WARP;
+    if (++block->warps[number].arrived < WARP) {
+        wait(Standing::AtWarpBarrier);
+        return;
+    }
+    block->warps[number].arrived = 0;
+    for (u32 i = number * WARP; i < (number + 1) * WARP; ++i) {
+        if (i != block->current) {
+            if (block->fibers[i]->standing != Standing::AtWarpBarrier) fail("a lane is not where the others of its warp are");
+            block->fibers[i]->standing = Standing::Ready;
+        }
+    }
+}
+
+// Shows a value to the warp; returns where each lane's is.
+template <typename T> struct Shown {
+    const u8 (*places)[64];
+    const T& of(u32 lane) const { return *reinterpret_cast<const T*>(places[lane]); }
+};
+
+template <typename T> Shown<T> show(const T& value) {
+    static_assert(sizeof(T) <= 64);
+    Fiber& fiber = *block->fibers[block->current];
+    auto& places = block->warps[block->current / WARP].shown[fiber.exchanges++ % 2];
+    std::memcpy(places[block->current % WARP], &value, sizeof(T));
+    arrive_with_warp();
+    return {places};
+}
+
+inline void run_block() {
+    u32 threads = block->threads.x;
+    block->warps.assign(threads / WARP, Warp());
+    std::memset(block->shared.data(), 0xff, block->shared.size() * 8);
+    for (auto& fiber : block->fibers) {
+        fiber->standing = Standing::Ready;
+        fiber->exchanges = 0;
+        fiber->copies.clear();
+        fiber->groups.clear();
+        getcontext(&fiber->context);
+        fiber->context.uc_stack.ss_sp = fiber->stack.data();
+        fiber->context.uc_stack.ss_size = fiber->stack.size();
+        fiber->context.uc_link = nullptr;
+        makecontext(&fiber->context, start, 0);
+    }
+    std::vector<u32> order(threads);
+    for (u32 i = 0; i < threads; ++i) order[i] = i;
+    for (;;) {
+        for (u32 i = threads - 1; i > 0; --i) std::swap(order[i], order[block->random.below(i + 1)]);
+        bool ran = false;
+        u32 waiting = 0, done = 0;
+        for (u32 i : order) {
+            if (block->fibers[i]->standing == Standing::Ready) {
+                ran = true;
+                block->current = i;
+                swapcontext(&block->scheduler, &block->fibers[i]->context);
+            }
+        }
+        for (auto& fiber : block->fibers) {
+            waiting += fiber->standing == Standing::AtBlockBarrier;
+            done += fiber->standing == Standing::Done;
+        }
+        if (done == threads) return;
+        if (waiting + done == threads) {
+            for (auto& fiber : block->fibers) {
+                if (fiber->standing == Standing::AtBlockBarrier) fiber->standing = Standing::Ready;
+            }
+        } else if (!ran) {
+            fail("its threads wait for one another at different places");
+        }
+    }
+}
+
+template <typename Arguments>
+void launch(void (*kernel)(const Arguments&), const u32* grid, const u32* threads, u32 shared_bytes, const void* bytes, u64 seed) {
+    Arguments arguments;
+    std::memcpy(&arguments, bytes, sizeof arguments);
+    Block made;
+    block = &made;
+    made.random.state ^= seed * 0x2545f4914f6cdd1dull + 1;
+    made.grid = {grid[0], grid[1], grid[2]};
+    made.threads = {threads[0], threads[1], threads[2]};
+    if (threads[0] % WARP != 0 || threads[0] > 1024 || threads[1] != 1 || threads[2] != 1) fail("blocks are rows of whole warps");
+    made.shared.resize((shared_bytes + 7) / 8);
+    for (u32 i = 0; i < threads[0]; ++i) made.fibers.push_back(std::make_unique<Fiber>());
+    made.kernel = [&] { kernel(arguments); };
+    std::vector<u32> order(grid[0] * grid[1] * grid[2]);
+    for (u32 i = 0; i < order.size(); ++i) order[i] = i;
+    for (u32 i = static_cast<u32>(order.size()); i > 1; --i) std::swap(order[i - 1], order[made.random.below(i)]);
+    for (u32 i : order) {
+        made.index = {i % grid[0], i / grid[0] % grid[1], i / grid[0] / grid[1]};
+        run_block();
+    }
+}
+
+inline Dimensions thread_index() { return {block->current, 0, 0}; }
+
+inline half_bits half_of(u32 pair, u32 index) { return static_cast<half_bits>(index == 0 ? pair & 0xffff : pair >> 16); }
+
+} // namespace emulator
+
+#define threadIdx (emulator::thread_index())
+#define blockIdx (emulator::block->index)
+#define blockDim (emulator::block->threads)
+#define gridDim (emulator::block->grid)
+
+#define DEVICE static inline
+#define DEVICE_MEMBER inline
+#define KERNEL(name, Arguments)                                                                                                                         \
+    static void name(const Arguments& arguments);                                                                                                       \
+    extern "C" void launch_##name(const u32* grid, const u32* threads, u32 shared_bytes, const void* bytes, u32 size, u64 seed) {                         \
+        if (size != sizeof(Arguments)) emulator::fail("its arguments have another size: " #name);                                                       \
+        emulator::launch<Arguments>(name, grid, threads, shared_bytes, bytes, seed);                                                                    \
+    }                                                                                                                                                   \
+    static void name(const Arguments& arguments)
+#define KERNEL_BOUNDS(name, Arguments, threads, blocks) KERNEL(name, Arguments)
+
+DEVICE u8* shared_memory() { return reinterpret_cast<u8*>(emulator::block->shared.data()); }
+
+DEVICE u32 float_bits(float value) {
+    u32 bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+
+DEVICE float float_of_bits(u32 bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+DEVICE float minus_infinity() { return -INFINITY; }
+
+DEVICE float half_to_float(half_bits bits) {
+    u32 sign = static_cast<u32>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+    if (exponent == 31) return float_of_bits(sign | 0x7f800000 | fraction << 13);
+    if (exponent == 0) return float_of_bits(sign | float_bits(std::ldexp(static_cast<float>(fraction), -24)));
+    return float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+// To nearest, ties to even.
+DEVICE half_bits float_to_half(float value) {
+    u32 bits = float_bits(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) return static_cast<half_bits>(sign | 0x7fff);
+    if (rest >= 0x477ff000) return static_cast<half_bits>(sign | 0x7c00);
+    if (rest < 0x38800000) { // below the smallest normal half: a multiple of 2^-24
+        return static_cast<half_bits>(sign | static_cast<u32>(std::nearbyint(std::ldexp(float_of_bits(rest), 24))));
+    }
+    rest += 0xfff + (rest >> 13 & 1);
+    return static_cast<half_bits>(sign | ((rest >> 13) - (112 << 10)));
+}
+
+DEVICE u32 floats_to_halves(float low, float high) { return float_to_half(low) | static_cast<u32>(float_to_half(high)) << 16; }
+
+DEVICE float exp2_fast(float x) { return std::exp2(x); }
+
+DEVICE float shuffle_xor(float value, u32 mask) { return emulator::show(value).of((emulator::block->current % WARP) ^ mask); }
+
+DEVICE void synchronize_warp() { emulator::arrive_with_warp(); }
+
+DEVICE void synchronize_block() { emulator::wait(emulator::Standing::AtBlockBarrier); }
+
+DEVICE u32 count_up(u32* counter, u32 by) {
+    u32 before = *counter;
+    *counter += by;
+    return before;
+}
+
+DEVICE void copy_16_bytes(void* to_shared, const void* from_global, bool present) {
+    if (reinterpret_cast<u64>(to_shared) % 16 != 0 || reinterpret_cast<u64>(from_global) % 16 != 0) emulator::fail("a copy is not aligned to 16 bytes");
+    emulator::Copy copy{to_shared, from_global, present};
+    if (emulator::block->random.below(2) == 0) {
+        copy.carry_out();
+    } else {
+        emulator::block->fibers[emulator::block->current]->copies.push_back(copy);
+    }
+}
+
+DEVICE void commit_copies() {
+    auto& fiber = *emulator::block->fibers[emulator::block->current];
+    fiber.groups.push_back(std::move(fiber.copies));
+    fiber.copies.clear();
+}
+
+template <int Pending> DEVICE void wait_for_copies() {
+    auto& fiber = *emulator::block->fibers[emulator::block->current];
+    while (fiber.groups.size() > Pending) {
+        for (const auto& copy : fiber.groups.front()) copy.carry_out();
+        fiber.groups.pop_front();
+    }
+}
+
+DEVICE void load_matrices_by(u32 (&matrices)[4], const void* row, bool transposed) {
+    if (reinterpret_cast<u64>(row) % 16 != 0) emulator::fail("a row of a matrix is not aligned to 16 bytes");
+    auto rows = emulator::show(row);
+    u32 lane = emulator::block->current % WARP;
+    for (u32 matrix = 0; matrix < 4; ++matrix) {
+        auto element = [&](u32 at_row, u32 at_column) { return static_cast<const half_bits*>(rows.of(matrix * 8 + at_row))[at_column]; };
+        u32 first = lane % 4 * 2, other = lane / 4;
+        u32 low = transposed ? element(first, other) : element(other, first);
+        u32 high = transposed ? element(first + 1, other) : element(other, first + 1);
+        matrices[matrix] = low | high << 16;
+    }
+    // The rows are read here and now, as the instruction would.
+    emulator::arrive_with_warp();
+}
+
+DEVICE void load_matrices(u32 (&matrices)[4], const void* row) { load_matrices_by(matrices, row, false); }
+
+DEVICE void load_matrices_transposed(u32 (&matrices)[4], const void* row) { load_matrices_by(matrices, row, true); }
+
+DEVICE void multiply_add(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    struct Parts {
+        u32 a[4], b[2];
+    };
+    auto parts = emulator::show(Parts{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+    u32 lane = emulator::block->current % WARP, group = lane / 4, place = lane % 4;
+    for (u32 i = 0; i < 4; ++i) {
+        u32 upper_or_lower = i / 2, column = place * 2 + i % 2;
+        double sum = sums[i];
+        for (u32 k = 0; k < 16; ++k) {
+            u32 holder = k % 8 / 2, part = k / 8;
+            float left = half_to_float(emulator::half_of(parts.of(group * 4 + holder).a[part * 2 + upper_or_lower], k % 2));
+            float right = half_to_float(emulator::half_of(parts.of(column * 4 + holder).b[part], k % 2));
+            sum += static_cast<double>(left) * right;
+        }
+        sums[i] = static_cast<float>(sum);
+    }
+}

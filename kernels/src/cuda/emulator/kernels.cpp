@@ -1,0 +1,7 @@
+// All kernels, for the processor.
+#define RAGGED_EMULATED
+#include "attention.cu"
+#include "embed.cu"
+#include "layer_norm.cu"
+#include "pool.cu"
+#include "search.cu"

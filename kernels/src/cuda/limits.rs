@@ -1,0 +1,97 @@
+//! What a GPU can do at best: the figures that the speed of kernels is measured against, from the same run.
+
+use super::Gpu;
+use super::driver::guarded;
+use super::machine::{DeviceMemory, GpuError, Machine, Product, ProductEnd};
+use half::f16;
+use std::time::Instant;
+
+/// Rows, inputs and outputs of the product.
+const PRODUCT_SIZE: usize = 8_192;
+/// Bytes of the copy: far more than the caches hold.
+const COPY_BYTES: usize = 2 << 30;
+/// Times that each is done, after some that are not counted.
+const REPEATS: usize = 10;
+
+/// A GPU's limits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Operations of a matrix product of halves with sums in f32, in a second: a multiplication and an addition are two.
+    pub product_per_second: f64,
+    /// Bytes read and written by a copy within its memory, in a second.
+    pub copy_bytes_per_second: f64,
+}
+
+/// Measures a GPU's limits with cuBLASLt and the driver. Takes a second.
+///
+/// # Errors
+/// Too little memory (4 GiB are used), a GPU that fails.
+pub fn measure_limits(gpu: &Gpu) -> Result<Limits, GpuError> {
+    guarded("measuring the GPU", || {
+        Ok(Limits { product_per_second: measure_product(gpu)?, copy_bytes_per_second: measure_copy(gpu)? })
+    })
+}
+
+fn measure_product(gpu: &Gpu) -> Result<f64, GpuError> {
+    let machine = gpu.machine.as_ref();
+    let mut queue = machine.new_queue()?;
+    let bytes = PRODUCT_SIZE * PRODUCT_SIZE * size_of::<f16>();
+    let (activations, weights, out) = (machine.allocate(bytes)?, machine.allocate(bytes)?, machine.allocate(bytes)?);
+    let bias = machine.allocate(PRODUCT_SIZE * size_of::<f16>())?;
+    // Products of zeros are faster than others: fewer bits change.
+    let noise = noise(PRODUCT_SIZE * PRODUCT_SIZE);
+    for memory in [&activations, &weights] {
+        machine.upload(&mut queue, memory, 0, bytemuck::cast_slice(&noise))?;
+    }
+    let product = Product {
+        activations: activations.address(),
+        weights: weights.address(),
+        bias: bias.address(),
+        out: out.address(),
+        rows: PRODUCT_SIZE,
+        inputs: PRODUCT_SIZE,
+        outputs: PRODUCT_SIZE,
+        end: ProductEnd::Store,
+    };
+    let seconds = seconds_of(|wait| {
+        // SAFETY: the four pieces of memory have the product's sizes and live until the end of this function, which waits for the work.
+        unsafe { machine.multiply(&mut queue, &product)? };
+        if wait { machine.download(&mut queue, &out, 0, &mut []) } else { Ok(()) }
+    })?;
+    Ok(2.0 * (PRODUCT_SIZE as f64).powi(3) / seconds)
+}
+
+fn measure_copy(gpu: &Gpu) -> Result<f64, GpuError> {
+    let machine = gpu.machine.as_ref();
+    let mut queue = machine.new_queue()?;
+    let (from, to) = (machine.allocate(COPY_BYTES)?, machine.allocate(COPY_BYTES)?);
+    let seconds = seconds_of(|wait| {
+        machine.copy(&mut queue, &from, &to)?;
+        if wait { machine.download(&mut queue, &to, 0, &mut []) } else { Ok(()) }
+    })?;
+    Ok(2.0 * COPY_BYTES as f64 / seconds)
+}
+
+/// Seconds of one piece of work, of several in a row; `work` waits for all of them when it is told to.
+fn seconds_of(mut work: impl FnMut(bool) -> Result<(), GpuError>) -> Result<f64, GpuError> {
+    for _ in 0..3 {
+        work(true)?;
+    }
+    let begun = Instant::now();
+    for number in 1..=REPEATS {
+        work(number == REPEATS)?;
+    }
+    Ok(begun.elapsed().as_secs_f64() / REPEATS as f64)
+}
+
+/// Halves between -1 and 1, by xorshift.
+fn noise(count: usize) -> Vec<f16> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        f16::from_f32((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
+    };
+    (0..count).map(|_| next()).collect()
+}

@@ -1,0 +1,215 @@
+//! Matrix products by cuBLASLt.
+//!
+//! The library thinks in columns: out, of rows x outputs in rows, is to it outputs x rows; so weights are its first factor, transposed, and activations its
+//! second. Bias, activation and the sum with what is there are in the product's end, so that each result is written once.
+
+use super::driver::{failed, guarded};
+use super::machine::{DeviceMemory, GpuError, Product, ProductEnd};
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys::{self, cublasLtEpilogue_t as Epilogue, cublasLtMatmulDescAttributes_t as Attribute};
+use cudarc::driver::{CudaContext, CudaStream};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// The name by which the library is asked for.
+const LIBRARY: &str = "libcublasLt";
+/// Memory that the library may use for a product, as NVIDIA advises for Hopper.
+const WORKSPACE_BYTES: usize = 32 << 20;
+/// Plans that are kept: rows of a batch have a few hundred different numbers at most.
+const PLANS_MAX: usize = 4_096;
+
+/// The library, for the products of one queue.
+pub(super) struct Products {
+    handle: sys::cublasLtHandle_t,
+    workspace: super::driver::DriverMemory,
+    plans: HashMap<Size, Plan>,
+}
+
+// SAFETY: the handle and the plans are used by whoever has the queue, one at a time; the library allows any thread.
+unsafe impl Send for Products {}
+
+/// What a plan is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Size {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    end: ProductEnd,
+}
+
+impl Products {
+    pub(super) fn new(
+        context: &Arc<CudaContext>,
+        workspace: impl FnOnce(usize) -> Result<super::driver::DriverMemory, GpuError>,
+    ) -> Result<Self, GpuError> {
+        // SAFETY: loading the library runs its initialisers, which is what it is for.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(GpuError::NoLibrary { library: LIBRARY });
+        }
+        context.bind_to_thread().map_err(|fault| failed("turning to the GPU", fault))?;
+        let workspace = workspace(WORKSPACE_BYTES)?;
+        let handle = result::create_handle().map_err(|fault| failed("starting cuBLASLt", fault))?;
+        Ok(Products { handle, workspace, plans: HashMap::new() })
+    }
+
+    /// Computes a product.
+    ///
+    /// # Safety
+    /// All memory that it names is large enough and lives until the stream's work is done.
+    pub(super) unsafe fn multiply(&mut self, stream: &CudaStream, product: &Product) -> Result<(), GpuError> {
+        let Product { rows, inputs, outputs, end, .. } = *product;
+        let size = Size { rows, inputs, outputs, end };
+        if !self.plans.contains_key(&size) {
+            if self.plans.len() >= PLANS_MAX {
+                self.plans.clear();
+            }
+            let plan = guarded("planning a product", || Plan::new(self.handle, size, product.bias))?;
+            self.plans.insert(size, plan);
+        }
+        let plan = &self.plans[&size];
+        let (one, there) = (1.0f32, if end == ProductEnd::Add { 1.0f32 } else { 0.0 });
+        let out = product.out as *mut c_void;
+        plan.set_bias(product.bias).map_err(|fault| failed("naming a bias", fault))?;
+        // SAFETY: the layouts are those of the product's sizes, for which the caller says that the memory is large enough. The factors are read while the
+        // library is called; the workspace is this queue's own.
+        let multiplied = unsafe {
+            result::matmul(
+                self.handle,
+                plan.description.0,
+                (&raw const one).cast(),
+                (&raw const there).cast(),
+                product.weights as *const c_void,
+                plan.weights.0,
+                product.activations as *const c_void,
+                plan.activations.0,
+                out,
+                plan.out.0,
+                out,
+                plan.out.0,
+                &plan.algorithm,
+                self.workspace.address() as *mut c_void,
+                WORKSPACE_BYTES,
+                stream.cu_stream().cast(),
+            )
+        };
+        multiplied.map_err(|fault| failed("a matrix product", fault))
+    }
+}
+
+impl Drop for Products {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: the handle was made by the library and is not used after this.
+        if let Err(fault) = unsafe { result::destroy_handle(self.handle) } {
+            tracing::debug!(%fault, "cuBLASLt is not ended in order");
+        }
+    }
+}
+
+/// How a product of one size is computed.
+struct Plan {
+    description: Description,
+    weights: Layout,
+    activations: Layout,
+    out: Layout,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Plan {
+    fn new(handle: sys::cublasLtHandle_t, size: Size, bias: u64) -> Result<Self, GpuError> {
+        let plan = || -> Result<Self, CublasError> {
+            let Size { rows, inputs, outputs, end } = size;
+            let description = Description::new()?;
+            description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1i32)?;
+            description.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue(end))?;
+            description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+            let (weights, activations, out) =
+                (Layout::new(inputs, outputs)?, Layout::new(inputs, rows)?, Layout::new(outputs, rows)?);
+            let preference = Preference::new()?;
+            // SAFETY: all of them are there until the end of this function.
+            let found = unsafe {
+                result::get_matmul_algo_heuristic(handle, description.0, weights.0, activations.0, out.0, out.0, preference.0)?
+            };
+            Ok(Plan { description, weights, activations, out, algorithm: found.algo })
+        };
+        plan().map_err(|fault| failed("planning a matrix product", format!("{fault} for {size:?}")))
+    }
+
+    fn set_bias(&self, bias: u64) -> Result<(), CublasError> {
+        self.description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)
+    }
+}
+
+fn epilogue(end: ProductEnd) -> Epilogue {
+    match end {
+        ProductEnd::Store | ProductEnd::Add => Epilogue::CUBLASLT_EPILOGUE_BIAS,
+        ProductEnd::Relu => Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS,
+        ProductEnd::Gelu => Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
+    }
+}
+
+/// What is multiplied how.
+struct Description(sys::cublasLtMatmulDesc_t);
+
+impl Description {
+    fn new() -> Result<Self, CublasError> {
+        let sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        result::create_matmul_desc(sums, sys::cudaDataType_t::CUDA_R_32F).map(Description)
+    }
+
+    fn set<T>(&self, attribute: Attribute, value: &T) -> Result<(), CublasError> {
+        // SAFETY: the description is there, and the value is read while the library is called; callers give each attribute the type that it has.
+        unsafe { result::set_matmul_desc_attribute(self.0, attribute, (&raw const *value).cast(), size_of::<T>()) }
+    }
+}
+
+impl Drop for Description {
+    fn drop(&mut self) {
+        // SAFETY: made by the library, and not used after this.
+        if let Err(fault) = unsafe { result::destroy_matmul_desc(self.0) } {
+            tracing::debug!(%fault, "a product's description is left in memory");
+        }
+    }
+}
+
+/// How a matrix of halves lies in memory: columns one after the other.
+struct Layout(sys::cublasLtMatrixLayout_t);
+
+impl Layout {
+    fn new(rows: usize, columns: usize) -> Result<Self, CublasError> {
+        result::create_matrix_layout(sys::cudaDataType_t::CUDA_R_16F, rows as u64, columns as u64, rows as i64).map(Layout)
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: made by the library, and not used after this.
+        if let Err(fault) = unsafe { result::destroy_matrix_layout(self.0) } {
+            tracing::debug!(%fault, "a matrix's layout is left in memory");
+        }
+    }
+}
+
+/// What a plan may use.
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new() -> Result<Self, CublasError> {
+        let preference = Preference(result::create_matmul_pref()?);
+        let workspace = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let bytes = WORKSPACE_BYTES;
+        // SAFETY: the preference is there, and the value, of the type that the attribute has, is read while the library is called.
+        unsafe { result::set_matmul_pref_attribute(preference.0, workspace, (&raw const bytes).cast(), size_of::<usize>())? };
+        Ok(preference)
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: made by the library, and not used after this.
+        if let Err(fault) = unsafe { result::destroy_matmul_pref(self.0) } {
+            tracing::debug!(%fault, "a preference is left in memory");
+        }
+    }
+}
