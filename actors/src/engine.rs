@@ -44,7 +44,7 @@ use ragged_raft::ids::{DEFAULT_TENANT, NodeId};
 use ragged_raft::meta::command::{MetaCommand, Role};
 use ragged_raft::meta::node::{NodeRow, NodeState};
 use ragged_raft::meta::{Founding, MetaGroup};
-use ragged_raft::{Store, StoreOptions};
+use ragged_raft::{Store, StoreOptions, lacks_space};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -102,6 +102,8 @@ pub struct ClusterOptions {
 
 /// Partitions that are loaded at once.
 const LOADS_AT_ONCE: usize = 2;
+/// How long a start waits before it looks again whether a full disk has space.
+const SPACE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How long clearing a deleted collection waits after a failure.
 const CLEAR_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -231,8 +233,8 @@ pub(crate) struct Supervisors {
 impl Engine {
     /// Starts a node. With a new data folder it founds a cluster, and then writes the admin key; or it joins one.
     pub async fn start(options: EngineOptions, registry: Registry) -> Result<Engine, StartError> {
-        let (store, model, devices) = open(&options).await?;
-        let Begun { identity, found_shards, removed } = begin(&store, &options).await?;
+        let (store, model, devices) = with_space(&options, || open(&options)).await?;
+        let Begun { identity, found_shards, removed } = with_space(&options, || begin(&store, &options)).await?;
         let restarts =
             IntCounterVec::new(Opts::new("ragged_actor_restarts_total", "Restarts of actors."), &["supervisor", "actor"])?;
         registry.register(Box::new(restarts.clone()))?;
@@ -407,6 +409,22 @@ async fn clear_dropped(dropped: Arc<Notify>, parts: Weak<Parts>) {
                 tracing::warn!(%fault, "collections that were deleted could not be cleared yet, trying again");
                 tokio::time::sleep(CLEAR_AGAIN_AFTER).await;
             }
+        }
+    }
+}
+
+/// Does a step of the start. A member whose disk is full waits for space, as it would if the disk had become full while it served.
+async fn with_space<T, Fut>(options: &EngineOptions, step: impl Fn() -> Fut) -> Result<T, StartError>
+where
+    Fut: Future<Output = Result<T, StartError>>,
+{
+    loop {
+        match step().await {
+            Err(fault) if NodeIdentity::is_there(&options.data_dir) && lacks_space(&options.data_dir) => {
+                tracing::error!(%fault, data_dir = %options.data_dir.display(), "the disk is full: the start goes on once there is space again");
+                tokio::time::sleep(SPACE_AGAIN_AFTER).await;
+            }
+            outcome => return outcome,
         }
     }
 }

@@ -239,7 +239,8 @@ impl Actor for MetaActor {
             arguments.replicas.remove(before.group().replica());
             before.group().shutdown().await;
         }
-        let group = MetaGroup::start(arguments.ground.clone()).await.map_err(|fault| StorageFault(fault.to_string()))?;
+        let started = MetaGroup::start(arguments.ground.clone()).await;
+        let group = started.map_err(|fault| StorageFault::new(fault, &arguments.ground.store))?;
         arguments.replicas.add(group.group().clone());
         *arguments.meta.group.write() = Some(group.clone());
         let watcher = tokio::spawn({
@@ -267,7 +268,9 @@ impl Actor for MetaActor {
                     let _ = reply.send(result); // the caller may have gone
                 });
             }
-            MetaMessage::GroupFailed(fault) => return Err(StorageFault(format!("meta: {fault}")).into()),
+            MetaMessage::GroupFailed(fault) => {
+                return Err(StorageFault::new(format!("meta: {fault}"), &state.arguments.ground.store).into());
+            }
             #[cfg(test)]
             MetaMessage::Panic => panic!("injected"),
         }

@@ -3,13 +3,16 @@
 //! A supervisor restarts a failed child alone (one for one: children share no state), after a back-off that doubles with every failure in
 //! a row. More than `max_restarts` within `window` are taken as a sign that restarting does not help: the supervisor fails itself, which
 //! its own supervisor sees, up to the root, whose end ends the node. Faults of the disk do not count: the child is parked and tried again
-//! every `probe_interval`, since a full disk mends when somebody frees it, and not by ending the process.
+//! every `probe_interval`, since a full disk mends when somebody frees it, and not by ending the process; for the same reason a full disk
+//! does not keep a supervisor from starting.
 
 use futures::future::BoxFuture;
 use prometheus::IntCounterVec;
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use ragged_raft::Store;
 use std::collections::{HashMap, VecDeque};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,8 +45,19 @@ impl Default for RestartPolicy {
 
 /// A failure that the disk is to blame for. An actor that ends with it is parked, not counted.
 #[derive(Debug, thiserror::Error)]
-#[error("storage fault: {0}")]
-pub struct StorageFault(pub String);
+#[error("storage fault: {what}")]
+pub struct StorageFault {
+    what: String,
+    /// Whether the disk was full when it came: that passes, and does not keep a node from starting.
+    disk_is_full: bool,
+}
+
+impl StorageFault {
+    /// A failure of what is kept in a store.
+    pub fn new(what: impl Display, store: &Store) -> Self {
+        StorageFault { what: what.to_string(), disk_is_full: store.lacks_space() }
+    }
+}
 
 /// Starts one child, linked to the given supervisor. Called again for every restart.
 pub type Spawn = Arc<dyn Fn(ActorCell) -> BoxFuture<'static, Result<ActorCell, SpawnErr>> + Send + Sync>;
@@ -74,7 +88,7 @@ pub struct Supervision {
     pub name: String,
     /// How often children may fail.
     pub policy: RestartPolicy,
-    /// Children, started at once, in this order; one that cannot start fails the supervisor's start.
+    /// Children, started at once, in this order; one that cannot start fails the supervisor's start, unless its disk is full.
     pub children: Vec<Child>,
     /// Counts restarts by child.
     pub restarts: IntCounterVec,
@@ -130,8 +144,18 @@ impl Actor for Supervisor {
         let mut running = HashMap::new();
         let starts = supervision.children.iter().map(|child| (child.spawn)(myself.get_cell()));
         let started = futures::future::join_all(starts).await;
-        for (child, cell) in supervision.children.iter().zip(started) {
-            running.insert(cell?.get_id(), child.name.clone());
+        for (child, started) in supervision.children.iter().zip(started) {
+            match started.map_err(cause_of) {
+                Ok(cell) => {
+                    running.insert(cell.get_id(), child.name.clone());
+                }
+                Err(fault) if fault.downcast_ref::<StorageFault>().is_some_and(|fault| fault.disk_is_full) => {
+                    tracing::error!(supervisor = %supervision.name, actor = %child.name, %fault, "actor could not be started, it will be tried again");
+                    let name = child.name.clone();
+                    myself.send_after(supervision.policy.probe_interval, move || SupervisorMessage::Restart { name });
+                }
+                Err(fault) => return Err(fault),
+            }
         }
         Ok(SupervisorState {
             name: supervision.name,
@@ -196,11 +220,7 @@ impl SupervisorState {
         if self.stopping {
             return Ok(());
         }
-        let wait = if fault.downcast_ref::<StorageFault>().is_some() {
-            self.policy.probe_interval
-        } else {
-            self.backoff_after_failure(&name, &fault)?
-        };
+        let wait = if is_of_the_disk(&fault) { self.policy.probe_interval } else { self.backoff_after_failure(&name, &fault)? };
         tracing::error!(supervisor = %self.name, actor = %name, %fault, wait_ms = wait.as_millis() as u64, "actor failed, it will be restarted");
         myself.send_after(wait, move || SupervisorMessage::Restart { name });
         Ok(())
@@ -237,20 +257,86 @@ impl SupervisorState {
                 Ok(())
             }
             Err(fault) => {
-                let fault: ActorProcessingErr = match fault {
-                    SpawnErr::StartupFailed(inner) => inner,
-                    other => other.into(),
-                };
-                let wait = if fault.downcast_ref::<StorageFault>().is_some() {
-                    self.policy.probe_interval
-                } else {
-                    self.backoff_after_failure(name, &fault)?
-                };
+                let fault = cause_of(fault);
+                let wait =
+                    if is_of_the_disk(&fault) { self.policy.probe_interval } else { self.backoff_after_failure(name, &fault)? };
                 tracing::error!(supervisor = %self.name, actor = %name, %fault, "actor could not be restarted, it will be tried again");
                 let name = name.to_owned();
                 myself.send_after(wait, move || SupervisorMessage::Restart { name });
                 Ok(())
             }
         }
+    }
+}
+
+/// Why an actor did not start.
+fn cause_of(fault: SpawnErr) -> ActorProcessingErr {
+    match fault {
+        SpawnErr::StartupFailed(cause) => cause,
+        other => other.into(),
+    }
+}
+
+fn is_of_the_disk(fault: &ActorProcessingErr) -> bool {
+    fault.downcast_ref::<StorageFault>().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    struct Idle;
+
+    impl Actor for Idle {
+        type Msg = ();
+        type State = ();
+        type Arguments = ();
+
+        async fn pre_start(&self, _myself: ActorRef<()>, (): ()) -> Result<(), ActorProcessingErr> {
+            Ok(())
+        }
+    }
+
+    /// A supervisor of one child whose first `failures` starts fail with a storage fault.
+    async fn start(failures: usize, disk_is_full: bool) -> (Result<ActorRef<SupervisorMessage>, SpawnErr>, Arc<AtomicUsize>) {
+        let starts = Arc::new(AtomicUsize::new(0));
+        let counted = starts.clone();
+        let child = Child::new("idle", move |above| {
+            let counted = counted.clone();
+            async move {
+                if counted.fetch_add(1, Ordering::SeqCst) < failures {
+                    let fault = StorageFault { what: "injected".into(), disk_is_full };
+                    return Err(SpawnErr::StartupFailed(fault.into()));
+                }
+                Ok(Actor::spawn_linked(None, Idle, (), above).await?.0.get_cell())
+            }
+        });
+        let policy = RestartPolicy { probe_interval: Duration::from_millis(10), ..RestartPolicy::default() };
+        let restarts = IntCounterVec::new(prometheus::Opts::new("restarts", "Restarts."), &["supervisor", "actor"]).unwrap();
+        let supervision = Supervision { name: "test".into(), policy, children: vec![child], restarts };
+        (Supervisor::start(supervision, None).await, starts)
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_keeps_no_supervisor_from_starting() {
+        // More often than other failures may come.
+        let failures = RestartPolicy::default().max_restarts + 5;
+        let (started, starts) = start(failures, true).await;
+        let supervisor = started.unwrap();
+        for _ in 0..1_000 {
+            if starts.load(Ordering::SeqCst) > failures && !supervisor.get_cell().get_children().is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the child was never started, after {} attempts", starts.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_damaged_keeps_it_from_starting() {
+        let (started, starts) = start(1, false).await;
+        assert!(started.is_err());
+        assert_eq!(starts.load(Ordering::SeqCst), 1);
     }
 }

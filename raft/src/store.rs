@@ -156,6 +156,11 @@ fn is_disk_full(fault: &rocksdb::Error) -> bool {
     fault.as_ref().contains("No space left on device")
 }
 
+/// Whether the disk of a folder has less space left than writes need. A disk that does not say is not taken for full.
+pub fn lacks_space(folder: &Path) -> bool {
+    rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < DISK_RESERVE_BYTES)
+}
+
 /// Who this node is, and which replicas live on it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Identity {
@@ -277,6 +282,11 @@ impl Store {
     /// The folder that it lives in.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Whether the disk has less space left than writes need.
+    pub fn lacks_space(&self) -> bool {
+        lacks_space(&self.folder)
     }
 
     /// Where snapshots are put that are being sent or received. Emptied when the store is opened.

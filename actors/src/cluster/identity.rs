@@ -71,6 +71,11 @@ impl NodeIdentity {
         Ok(NodeIdentity { cluster, node, shard_count, authority_pem, certificate_pem, key_pem: asked.key_pem })
     }
 
+    /// Whether there is one in this data folder: its node is a member of a cluster.
+    pub fn is_there(folder: &Path) -> bool {
+        folder.join(FILE).exists()
+    }
+
     /// Reads the identity in this data folder, which must be this node's; none when there is none yet.
     pub fn load(folder: &Path, node: NodeId) -> Result<Option<NodeIdentity>, IdentityError> {
         let path = folder.join(FILE);

@@ -231,7 +231,7 @@ impl Actor for ShardActor {
             }
             ShardMessage::Recover { from, reply } => {
                 let recovered = state.recover(from, &myself).await;
-                let fault = recovered.as_ref().err().map(|fault| StorageFault(fault.to_string()));
+                let fault = recovered.as_ref().err().map(|fault| StorageFault::new(fault, &state.arguments.ground.store));
                 let _ = reply.send(recovered); // the caller may have gone
                 if let Some(fault) = fault {
                     return Err(fault.into()); // the next actor starts the replica as it is
@@ -242,7 +242,8 @@ impl Actor for ShardActor {
             ShardMessage::GroupFailed { replica, fault } => {
                 let current = state.running.as_ref().is_some_and(|running| running.group.group().replica() == replica);
                 if current {
-                    return Err(StorageFault(format!("{}: {fault}", state.arguments.shard)).into());
+                    let what = format!("{}: {fault}", state.arguments.shard);
+                    return Err(StorageFault::new(what, &state.arguments.ground.store).into());
                 }
             }
             #[cfg(test)]
@@ -260,7 +261,8 @@ impl Actor for ShardActor {
 async fn start_group(arguments: &ShardArguments, founds: bool, myself: &ActorRef<ShardMessage>) -> Result<Running, StorageFault> {
     let beginning = if founds { Beginning::Found } else { Beginning::Join };
     let ground = Ground { beginning, ..arguments.ground.clone() };
-    let group = ShardGroup::start(ground, arguments.shard).await.map_err(|fault| StorageFault(fault.to_string()))?;
+    let started = ShardGroup::start(ground, arguments.shard).await;
+    let group = started.map_err(|fault| StorageFault::new(fault, &arguments.ground.store))?;
     *arguments.group.write() = Some(group.clone());
     arguments.replicas.add(group.group().clone());
     let watcher = tokio::spawn({

@@ -113,11 +113,18 @@ impl Stage {
         self.leader_seen_by(0, shard).await
     }
 
-    /// The node that leads a shard, as another one says.
+    /// The node that leads a shard, as another one says. There may be none for a moment.
     pub async fn leader_seen_by(&self, node: usize, shard: u16) -> Result<usize> {
         let client = self.client(node)?;
-        let shards = client.cluster_shards(false).await?.shards;
-        let leader = shards.iter().find(|one| one.id == shard).and_then(|one| one.leader).context("the shard has no leader")?;
+        let deadline = Instant::now() + READY_TIMEOUT;
+        let leader = loop {
+            let shards = client.cluster_shards(false).await?.shards;
+            match shards.iter().find(|one| one.id == shard).and_then(|one| one.leader) {
+                Some(leader) => break leader,
+                None => ensure!(Instant::now() < deadline, "shard {shard} has no leader"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         let nodes = client.cluster_nodes().await?.nodes;
         let address = nodes.into_iter().find(|node| node.id == leader).context("the leader is not known")?.address;
         (0..self.cluster.len()).find(|node| self.cluster.cluster_address(*node) == address).context("the leader is no node")
