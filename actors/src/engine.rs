@@ -34,6 +34,7 @@ use crate::shard::read_threads::ReadThreads;
 use crate::shard::{ShardActor, ShardArguments};
 use crate::shards::Shards;
 use crate::supervision::{Child, RestartPolicy, Supervision, Supervisor, SupervisorMessage};
+use parking_lot::Mutex;
 use prometheus::{IntCounterVec, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorRef, ActorStatus, SpawnErr};
@@ -618,10 +619,9 @@ fn embedder_children(
     let child = |(opened, queue): (Opened, EmbedderQueue)| {
         let arguments = EmbedderArguments {
             queue,
-            device: opened.device,
+            device: Arc::new(Mutex::new(Some(opened.device))),
             spare: opened.spare,
             dimension: model.dimension(),
-            batch_tokens: opened.batch_tokens,
             queued_tokens_max: options.limits.queued_tokens,
             metrics: metrics.clone(),
         };

@@ -6,6 +6,7 @@ use crate::network::Network;
 use anyhow::{Context, Result, bail, ensure};
 use ragged_client::{Client, ClusterNode, ClusterShard, NewJoinToken, RetryPolicy};
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -150,6 +151,47 @@ impl Cluster {
         let sent = unsafe { libc::kill(process as i32, signal) };
         ensure!(sent == 0, "signal {signal} could not be sent to node {node}");
         Ok(())
+    }
+
+    /// Ends nodes by a signal, at once, and waits until they have. What was wrong with that, if anything: one had ended by itself before, or ended in another
+    /// way than it was told to, or not in time; then it is killed.
+    pub async fn end(&mut self, nodes: &[usize], signal: i32, within: Duration) -> Result<Option<String>> {
+        let mut wrong = None;
+        let mut told = Vec::new();
+        for node in nodes.iter().copied() {
+            match self.running(node)?.try_wait()? {
+                Some(status) => wrong = wrong.or(Some(format!("node {node} had ended by itself with {status}"))),
+                None => {
+                    self.signal(node, signal)?;
+                    told.push(node);
+                }
+            }
+        }
+        for node in told {
+            let process = self.running(node)?;
+            let what = match tokio::time::timeout(within, process.wait()).await {
+                Ok(status) => {
+                    let status = status?;
+                    // A node that has only just been started knows of no signals yet.
+                    let is_as_told = status.success() || status.signal() == Some(signal);
+                    (!is_as_told).then(|| format!("node {node} was to end by signal {signal}, and ended with {status}"))
+                }
+                Err(_) => {
+                    process.kill().await?;
+                    Some(format!("node {node} has not ended within {within:?} after signal {signal}"))
+                }
+            };
+            wrong = wrong.or(what);
+        }
+        for node in nodes.iter().copied() {
+            self.nodes[node].process = None;
+            self.processes[node].store(0, Ordering::Relaxed);
+        }
+        Ok(wrong)
+    }
+
+    fn running(&mut self, node: usize) -> Result<&mut Child> {
+        self.nodes[node].process.as_mut().with_context(|| format!("node {node} does not run"))
     }
 
     /// Waits until a node's process has ended; whether it has within the time.

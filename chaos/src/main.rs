@@ -164,6 +164,7 @@ fn main() -> ExitCode {
 fn ended(run: Result<Report>) -> ExitCode {
     match run {
         Ok(report) if !report.violations.is_empty() => ExitCode::from(VIOLATED),
+        Ok(Report { failure: Some(_), .. }) => ExitCode::from(HARNESS_FAILED),
         Ok(report) if !report.invalid.is_empty() => ExitCode::from(INVALID),
         Ok(_) => ExitCode::SUCCESS,
         Err(fault) => {
@@ -237,9 +238,17 @@ fn tell(report: &Report) {
     for why in &report.invalid {
         println!("INVALID: {why}");
     }
+    if !report.not_now.is_empty() {
+        println!("{} faults could not be injected when their turn came", report.not_now.len());
+    }
+    if let Some(fault) = &report.failure {
+        println!("the run itself failed, which says nothing of the cluster: {fault}");
+    }
     match &report.kept {
         Some(folder) => println!("the nodes' data and logs are in {}", folder.display()),
-        None if report.violations.is_empty() && report.invalid.is_empty() => println!("every promise was kept"),
+        None if report.violations.is_empty() && report.invalid.is_empty() && report.failure.is_none() => {
+            println!("every promise was kept")
+        }
         None => {}
     }
 }

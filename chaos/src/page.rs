@@ -68,10 +68,11 @@ pub fn page(report: &Report) -> String {
 }
 
 fn verdict(report: &Report) -> String {
-    let (class, text) = match (report.violations.is_empty(), report.invalid.is_empty()) {
-        (false, _) => ("bad", format!("Promises were broken {} times", report.violations.len())),
-        (true, false) => ("bad", format!("Invalid, it has shown nothing: {}", report.invalid.join("; "))),
-        (true, true) => ("good", "Every promise was kept".to_owned()),
+    let (class, text) = match (&report.violations[..], &report.failure, &report.invalid[..]) {
+        ([_, ..], _, _) => ("bad", format!("Promises were broken {} times", report.violations.len())),
+        (_, Some(failure), _) => ("bad", format!("The run itself failed: {failure}")),
+        (_, _, [_, ..]) => ("bad", format!("Invalid, it has shown nothing: {}", report.invalid.join("; "))),
+        ([], None, []) => ("good", "Every promise was kept".to_owned()),
     };
     let again = escaped(&report.command);
     format!(

@@ -39,6 +39,10 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Why the run has shown nothing, if it has not.
     pub invalid: Vec<String>,
+    /// Why the run came to an end before its time, if it did: a fault of the harness.
+    pub failure: Option<String>,
+    /// Faults that could not be injected when their turn came, and why.
+    pub not_now: Vec<String>,
     /// Classes that cannot be injected here, and why.
     pub missing: BTreeMap<Class, &'static str>,
     /// The nodes' data and logs, kept when something is wrong.

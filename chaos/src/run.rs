@@ -3,7 +3,7 @@
 use crate::aftermath;
 use crate::cluster::{Cluster, Installation};
 use crate::fault::{self, Class, Injected};
-use crate::history::History;
+use crate::history::{History, Operation};
 use crate::report::{self, Aftermath, Fault, Report, WriteGaps};
 use crate::resources::{self, Watch};
 use crate::schedule::{Blow, Schedule};
@@ -48,20 +48,28 @@ pub async fn run(options: Options) -> Result<Report> {
     let watch = Watch::start(cluster.processes());
     let workload = Workload::start(&cluster, CLIENTS, options.seed).await?;
     let history = workload.history().clone();
-    let mut broken = Broken { now: Vec::new(), faults: Vec::new(), violations: Vec::new(), history: history.clone() };
+    let mut broken =
+        Broken { now: Vec::new(), faults: Vec::new(), violations: Vec::new(), not_now: Vec::new(), history: history.clone() };
     let struck = strike(&options, &mut cluster, &mut broken).await;
     let seconds = history.now().as_secs_f64();
     let mended = broken.mend_all(&mut cluster).await;
     let whole = cluster.until_whole(RECOVERY_MAX).await;
     let history = workload.stop().await;
-    struck.and(mended).inspect_err(|_| eprintln!("the nodes' data and logs are in {}", cluster.keep_folder().display()))?;
+    broken.note_deserter(&mut cluster)?;
 
-    let mut violations = broken.violations;
+    // A harness that fails does not hide what it has seen before.
+    let mut failure = struck.and(mended).err();
     let mut aftermath = Aftermath::default();
     match &whole {
-        Ok(_) => aftermath = aftermath::check(&cluster, &history, options.seed, &mut violations).await?,
-        Err(fault) => violations.push(Violation { check: "recovery", what: fault.to_string() }),
+        Ok(_) => match aftermath::check(&cluster, &history, options.seed, &mut broken.violations).await {
+            Ok(looked_at) => aftermath = looked_at,
+            Err(fault) => broken.violated("recovery", format!("{fault:#}")),
+        },
+        Err(fault) if failure.is_none() => broken.violated("recovery", fault.to_string()),
+        Err(fault) => failure = failure.map(|failure| failure.context(format!("and then {fault:#}"))),
     }
+    broken.note_deserter(&mut cluster)?;
+    let (mut violations, not_now) = (broken.violations, broken.not_now);
     let peaks = watch.peaks();
     violations.extend(resources::check(&peaks));
     let operations = history.operations();
@@ -74,8 +82,11 @@ pub async fn run(options: Options) -> Result<Report> {
     }
     let mut injections: BTreeMap<Class, usize> = BTreeMap::new();
     faults.iter().for_each(|fault| *injections.entry(fault.class).or_default() += 1);
-    let operations_count = verdict::count(&operations);
-    let kept = (!violations.is_empty()).then(|| cluster.keep_folder().to_owned());
+    // What is asked when everything has been mended is not counted: it would hide that clients got nowhere before.
+    let until_mended: Vec<Operation> = operations.iter().filter(|one| one.ended.as_secs_f64() <= seconds).cloned().collect();
+    let operations_count = verdict::count(&until_mended);
+    let failure = failure.map(|failure| format!("{failure:#}"));
+    let kept = (!violations.is_empty() || failure.is_some()).then(|| cluster.keep_folder().to_owned());
     Ok(Report {
         seed: options.seed,
         command: options.command,
@@ -88,6 +99,8 @@ pub async fn run(options: Options) -> Result<Report> {
         recovery_ms: whole.ok().map(|took| took.as_millis() as u64),
         longest_write_gap_ms: gaps.longest().as_millis() as u64,
         violations,
+        failure,
+        not_now,
         missing: options.missing,
         kept,
         peaks,
@@ -118,6 +131,8 @@ struct Broken {
     now: Vec<(usize, Injected)>,
     faults: Vec<Fault>,
     violations: Vec<Violation>,
+    /// Faults that could not be injected when their turn came, and why.
+    not_now: Vec<String>,
     history: std::sync::Arc<History>,
 }
 
@@ -131,7 +146,7 @@ impl Broken {
         let mut injected =
             fault::inject(class, cluster, random).await.with_context(|| format!("{class:?} could not be injected"))?;
         if let Some(what) = injected.violation.take() {
-            self.violations.push(Violation { check: "bit-rot", what });
+            self.violated(if class == Class::BitRot { "bit-rot" } else { "process" }, what);
         }
         let (nodes, seen) = (injected.nodes.clone(), injected.seen.clone());
         let fault =
@@ -148,6 +163,21 @@ impl Broken {
             let mended = fault::mend(&mut injected, cluster).await;
             self.faults[place].mended_ms = self.now_ms();
             mended.with_context(|| format!("{:?} of {:?} could not be mended", injected.class, injected.nodes))?;
+        }
+        Ok(())
+    }
+
+    fn violated(&mut self, check: &'static str, what: String) {
+        self.violations.push(Violation { check, what });
+    }
+
+    /// Notes a node that has ended although nobody told it to.
+    fn note_deserter(&mut self, cluster: &mut Cluster) -> Result<()> {
+        if let Some((node, status)) = cluster.deserter()? {
+            let what = format!("node {node} ended by itself with {status}: {}", last_lines(cluster, node));
+            if !self.violations.iter().any(|violation| violation.what == what) {
+                self.violated("process", what);
+            }
         }
         Ok(())
     }
@@ -174,7 +204,15 @@ async fn strike(options: &Options, cluster: &mut Cluster, broken: &mut Broken) -
         }
         let mut random = StdRng::seed_from_u64(details);
         for class in classes {
-            broken.inject(class, cluster, &mut random).await?;
+            // What another fault has done stands in the way sometimes. What is done to a whole cluster must be possible.
+            match broken.inject(class, cluster, &mut random).await {
+                Err(fault) if !is_alone => {
+                    broken.note_deserter(cluster)?;
+                    println!("{:>7.1} s  not now: {fault:#}", broken.now_ms() as f64 / 1e3);
+                    broken.not_now.push(format!("{fault:#}"));
+                }
+                outcome => outcome?,
+            }
         }
         tokio::time::sleep(lasts).await;
         broken.mend_all(cluster).await?;
@@ -188,10 +226,7 @@ async fn strike(options: &Options, cluster: &mut Cluster, broken: &mut Broken) -
                 .for_each(|fault| fault.whole_ms = whole.map(|took| took.as_millis() as u64));
         }
         tokio::time::sleep(quiet).await;
-        if let Some((node, status)) = cluster.deserter()? {
-            let what = format!("node {node} ended by itself with {status}: {}", last_lines(cluster, node));
-            broken.violations.push(Violation { check: "process", what });
-        }
+        broken.note_deserter(cluster)?;
     }
     Ok(())
 }

@@ -36,6 +36,9 @@ const REPEATS: usize = 4;
 /// In how many of a hundred cases such a write is sent again although it was acknowledged.
 const SENT_AGAIN: u32 = 5;
 
+/// A value that is never written.
+const NEVER_WRITTEN: u64 = u64::MAX;
+
 /// Clients at work.
 pub struct Workload {
     history: Arc<History>,
@@ -142,8 +145,9 @@ pub fn text_of(value: u64) -> String {
     format!("value{value}")
 }
 
-fn value_of(text: &str) -> Value {
-    text.strip_prefix("value").and_then(|digits| digits.parse().ok())
+/// The value of a text; one that nobody wrote when the text is none of ours, so that it is not taken for a document that is not there.
+fn value_of(text: Option<&str>) -> u64 {
+    text.and_then(|text| text.strip_prefix("value")).and_then(|digits| digits.parse().ok()).unwrap_or(NEVER_WRITTEN)
 }
 
 /// Writes; with a key of its own it is written again until it is known to be there, or refused for good: whatever came of the first times, it counts once.
@@ -203,7 +207,7 @@ async fn read(client: &Client, key: &str, token: Option<&str>) -> (Action, Outco
         None => client.get_document_as_of(COLLECTION, key, Some(Consistency::Strong)).await,
     };
     let (value, outcome) = match document {
-        Ok(document) => (document.text.as_deref().and_then(value_of), Outcome::Done),
+        Ok(document) => (Some(value_of(document.text.as_deref())), Outcome::Done),
         Err(fault) if fault.code() == Some("document_not_found") => (None, Outcome::Done),
         Err(_) => (None, Outcome::Refused),
     };

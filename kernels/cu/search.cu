@@ -1,8 +1,8 @@
 // Exact search: inner products of queries with rows of halves, of which only those are kept that may be among the best. The scores are never in memory
 // as a whole.
 //
-// Queries are f32. Each is two halves, its value rounded and what that left, in two neighbouring columns of the product, so that scores are as exact
-// as f32 allows though the tensor cores multiply halves. The rows are read once for all columns of a block and straight into registers: the order in which
+// Queries are f32. Each is two halves, its value rounded and what that left, in two neighbouring columns of the product, so that scores are nearly as exact
+// as in f32 though the tensor cores multiply halves. The rows are read once for all columns of a block and straight into registers: the order in which
 // a product runs through its inner dimension is free, so a lane takes 16 bytes of a row where the plain order would have it take four times 4.
 #include "device.cuh"
 
@@ -51,6 +51,8 @@ template <u32 ColumnTiles> DEVICE void score(const ScoreArguments& arguments) {
         if (first >= arguments.count) {
             continue;
         }
+        // The lanes have gone ways of their own at the end of the block before, and multiply together.
+        synchronize_warp();
         // The lane's rows, two for each tile. Those past the end are read as the last row, and passed over later.
         const half_bits* rows[2 * ROW_TILES];
 #pragma unroll
@@ -116,7 +118,8 @@ struct SelectArguments {
     Candidate* candidates; // queries x capacity, written over by those that are kept, in no order
     u32* counts;           // queries: before, those found; after, those kept
     float* thresholds;     // queries: after, the score of the last one kept, or as it was when there are fewer than wanted
-    u32* overflows;        // queries: added to when more were found than there was room for
+    u32* overflows;        // queries: added to when more were found than there was room for, and all count
+    Candidate* hits;       // queries x wanted: those that are kept once more, without gaps between queries; null when they are not wanted
     u32 capacity;
     u32 wanted;     // at most `capacity`
     u32 forget_all; // 1: the threshold only is wanted, nothing is kept
@@ -136,13 +139,14 @@ constexpr u32 DIGITS = 256;
 
 // Keeps the best candidates of one query: one block for each. The rank of the last one that is wanted is found digit by digit, from the highest, by
 // counting how many candidates have each value of the digit; ranks differ, so as many as wanted are at least as good.
-KERNEL(select_best, SelectArguments) {
+KERNEL_BOUNDS(select_best, SelectArguments, 1024, 1) {
     u32* histogram = reinterpret_cast<u32*>(shared_memory()); // DIGITS, then four values that all threads share
     u32* shared = histogram + DIGITS;
     Candidate* candidates = arguments.candidates + static_cast<u64>(blockIdx.x) * arguments.capacity;
     u32 found = arguments.counts[blockIdx.x];
     u32 count = found < arguments.capacity ? found : arguments.capacity;
-    if (threadIdx.x == 0 && found > arguments.capacity) {
+    // Of a sample any part will do: the score that it gives is reached by as many rows as are wanted.
+    if (threadIdx.x == 0 && found > arguments.capacity && !arguments.forget_all) {
         count_up(&arguments.overflows[blockIdx.x], 1);
     }
     u64 last = 0;
@@ -190,7 +194,11 @@ KERNEL(select_best, SelectArguments) {
         }
         synchronize_block();
         if (good && !arguments.forget_all) {
-            candidates[count_up(&shared[2], 1)] = candidate;
+            u32 place = count_up(&shared[2], 1);
+            candidates[place] = candidate;
+            if (arguments.hits != nullptr) {
+                arguments.hits[static_cast<u64>(blockIdx.x) * arguments.wanted + place] = candidate;
+            }
         }
         synchronize_block();
     }

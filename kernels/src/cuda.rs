@@ -17,7 +17,7 @@ mod search;
 mod emulator;
 
 pub use compiler::{compile, is_compiler_present};
-pub use driver::{GpuDescription, gpus};
+pub use driver::{GpuDescription, gpus, reset};
 pub use limits::{Limits, measure_limits};
 pub use machine::{CudaVersion, GpuError};
 pub use search::HITS_MAX;
@@ -171,8 +171,16 @@ impl<M: Machine> SharedEncoder<M> {
             self.lost.store(true, Ordering::Relaxed);
         }
         self.free.lock().push(lane);
-        self.freed.notify_one();
-        Ok(vectors?)
+        match vectors {
+            Ok(_) => self.freed.notify_one(),
+            Err(_) => self.freed.notify_all() > 0, // nobody gets a lane any more
+        };
+        let vectors = vectors?;
+        // What halves cannot hold has become infinite on the way, and no number in the end.
+        match vectors.chunks_exact(self.model.dimension()).position(|vector| !vector.iter().all(|value| value.is_finite())) {
+            Some(sequence) => Err(DeviceError::BeyondHalves { sequence }),
+            None => Ok(vectors),
+        }
     }
 
     fn take_lane(&self) -> Result<Lane<M>, GpuError> {

@@ -4,7 +4,7 @@ use crate::configuration::EncoderConfiguration;
 use crate::tokenizer::TokenSequence;
 
 /// A device that turns token sequences into vectors. All devices give the same vectors for the same input, within
-/// a cosine of 0.9999 of one another.
+/// a cosine of 0.9999 of one another; those that compute with halves within 0.9995.
 pub trait Device: Send + Sync {
     /// A short name for logs and reports: the kind of the device and what it uses.
     fn name(&self) -> &str;
@@ -81,6 +81,12 @@ pub enum DeviceError {
     /// The model's weights could not be read.
     #[error(transparent)]
     Model(#[from] crate::ModelError),
+    /// The device computes with halves, and this sequence needs larger numbers. Another device can embed it.
+    #[error("sequence {sequence} leads to numbers that are too large for the device")]
+    BeyondHalves {
+        /// Position of the sequence in the call.
+        sequence: usize,
+    },
     /// The GPU failed. Another device can embed the same sequences.
     #[error(transparent)]
     Gpu(#[from] crate::cuda::GpuError),

@@ -1,18 +1,31 @@
 //! Which device an embedder computes on: its own, or the spare one while its own has failed.
 
+use parking_lot::Mutex;
 use ractor::concurrency::Duration;
 use ragged_kernels::{Device, DeviceError, TokenSequence};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-/// Opens a device. Blocks for seconds.
-pub type OpenDevice = Arc<dyn Fn() -> Result<Arc<dyn Device>, DeviceError> + Send + Sync>;
+/// A device, and how many tokens its batches have at most.
+#[derive(Clone)]
+pub struct BatchDevice {
+    /// The device.
+    pub device: Arc<dyn Device>,
+    /// Tokens of a batch at most. Larger ones are hardly faster, and a query waits for the batch before it.
+    pub batch_tokens: usize,
+}
+
+/// Where an embedder's own device is kept across restarts of the embedder: empty while it has failed, so that nothing of it is left when it is opened again.
+pub type DeviceSlot = Arc<Mutex<Option<BatchDevice>>>;
+
+/// Opens a device. Blocks for seconds. On failure, why.
+pub type OpenDevice = Arc<dyn Fn() -> Result<BatchDevice, String> + Send + Sync>;
 
 /// What an embedder has besides its own device.
 #[derive(Clone)]
 pub struct Spare {
     /// Computes while the other one has failed.
-    pub device: Arc<dyn Device>,
+    pub device: BatchDevice,
     /// Opens the other one again.
     pub reopen: OpenDevice,
     /// Wait before it is first opened again; doubles up to `backoff_max` while that fails.
@@ -21,33 +34,55 @@ pub struct Spare {
     pub backoff_max: Duration,
 }
 
+/// When a device is to be opened again, and how.
+pub struct OpenLater {
+    /// How long to wait.
+    pub wait: Duration,
+    /// Opens it.
+    pub open: OpenDevice,
+}
+
 /// The devices of an embedder, and how they stand.
 pub struct Devices {
+    slot: DeviceSlot,
     standing: Standing,
-    /// How often it was opened again in vain since it last worked.
+    /// How often it was opened again in vain, or failed again at once, since it last worked.
     failures: u32,
 }
 
 enum Standing {
     /// Its own device is in use.
-    Own { device: Arc<dyn Device>, spare: Option<Spare> },
-    /// Its own device has failed.
-    Lost { spare: Spare },
+    Own { device: BatchDevice, spare: Option<Spare> },
+    /// Its own device has failed; batches may still be on it.
+    Lost { failed: Option<Weak<dyn Device>>, spare: Spare },
 }
 
 impl Devices {
-    /// Its own device, and what takes its place.
-    pub fn new(device: Arc<dyn Device>, spare: Option<Spare>) -> Self {
-        Devices { standing: Standing::Own { device, spare }, failures: 0 }
+    /// The device in the slot, and what takes its place. With an empty slot the device had failed before, and is to be opened again. None when there is
+    /// nothing at all to compute on.
+    pub fn new(slot: DeviceSlot, spare: Option<Spare>) -> Option<(Self, Option<OpenLater>)> {
+        let own = slot.lock().clone();
+        let standing = match (own, spare) {
+            (Some(device), spare) => Standing::Own { device, spare },
+            (None, Some(spare)) => Standing::Lost { failed: None, spare },
+            (None, None) => return None,
+        };
+        let mut devices = Devices { slot, standing, failures: 0 };
+        let later = devices.open_later();
+        Some((devices, later))
     }
 
     /// What the next batch is computed on.
     pub fn current(&self) -> InUse {
         match &self.standing {
-            Standing::Own { device, spare } => {
-                InUse { device: device.clone(), spare: spare.as_ref().map(|spare| spare.device.clone()) }
+            Standing::Own { device, spare } => InUse {
+                device: device.device.clone(),
+                batch_tokens: device.batch_tokens,
+                spare: spare.as_ref().map(|spare| spare.device.device.clone()),
+            },
+            Standing::Lost { spare, .. } => {
+                InUse { device: spare.device.device.clone(), batch_tokens: spare.device.batch_tokens, spare: None }
             }
-            Standing::Lost { spare } => InUse { device: spare.device.clone(), spare: None },
         }
     }
 
@@ -56,51 +91,62 @@ impl Devices {
         matches!(self.standing, Standing::Lost { .. })
     }
 
-    /// Gives up its own device after it has failed, if that is the one in use. How long to wait before it is opened again, and how.
-    pub fn give_up(&mut self, failed: &Arc<dyn Device>) -> Option<(Duration, OpenDevice)> {
+    /// Gives up its own device after it has failed, if that is the one in use and there is another.
+    pub fn give_up(&mut self, failed: &Arc<dyn Device>) -> Option<OpenLater> {
         let spare = match &self.standing {
-            Standing::Own { device, spare: Some(spare) } if Arc::ptr_eq(device, failed) => spare.clone(),
+            Standing::Own { device, spare: Some(spare) } if Arc::ptr_eq(&device.device, failed) => spare.clone(),
             _ => return None,
         };
-        let later = self.open_later(&spare);
-        self.standing = Standing::Lost { spare };
-        Some(later)
+        *self.slot.lock() = None;
+        self.standing = Standing::Lost { failed: Some(Arc::downgrade(failed)), spare };
+        self.open_later()
     }
 
-    /// Takes the device that was opened again. When it could not be: how long to wait before the next time, and how.
-    pub fn reopened(&mut self, opened: Result<Arc<dyn Device>, DeviceError>) -> Option<(Duration, OpenDevice)> {
-        let Standing::Lost { spare } = &self.standing else { return None };
-        let spare = spare.clone();
+    /// Takes the device that was opened again. When it could not be: when to try the next time.
+    pub fn reopened(&mut self, opened: Result<BatchDevice, String>) -> Option<OpenLater> {
+        let Standing::Lost { spare, .. } = &self.standing else { return None };
         match opened {
             Ok(device) => {
-                tracing::info!(device = device.name(), "the embedding device works again");
-                self.standing = Standing::Own { device, spare: Some(spare) };
+                tracing::info!(device = device.device.name(), "the embedding device works again");
+                *self.slot.lock() = Some(device.clone());
+                self.standing = Standing::Own { device, spare: Some(spare.clone()) };
                 None
             }
             Err(fault) => {
-                tracing::warn!(%fault, "the embedding device cannot be opened again yet; the spare one computes");
-                Some(self.open_later(&spare))
+                let attempts = self.failures;
+                tracing::warn!(fault, attempts, "the embedding device cannot be opened again yet; the spare one computes");
+                self.open_later()
             }
         }
     }
 
-    /// A batch was computed without a failure.
-    pub fn worked(&mut self) {
-        if !self.has_lost_its_own() {
+    /// A batch was computed on this device without a failure.
+    pub fn worked(&mut self, on: &Arc<dyn Device>) {
+        if let Standing::Own { device, .. } = &self.standing
+            && Arc::ptr_eq(&device.device, on)
+        {
             self.failures = 0;
         }
     }
 
-    fn open_later(&mut self, spare: &Spare) -> (Duration, OpenDevice) {
+    /// When its own device, which has failed, is to be opened again.
+    fn open_later(&mut self) -> Option<OpenLater> {
+        let Standing::Lost { failed, spare } = &self.standing else { return None };
         let wait = spare.backoff_initial.saturating_mul(2u32.saturating_pow(self.failures)).min(spare.backoff_max);
+        let (failed, reopen) = (failed.clone(), spare.reopen.clone());
         self.failures = self.failures.saturating_add(1);
-        (wait, spare.reopen.clone())
+        let open = move || match failed.as_ref().is_some_and(|failed| failed.strong_count() > 0) {
+            true => Err("a batch is still on it".to_owned()),
+            false => reopen(),
+        };
+        Some(OpenLater { wait, open: Arc::new(open) })
     }
 }
 
 /// A device for one batch, and what answers the batch when that fails.
 pub struct InUse {
     device: Arc<dyn Device>,
+    batch_tokens: usize,
     spare: Option<Arc<dyn Device>>,
 }
 
@@ -108,8 +154,20 @@ pub struct InUse {
 pub struct Embedded {
     /// The vectors, one after the other.
     pub vectors: Result<Vec<f32>, String>,
-    /// The device that failed, when the spare one was asked.
-    pub failed: Option<Arc<dyn Device>>,
+    /// The device that was asked first.
+    pub device: Arc<dyn Device>,
+    /// Whether that is to be given up.
+    pub device_failed: bool,
+}
+
+/// Who is to blame for a failure.
+enum Blame {
+    /// Sequences that no device can embed.
+    Sequences,
+    /// The device cannot embed these sequences; another can.
+    Limits,
+    /// The device.
+    Device,
 }
 
 impl InUse {
@@ -118,35 +176,43 @@ impl InUse {
         self.device.batches_in_flight()
     }
 
-    /// Embeds a batch; on the spare device when the other one fails. Sequences that no device can embed are the caller's fault, and no device's.
-    pub fn embed(&self, sequences: &[TokenSequence]) -> Embedded {
-        let (fault, is_the_devices) = match embed_on(&self.device, sequences) {
-            Ok(vectors) => return Embedded { vectors: Ok(vectors), failed: None },
-            Err(fault) => fault,
+    /// Tokens of a batch at most.
+    pub fn batch_tokens(&self) -> usize {
+        self.batch_tokens
+    }
+
+    /// Embeds a batch; on the spare device when the other one fails.
+    pub fn embed(self, sequences: &[TokenSequence]) -> Embedded {
+        let (fault, blame) = match embed_on(&self.device, sequences) {
+            Ok(vectors) => return Embedded { vectors: Ok(vectors), device: self.device, device_failed: false },
+            Err(failure) => failure,
         };
-        match &self.spare {
-            Some(spare) if is_the_devices => {
+        let device_failed = matches!(blame, Blame::Device);
+        let vectors = match (&self.spare, blame) {
+            (Some(spare), Blame::Device | Blame::Limits) => {
                 tracing::warn!(device = self.device.name(), fault, "the embedding device failed; the spare one answers");
-                let vectors = embed_on(spare, sequences).map_err(|(fault, _)| fault);
-                Embedded { vectors, failed: Some(self.device.clone()) }
+                embed_on(spare, sequences).map_err(|(fault, _)| fault)
             }
-            _ => Embedded { vectors: Err(fault), failed: None },
-        }
+            _ => Err(fault),
+        };
+        Embedded { vectors, device: self.device, device_failed }
     }
 }
 
-/// Embeds on one device. On failure, why, and whether the device is to blame.
-fn embed_on(device: &Arc<dyn Device>, sequences: &[TokenSequence]) -> Result<Vec<f32>, (String, bool)> {
+fn embed_on(device: &Arc<dyn Device>, sequences: &[TokenSequence]) -> Result<Vec<f32>, (String, Blame)> {
     // A device that panics must not leave the embedder waiting for ever.
     match catch_unwind(AssertUnwindSafe(|| device.embed(sequences))) {
         Ok(Ok(vectors)) => Ok(vectors),
         Ok(Err(fault)) => {
-            let bad_input = matches!(
-                fault,
-                DeviceError::EmptySequence { .. } | DeviceError::SequenceTooLong { .. } | DeviceError::TokenOutOfRange { .. }
-            );
-            Err((fault.to_string(), !bad_input))
+            let blame = match fault {
+                DeviceError::EmptySequence { .. } | DeviceError::SequenceTooLong { .. } | DeviceError::TokenOutOfRange { .. } => {
+                    Blame::Sequences
+                }
+                DeviceError::BeyondHalves { .. } => Blame::Limits,
+                _ => Blame::Device,
+            };
+            Err((fault.to_string(), blame))
         }
-        Err(_) => Err(("the device panicked".to_owned(), true)),
+        Err(_) => Err(("the device panicked".to_owned(), Blame::Device)),
     }
 }

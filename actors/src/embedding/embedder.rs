@@ -1,17 +1,17 @@
 //! The actor of one embedding device: queues texts, and feeds the device as many batches as keep it busy.
 
 use crate::address::{Address, Repeat, Reply};
-use crate::embedding::devices::{Devices, InUse, OpenDevice, Spare};
+use crate::embedding::devices::{BatchDevice, DeviceSlot, Devices, InUse, OpenLater, Spare};
 use crate::embedding::queue::{Item, Queue};
 use crate::error::{ErrorKind, ServiceError};
 use prometheus::{Counter, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use ragged_kernels::{Device, DeviceError, Model, TokenSequence};
+use ragged_kernels::{Device, Model, TokenSequence};
 use ragged_raft::ids::TenantId;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 pub use crate::embedding::queue::Urgency;
 
@@ -34,12 +34,14 @@ pub struct EmbedderQueue {
     pub address: Arc<Address<EmbedderMessage>>,
     /// Tokens that wait for its device or are on it.
     pub waiting: Arc<AtomicUsize>,
+    /// Whether its device has failed, and a slower one computes.
+    pub has_lost_its_device: Arc<AtomicBool>,
 }
 
 impl EmbedderQueue {
     /// The queue of an embedder that is about to be started.
     pub fn new(name: impl Into<String>) -> Self {
-        EmbedderQueue { address: Arc::new(Address::new(name)), waiting: Arc::default() }
+        EmbedderQueue { address: Arc::new(Address::new(name)), waiting: Arc::default(), has_lost_its_device: Arc::default() }
     }
 }
 
@@ -81,7 +83,10 @@ impl Embedding {
             Urgency::Document => DOCUMENT_TIMEOUT,
         };
         // Embedding changes nothing: a request that an embedder took down with it is sent again to the next one.
-        least_busy(&self.queues)
+        let queue = least_busy(&self.queues);
+        // Until the embedder counts by itself, so that those who ask at the same time do not all go there.
+        queue.waiting.fetch_add(sequences.iter().map(TokenSequence::len).sum(), Ordering::Relaxed);
+        queue
             .address
             .call(limit, Repeat::Safe, |reply| EmbedderMessage::Embed { tenant, urgency, sequences: sequences.clone(), reply })
             .await
@@ -90,8 +95,11 @@ impl Embedding {
 
 /// The embedder that has the least to do, of those that are there.
 fn least_busy(queues: &[EmbedderQueue]) -> &EmbedderQueue {
-    let by_waiting = |queue: &&EmbedderQueue| (queue.address.current().is_none(), queue.waiting.load(Ordering::Relaxed));
-    queues.iter().min_by_key(by_waiting).unwrap_or(&queues[0])
+    let by_worth = |queue: &&EmbedderQueue| {
+        let (is_away, is_slow) = (queue.address.current().is_none(), queue.has_lost_its_device.load(Ordering::Relaxed));
+        (is_away, is_slow, queue.waiting.load(Ordering::Relaxed))
+    };
+    queues.iter().min_by_key(by_worth).unwrap_or(&queues[0])
 }
 
 /// Messages of the embedder.
@@ -115,11 +123,13 @@ pub enum EmbedderMessage {
         tokens: usize,
         /// One vector a text, one after the other; or what went wrong.
         vectors: Result<Vec<f32>, ServiceError>,
-        /// The device that failed, when the spare one has computed the vectors.
-        failed: Option<Arc<dyn Device>>,
+        /// The device that was asked first.
+        device: Arc<dyn Device>,
+        /// Whether that has failed.
+        device_failed: bool,
     },
     /// The device was opened again, or could not be.
-    Reopened(Result<Arc<dyn Device>, DeviceError>),
+    Reopened(Result<BatchDevice, String>),
     /// A panic on purpose, to test what stands above.
     #[cfg(test)]
     Panic,
@@ -131,13 +141,11 @@ pub struct EmbedderArguments {
     /// Told where the actor is.
     pub queue: EmbedderQueue,
     /// The device.
-    pub device: Arc<dyn Device>,
+    pub device: DeviceSlot,
     /// What computes while the device has failed.
     pub spare: Option<Spare>,
     /// Length of its vectors.
     pub dimension: usize,
-    /// Tokens of a batch at most. Larger ones are hardly faster, and a query waits for the batch before it.
-    pub batch_tokens: usize,
     /// Tokens that may wait; more are refused.
     pub queued_tokens_max: usize,
     /// Counters.
@@ -255,10 +263,13 @@ impl Actor for Embedder {
         myself: ActorRef<EmbedderMessage>,
         arguments: EmbedderArguments,
     ) -> Result<EmbedderState, ActorProcessingErr> {
+        let devices = Devices::new(arguments.device.clone(), arguments.spare.clone());
+        let (devices, later) = devices.ok_or("there is no device to embed on")?;
+        open_later(&myself, later);
         arguments.queue.waiting.store(0, Ordering::Relaxed);
         arguments.queue.address.moved_to(myself);
         Ok(EmbedderState {
-            devices: Devices::new(arguments.device.clone(), arguments.spare.clone()),
+            devices,
             gauges: Gauges { metrics: arguments.metrics.clone(), queued_tokens: 0, batches: 0, devices_lost: 0 },
             arguments,
             queue: Queue::default(),
@@ -277,16 +288,16 @@ impl Actor for Embedder {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             EmbedderMessage::Embed { tenant, urgency, sequences, reply } => state.accept(tenant, urgency, &sequences, reply),
-            EmbedderMessage::BatchDone { items, tokens, vectors, failed } => {
+            EmbedderMessage::BatchDone { items, tokens, vectors, device, device_failed } => {
                 state.batches -= 1;
                 state.batches_tokens -= tokens;
-                match failed {
-                    Some(device) => {
-                        state.arguments.metrics.failures.inc();
-                        open_later(&myself, state.devices.give_up(&device));
-                    }
-                    None => state.devices.worked(),
+                if device_failed {
+                    state.arguments.metrics.failures.inc();
+                    open_later(&myself, state.devices.give_up(&device));
+                } else if vectors.is_ok() {
+                    state.devices.worked(&device);
                 }
+                drop(device);
                 state.deliver(items, vectors);
             }
             EmbedderMessage::Reopened(opened) => open_later(&myself, state.devices.reopened(opened)),
@@ -332,7 +343,7 @@ impl EmbedderState {
             if self.batches >= device.batches_in_flight() {
                 return;
             }
-            let items = self.queue.take_batch(self.arguments.batch_tokens);
+            let items = self.queue.take_batch(device.batch_tokens());
             if items.is_empty() {
                 return;
             }
@@ -342,7 +353,7 @@ impl EmbedderState {
             let metrics = self.arguments.metrics.clone();
             let myself = myself.clone();
             tokio::task::spawn_blocking(move || {
-                if myself.send_message(run_batch(&device, items, tokens, &metrics)).is_err() {
+                if myself.send_message(run_batch(device, items, tokens, &metrics)).is_err() {
                     tracing::debug!("the embedder ended while its device worked: its callers ask again");
                 }
             });
@@ -351,8 +362,9 @@ impl EmbedderState {
 
     fn report(&mut self) {
         self.arguments.queue.waiting.store(self.queue.tokens() + self.batches_tokens, Ordering::Relaxed);
-        let lost = i64::from(self.devices.has_lost_its_own());
-        self.gauges.set(self.queue.tokens() as i64, self.batches as i64, lost);
+        let lost = self.devices.has_lost_its_own();
+        self.arguments.queue.has_lost_its_device.store(lost, Ordering::Relaxed);
+        self.gauges.set(self.queue.tokens() as i64, self.batches as i64, i64::from(lost));
     }
 
     fn deliver(&mut self, items: Vec<Item>, vectors: Result<Vec<f32>, ServiceError>) {
@@ -384,20 +396,20 @@ impl EmbedderState {
 }
 
 /// Opens a device again, after a wait.
-fn open_later(myself: &ActorRef<EmbedderMessage>, later: Option<(Duration, OpenDevice)>) {
-    let Some((wait, open)) = later else { return };
+fn open_later(myself: &ActorRef<EmbedderMessage>, later: Option<OpenLater>) {
+    let Some(OpenLater { wait, open }) = later else { return };
     let myself = myself.clone();
     tokio::spawn(async move {
         tokio::time::sleep(wait).await;
         let opened = tokio::task::spawn_blocking(move || open()).await;
-        let opened = opened.unwrap_or_else(|fault| Err(DeviceError::Panicked(fault.to_string())));
+        let opened = opened.unwrap_or_else(|fault| Err(fault.to_string()));
         if myself.send_message(EmbedderMessage::Reopened(opened)).is_err() {
             tracing::debug!("the embedder ended while its device was opened: the next one begins with its own");
         }
     });
 }
 
-fn run_batch(device: &InUse, mut items: Vec<Item>, tokens: usize, metrics: &EmbeddingMetrics) -> EmbedderMessage {
+fn run_batch(device: InUse, mut items: Vec<Item>, tokens: usize, metrics: &EmbeddingMetrics) -> EmbedderMessage {
     let sequences: Vec<TokenSequence> = items.iter_mut().map(|item| std::mem::take(&mut item.tokens)).collect();
     let begun = std::time::Instant::now();
     let embedded = device.embed(&sequences);
@@ -410,7 +422,8 @@ fn run_batch(device: &InUse, mut items: Vec<Item>, tokens: usize, metrics: &Embe
         metrics.texts.inc_by(items.len() as u64);
     }
     let vectors = embedded.vectors.map_err(|fault| ServiceError::internal(format!("embedding failed: {fault}")));
-    EmbedderMessage::BatchDone { items, tokens, vectors, failed: embedded.failed }
+    let (device, device_failed) = (embedded.device, embedded.device_failed);
+    EmbedderMessage::BatchDone { items, tokens, vectors, device, device_failed }
 }
 
 fn answer<T>(reply: Reply<T>, result: Result<T, ServiceError>) {

@@ -5,6 +5,6 @@ mod embedder;
 mod opening;
 mod queue;
 
-pub use devices::{OpenDevice, Spare};
+pub use devices::{BatchDevice, DeviceSlot, OpenDevice, Spare};
 pub use embedder::{Embedder, EmbedderArguments, EmbedderMessage, EmbedderQueue, Embedding, EmbeddingMetrics, Urgency};
 pub use opening::{DeviceChoice, Opened, Opening};

@@ -1,6 +1,6 @@
 //! Opens the devices of a node: GPUs as they are asked for and there, and the processor, which is always there.
 
-use crate::embedding::devices::{OpenDevice, Spare};
+use crate::embedding::devices::{BatchDevice, OpenDevice, Spare};
 use ractor::concurrency::Duration;
 use ragged_kernels::cuda::{self, Gpu, GpuError};
 use ragged_kernels::{CpuDevice, CudaDevice, Device, DeviceError, Model};
@@ -87,11 +87,9 @@ pub struct Opened {
     /// Name of its embedder: `embedder-cpu` or `embedder-gpu-0`.
     pub embedder: String,
     /// The device.
-    pub device: Arc<dyn Device>,
+    pub device: BatchDevice,
     /// What takes its place while it has failed.
     pub spare: Option<Spare>,
-    /// Tokens of a batch at most.
-    pub batch_tokens: usize,
 }
 
 /// How devices are opened.
@@ -112,7 +110,8 @@ impl Opening<'_> {
     /// # Errors
     /// A processor that cannot embed the model; GPUs that were asked for and cannot be used.
     pub fn open(&self, model: &Arc<Model>) -> Result<Vec<Opened>, DeviceError> {
-        let cpu: Arc<dyn Device> = Arc::new(CpuDevice::new(model.clone(), self.threads)?);
+        let cpu = Arc::new(CpuDevice::new(model.clone(), self.threads)?);
+        let cpu = BatchDevice { device: cpu, batch_tokens: self.batch_tokens };
         let gpus = match self.choice {
             DeviceChoice::Cpu => Vec::new(),
             DeviceChoice::Auto => match self.open_gpus(model, &cpu, &[]) {
@@ -137,11 +136,11 @@ impl Opening<'_> {
         if !gpus.is_empty() {
             return Ok(gpus);
         }
-        Ok(vec![Opened { embedder: "embedder-cpu".to_owned(), device: cpu, spare: None, batch_tokens: self.batch_tokens }])
+        Ok(vec![Opened { embedder: "embedder-cpu".to_owned(), device: cpu, spare: None }])
     }
 
     /// Opens the GPUs of these numbers; all when none is named.
-    fn open_gpus(&self, model: &Arc<Model>, cpu: &Arc<dyn Device>, numbers: &[usize]) -> Result<Vec<Opened>, GpuError> {
+    fn open_gpus(&self, model: &Arc<Model>, cpu: &BatchDevice, numbers: &[usize]) -> Result<Vec<Opened>, GpuError> {
         let all: Vec<usize> = match numbers {
             [] => cuda::gpus()?.iter().map(|gpu| gpu.number).collect(),
             named => named.to_vec(),
@@ -149,20 +148,21 @@ impl Opening<'_> {
         all.into_iter().map(|number| self.open_gpu(model, cpu, number)).collect()
     }
 
-    fn open_gpu(&self, model: &Arc<Model>, cpu: &Arc<dyn Device>, number: usize) -> Result<Opened, GpuError> {
-        let device = open_gpu(model, number, &self.kernels)?;
-        tracing::info!(device = device.name(), "a GPU embeds");
+    fn open_gpu(&self, model: &Arc<Model>, cpu: &BatchDevice, number: usize) -> Result<Opened, GpuError> {
+        let batch_tokens = self.batch_tokens.max(cuda::BATCH_TOKENS);
+        let device = BatchDevice { device: open_gpu(model, number, &self.kernels)?, batch_tokens };
+        tracing::info!(device = device.device.name(), "a GPU embeds");
         let reopen: OpenDevice = {
             let (model, kernels) = (model.clone(), self.kernels.clone());
-            Arc::new(move || Ok(open_gpu(&model, number, &kernels)?))
+            Arc::new(move || {
+                // SAFETY: the embedder opens its GPU again only when nothing is left of the device that it had, and nobody else has anything on a GPU.
+                unsafe { cuda::reset(number) }.map_err(|fault| fault.to_string())?;
+                let device = open_gpu(&model, number, &kernels).map_err(|fault| fault.to_string())?;
+                Ok(BatchDevice { device, batch_tokens })
+            })
         };
         let spare = Spare { device: cpu.clone(), reopen, backoff_initial: REOPEN_AFTER, backoff_max: REOPEN_AFTER_MAX };
-        Ok(Opened {
-            embedder: format!("embedder-gpu-{number}"),
-            device,
-            spare: Some(spare),
-            batch_tokens: self.batch_tokens.max(cuda::BATCH_TOKENS),
-        })
+        Ok(Opened { embedder: format!("embedder-gpu-{number}"), device, spare: Some(spare) })
     }
 }
 

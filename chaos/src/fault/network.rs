@@ -93,8 +93,11 @@ fn cut(cluster: &Cluster, cuts: Vec<(usize, usize)>) -> Result<Mending> {
     for (from, to) in &cuts {
         cluster.network().cut(*from, *to)?;
     }
-    let (from, to) = cuts.first().context("there is nothing to cut")?;
-    ensure!(!connects(cluster, *from, *to)?, "node {from} still reaches node {to} although that was cut");
+    let (from, to) = *cuts.first().context("there is nothing to cut")?;
+    if connects(cluster, from, to)? {
+        cuts.iter().try_for_each(|(from, to)| cluster.network().mend(*from, *to))?;
+        bail!("node {from} still reaches node {to} although that was cut");
+    }
     Ok(Mending::Cuts(cuts))
 }
 
@@ -109,7 +112,11 @@ async fn apply(cluster: &Cluster, ways: Vec<(usize, usize)>, rule: Rule) -> Resu
         cluster.network().add_rule(*from, *to, &rule)?;
     }
     let from = ways.first().context("there is no way to break")?.0;
-    until(|| Ok(cluster.network().packets_by_rules(from, rule.table)? > 0)).await.context("no packet met the rule")?;
+    let met = until(|| Ok(cluster.network().packets_by_rules(from, rule.table)? > 0)).await;
+    if let Err(fault) = met {
+        ways.iter().try_for_each(|(from, to)| cluster.network().remove_rule(*from, *to, &rule))?;
+        return Err(fault.context("no packet met the rule"));
+    }
     Ok(Mending::Rules(ways, rule))
 }
 
@@ -118,7 +125,10 @@ async fn hold_back(cluster: &Cluster, node: usize, queue: &[&str]) -> Result<Men
     cluster.network().add_queue(node, queue)?;
     // The kernel counts what it has sent through the queue: ` Sent 1234 bytes 12 pkt (...)`.
     let sent = || Ok(cluster.network().queue(node)?.split("Sent ").nth(1).is_some_and(|rest| !rest.starts_with("0 ")));
-    until(sent).await.context("no packet met the queue")?;
+    if let Err(fault) = until(sent).await {
+        cluster.network().remove_queue(node)?;
+        return Err(fault.context("no packet met the queue"));
+    }
     Ok(Mending::Queue)
 }
 

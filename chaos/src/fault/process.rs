@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// How long a node that is told to stop may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a node that is killed may take to be gone.
-const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a node that is started again in turn may take to be ready, before the next is stopped.
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How far a clock jumps at most.
@@ -22,7 +22,7 @@ const LOOKED_AT_WITHIN: Duration = Duration::from_secs(10);
 pub async fn inject(class: Class, cluster: &mut Cluster, random: &mut StdRng) -> Result<Injected> {
     let order = shuffled(cluster, random);
     let one = order[0];
-    let mut seen = None;
+    let (mut seen, mut violation) = (None, None);
     let (nodes, mending) = match class {
         Class::Kill => (vec![one], Mending::Start),
         Class::KillLeader => (vec![by_leaders(cluster).await.last().copied().unwrap_or(one)], Mending::Start),
@@ -30,12 +30,12 @@ pub async fn inject(class: Class, cluster: &mut Cluster, random: &mut StdRng) ->
         Class::KillMinority => (order[..(order.len() - 1) / 2].to_vec(), Mending::Start),
         Class::KillAll => (order, Mending::Start),
         Class::Stop => {
-            stop(cluster, one).await?;
+            violation = cluster.end(&[one], libc::SIGTERM, STOP_TIMEOUT).await?;
             (vec![one], Mending::Start)
         }
         Class::RollingRestart => {
             for node in &order {
-                stop(cluster, *node).await?;
+                violation = violation.or(cluster.end(&[*node], libc::SIGTERM, STOP_TIMEOUT).await?);
                 cluster.restart(*node)?;
                 cluster.until_ready(*node, TURN_TIMEOUT).await?;
                 cluster.until_whole(TURN_TIMEOUT).await?;
@@ -44,7 +44,10 @@ pub async fn inject(class: Class, cluster: &mut Cluster, random: &mut StdRng) ->
         }
         Class::Pause | Class::LongPause => {
             cluster.signal(one, libc::SIGSTOP)?;
-            ensure!(stands_still(cluster, one).await?, "node {one} goes on although it was told to stand still");
+            if !stands_still(cluster, one).await? {
+                cluster.signal(one, libc::SIGCONT)?;
+                bail!("node {one} goes on although it was told to stand still");
+            }
             (vec![one], Mending::Continue)
         }
         Class::Descriptors => {
@@ -64,7 +67,10 @@ pub async fn inject(class: Class, cluster: &mut Cluster, random: &mut StdRng) ->
             let before = clock.asked()?;
             let deadline = Instant::now() + LOOKED_AT_WITHIN;
             while clock.asked()? == before {
-                ensure!(Instant::now() < deadline, "node {one} has not looked at its clock within {LOOKED_AT_WITHIN:?}");
+                if Instant::now() > deadline {
+                    clock.set(0)?;
+                    bail!("node {one} has not looked at its clock within {LOOKED_AT_WITHIN:?}");
+                }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             seen = Some(format!("by {minutes} minutes"));
@@ -73,12 +79,12 @@ pub async fn inject(class: Class, cluster: &mut Cluster, random: &mut StdRng) ->
         other => bail!("{other:?} is no fault of processes"),
     };
     if matches!(class, Class::Kill | Class::KillLeader | Class::KillFollower | Class::KillMinority | Class::KillAll) {
-        kill(cluster, &nodes).await?;
+        violation = cluster.end(&nodes, libc::SIGKILL, KILL_TIMEOUT).await?;
     }
-    Ok(Injected { class, nodes, seen, violation: None, mending })
+    Ok(Injected { class, nodes, seen, violation, mending })
 }
 
-/// Kills nodes at once; none of them is there any more.
+/// Kills nodes at once, however they stand; none of them is there any more.
 pub async fn kill(cluster: &mut Cluster, nodes: &[usize]) -> Result<()> {
     for node in nodes {
         cluster.signal(*node, libc::SIGKILL)?;
@@ -87,11 +93,6 @@ pub async fn kill(cluster: &mut Cluster, nodes: &[usize]) -> Result<()> {
         cluster.ended(*node, KILL_TIMEOUT).await?;
     }
     Ok(())
-}
-
-async fn stop(cluster: &mut Cluster, node: usize) -> Result<()> {
-    cluster.signal(node, libc::SIGTERM)?;
-    cluster.ended(node, STOP_TIMEOUT).await.context("a node that was told to stop")
 }
 
 /// Lets a node have so many files open; how many it could have before.
@@ -123,7 +124,7 @@ async fn by_leaders(cluster: &Cluster) -> Vec<usize> {
 /// Whether the process does not run: it is stopped, as the system says.
 async fn stands_still(cluster: &Cluster, node: usize) -> Result<bool> {
     let process = cluster.process(node).context("the node does not run")?;
-    for _ in 0..100 {
+    for _ in 0..1_000 {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
         // The state follows the name, which stands in parentheses and may hold anything.
         if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')) {

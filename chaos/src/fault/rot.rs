@@ -16,6 +16,8 @@ use std::time::Duration;
 const BYTES_MAX: usize = 16;
 /// How long a node may take to refuse to start, or to be ready.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long replicas are compared until they are at the same index; clients go on writing meanwhile.
+const EQUAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked which of the two it is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -46,11 +48,19 @@ pub async fn inject(cluster: &mut Cluster, node: usize, random: &mut StdRng) -> 
             "the node started".to_owned()
         }
         Start::Ready => {
-            // A hash reads all rows.
-            let shards = cluster.hashed_shards().await?;
-            if let Err(violation) = verdict::check_replicas(&shards, cluster.len()) {
-                injected.violation = Some(format!("node {node} serves from a rotten {kind}: {}", violation.what));
-            }
+            // A hash reads all rows. Replicas can be compared when they are at the same index, which they come to be.
+            let deadline = std::time::Instant::now() + EQUAL_TIMEOUT;
+            let shards = loop {
+                let shards = cluster.hashed_shards().await?;
+                match verdict::check_replicas(&shards, cluster.len()) {
+                    Ok(false) if std::time::Instant::now() < deadline => tokio::time::sleep(LOOK_EVERY).await,
+                    Ok(_) => break shards,
+                    Err(violation) => {
+                        injected.violation = Some(format!("node {node} serves from a rotten {kind}: {}", violation.what));
+                        break shards;
+                    }
+                }
+            };
             let own = membership::id_of(cluster, node, (node + 1) % cluster.len()).await?;
             let replicas = shards.iter().flat_map(|shard| &shard.replicas).filter(|replica| Some(replica.node) == own);
             match replicas.filter(|replica| replica.state_hash.is_none()).count() {

@@ -14,8 +14,8 @@ mod pack;
 mod peer;
 mod speed;
 
-use ragged_kernels::cuda::{Gpu, measure_limits};
-use ragged_kernels::{CpuDevice, CudaDevice, Model};
+use ragged_kernels::cuda::{Gpu, gpus, measure_limits};
+use ragged_kernels::{CpuDevice, CudaDevice, Device, Model};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -71,6 +71,22 @@ impl Options {
     }
 }
 
+/// What has been found so far, written out after every step: a machine that is lent may be taken back.
+struct Findings {
+    all: serde_json::Map<String, Value>,
+    path: Option<PathBuf>,
+}
+
+impl Findings {
+    fn add(&mut self, name: &str, what: impl Into<Value>) -> Result<(), Box<dyn Error>> {
+        self.all.insert(name.to_owned(), what.into());
+        if let Some(path) = &self.path {
+            std::fs::write(path, serde_json::to_vec_pretty(&self.all)?)?;
+        }
+        Ok(())
+    }
+}
+
 /// What is compared and measured.
 struct Ground {
     gpu: Gpu,
@@ -81,10 +97,13 @@ struct Ground {
 
 impl Ground {
     fn open(options: &Options) -> Result<Self, Box<dyn Error>> {
+        println!("GPUs: {:?}", gpus()?);
+        // A device that is opened, used and closed leaves nothing that is in the way of the next.
+        let model = Arc::new(Model::load(&options.model)?);
+        CudaDevice::new(&Gpu::open(options.gpu, &options.kernels)?, model.clone())?.embed(&comparison::sequences(&[9]))?;
         let gpu = Gpu::open(options.gpu, &options.kernels)?;
         let about = gpu.description();
         println!("GPU {}: {}, {}, {} MiB", about.number, about.name, about.architecture, about.memory_bytes >> 20);
-        let model = Arc::new(Model::load(&options.model)?);
         let device = CudaDevice::new(&gpu, model.clone())?;
         let cpu = CpuDevice::new(model.clone(), std::thread::available_parallelism()?.get())?;
         Ok(Ground { gpu, model, device, cpu })
@@ -105,9 +124,13 @@ fn compare(options: &Options) -> Result<bool, Box<dyn Error>> {
 fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let Ground { gpu, model, device, cpu } = Ground::open(options)?;
     let about = gpu.description().clone();
+    let mut findings = Findings { all: serde_json::Map::new(), path: options.json.clone() };
+    findings.add("model", model.name())?;
+    findings.add("gpu", json!({ "name": about.name, "architecture": about.architecture, "memory_bytes": about.memory_bytes }))?;
     println!("\ncomparisons with the processor");
     let comparisons = comparison::run(&gpu, &device, &cpu, &model, false)?;
     let passed = all_passed(&comparisons);
+    findings.add("comparisons", comparisons)?;
 
     let limits = measure_limits(&gpu)?;
     println!(
@@ -115,22 +138,19 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         limits.product_per_second / 1e12,
         limits.copy_bytes_per_second / 1e12
     );
+    let limits_found =
+        json!({ "product_flop_per_second": limits.product_per_second, "copy_bytes_per_second": limits.copy_bytes_per_second });
+    findings.add("limits", limits_found)?;
     let encoder = speed::encoder(&device, &model, &limits)?;
-    let query = speed::query(&device)?;
-    let search = speed::search(&gpu, &limits)?;
-    let peer = if options.peer { peer::run(&options.model, &encoder)? } else { Value::Null };
-    let report = json!({
-        "gpu": { "name": about.name, "architecture": about.architecture, "memory_bytes": about.memory_bytes },
-        "model": model.name(),
-        "limits": { "product_flop_per_second": limits.product_per_second, "copy_bytes_per_second": limits.copy_bytes_per_second },
-        "comparisons": comparisons,
-        "encoder": encoder,
-        "query": query,
-        "search": search,
-        "sentence_transformers": peer,
-    });
-    if let Some(path) = &options.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
+    findings.add("encoder", encoder.clone())?;
+    findings.add("query", speed::query(&device)?)?;
+    findings.add("search", speed::search(&gpu, &limits)?)?;
+    if options.peer {
+        let peer = peer::run(&options.model, options.gpu, &encoder).unwrap_or_else(|fault| {
+            println!("\nsentence-transformers did not run: {fault}");
+            Value::Null
+        });
+        findings.add("sentence_transformers", peer)?;
     }
     println!("\n{}", if passed { "all comparisons passed" } else { "COMPARISONS FAILED" });
     Ok(passed)

@@ -4,6 +4,7 @@ use half::f16;
 use ragged_kernels::weights::NumberType;
 use ragged_kernels::{Model, Tensor};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
 
@@ -33,7 +34,9 @@ pub fn pack(model: &Path, folder: &Path) -> Result<(), Box<dyn Error>> {
         .iter()
         .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F16, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    serialize_to_file(views, None, &folder.join("model.safetensors"))?;
+    // Python's transformers ask whose format it is.
+    let written_by = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    serialize_to_file(views, Some(written_by), &folder.join("model.safetensors"))?;
     Ok(())
 }
 

@@ -37,7 +37,8 @@ with torch.inference_mode():
     for tokens in (16, 64, 256):
         for batch in (1, 32, 512, 2048):
             texts = [text(number, tokens) for number in range(batch)]
-            features = {name: value.to("cuda") for name, value in model.tokenize(texts).items() if hasattr(value, "to")}
+            prepare = getattr(model, "preprocess", None) or model.tokenize
+            features = {name: value.to("cuda") for name, value in prepare(texts).items() if hasattr(value, "to")}
             there = int(features["attention_mask"].sum())
             encode = seconds(lambda: model.encode(texts, batch_size=min(batch, 512), convert_to_numpy=True, show_progress_bar=False))
             forward = seconds(lambda: model.forward(dict(features)))

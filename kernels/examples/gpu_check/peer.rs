@@ -9,15 +9,18 @@ use std::process::{Command, Stdio};
 const SCRIPT: &str = include_str!("peer.py");
 
 /// Runs the peer where Python has it; says so where it has not.
-pub fn run(model: &Path, ours: &[Value]) -> Result<Value, Box<dyn Error>> {
-    let mut python = Command::new("python3").arg("-").arg(model).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+pub fn run(model: &Path, gpu: usize, ours: &[Value]) -> Result<Value, Box<dyn Error>> {
+    let mut python = Command::new("python3");
+    python.arg("-").arg(model).env("CUDA_VISIBLE_DEVICES", gpu.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut python = python.spawn()?;
     python.stdin.take().ok_or("python takes no input")?.write_all(SCRIPT.as_bytes())?;
     let output = python.wait_with_output()?;
     if !output.status.success() {
-        println!("\nsentence-transformers did not run: {}", output.status);
-        return Ok(Value::Null);
+        return Err(format!("python ended with {}", output.status).into());
     }
-    let theirs: Value = serde_json::from_slice(&output.stdout)?;
+    // Libraries may have said something before.
+    let said = String::from_utf8_lossy(&output.stdout);
+    let theirs: Value = serde_json::from_str(said.trim().lines().last().unwrap_or_default())?;
     println!("\nsentence-transformers {} with halves, {}", theirs["version"], theirs["attention"]);
     println!("  {:>6} {:>6} {:>16} {:>16} {:>16} {:>10}", "tokens", "batch", "its encode()", "its forward()", "ours", "ratio");
     let mut results = Vec::new();

@@ -8,7 +8,7 @@ use cudarc::nvrtc::sys;
 use std::ffi::{CString, NulError, c_char, c_int};
 use std::io;
 use std::panic::catch_unwind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -40,12 +40,18 @@ pub fn is_compiler_present() -> bool {
 /// # Errors
 /// No compiler, or one that does not know the architecture.
 pub fn machine_code(architecture: &str, folder: &Path) -> Result<Vec<u8>, GpuError> {
-    let path = folder.join(format!("kernels-{:016x}-{architecture}.cubin", source_hash()));
+    let path = path_in(folder, architecture);
     match read(&path) {
         Ok(Some(code)) => return Ok(code),
         Ok(None) => {}
         Err(fault) => tracing::warn!(path = %path.display(), %fault, "kept machine code cannot be read: compiling anew"),
     }
+    machine_code_anew(architecture, folder)
+}
+
+/// [`machine_code`] without looking at what is kept, which it replaces.
+pub(super) fn machine_code_anew(architecture: &str, folder: &Path) -> Result<Vec<u8>, GpuError> {
+    let path = path_in(folder, architecture);
     let code = compile(architecture)?;
     if let Err(fault) = write(&path, &code) {
         tracing::warn!(path = %path.display(), %fault, "machine code is not kept: the next start compiles anew");
@@ -132,6 +138,10 @@ impl Drop for Program {
             tracing::debug!(%fault, "a compiled program is left in memory");
         }
     }
+}
+
+fn path_in(folder: &Path, architecture: &str) -> PathBuf {
+    folder.join(format!("kernels-{:016x}-{architecture}.cubin", source_hash()))
 }
 
 /// Changes with every source.

@@ -8,8 +8,9 @@ use super::machine::{CudaVersion, DeviceMemory, GpuError, Kernel, LaunchShape, M
 use super::products::Products;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute_enum as FunctionAttribute};
-use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaStream, PinnedHostSlice};
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, PinnedHostSlice};
 use cudarc::nvrtc::Ptx;
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,14 +35,38 @@ pub struct GpuDescription {
     pub memory_bytes: u64,
 }
 
-/// The GPUs of this machine.
+/// The GPUs of this machine that are not too old. Opens none of them.
 ///
 /// # Errors
 /// [`GpuError::NoDriver`] on a machine without any, which is nothing to worry about.
 pub fn gpus() -> Result<Vec<GpuDescription>, GpuError> {
     guarded("listing GPUs", || {
         check_driver()?;
-        (0..count()?).map(|number| describe(number).map(|(_, description)| description)).collect()
+        let mut gpus = Vec::new();
+        for number in 0..count()? {
+            match describe(number) {
+                Ok(description) => gpus.push(description),
+                Err(fault @ GpuError::TooOld { .. }) => tracing::info!(number, %fault, "a GPU is passed over"),
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(gpus)
+    })
+}
+
+/// Makes an end of everything that this process has on a GPU, after it has failed: until then it can only fail again.
+///
+/// # Errors
+/// No driver, no such GPU, a driver that refuses.
+///
+/// # Safety
+/// Nothing that was opened on the GPU is used any more.
+pub unsafe fn reset(number: usize) -> Result<(), GpuError> {
+    guarded("resetting the GPU", || {
+        check_driver()?;
+        let device = find(number)?;
+        // SAFETY: the device is there, and the caller says that nothing is left that would use what this ends.
+        unsafe { sys::cuDevicePrimaryCtxReset_v2(device) }.result().map_err(|fault| failed("resetting the GPU", fault))
     })
 }
 
@@ -63,26 +88,33 @@ fn check_driver() -> Result<(), GpuError> {
 }
 
 fn count() -> Result<usize, GpuError> {
-    match CudaContext::device_count() {
+    match result::init().and_then(|()| result::device::get_count()) {
         Ok(count) => Ok(usize::try_from(count).unwrap_or(0)),
         Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
         Err(fault) => Err(failed("counting GPUs", fault)),
     }
 }
 
-fn describe(number: usize) -> Result<(Arc<CudaContext>, GpuDescription), GpuError> {
+fn find(number: usize) -> Result<sys::CUdevice, GpuError> {
     let there = count()?;
-    if number >= there {
-        return Err(GpuError::NoSuchGpu { wanted: number, there });
-    }
-    let context = CudaContext::new(number).map_err(|fault| failed("opening the GPU", fault))?;
-    let name = context.name().map_err(|fault| failed("asking for the GPU's name", fault))?;
-    let (major, minor) = context.compute_capability().map_err(|fault| failed("asking for the GPU's architecture", fault))?;
-    let memory_bytes = context.total_mem().map_err(|fault| failed("asking for the GPU's memory", fault))? as u64;
+    let ordinal = i32::try_from(number).ok().filter(|_| number < there).ok_or(GpuError::NoSuchGpu { wanted: number, there })?;
+    result::device::get(ordinal).map_err(|fault| failed("finding the GPU", fault))
+}
+
+fn describe(number: usize) -> Result<GpuDescription, GpuError> {
+    let device = find(number)?;
+    let name = result::device::get_name(device).map_err(|fault| failed("asking for the GPU's name", fault))?;
+    // SAFETY: the device is there.
+    let attribute = |attribute| unsafe { result::device::get_attribute(device, attribute) };
+    let capability = |part| attribute(part).map_err(|fault| failed("asking for the GPU's architecture", fault));
+    let major = capability(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = capability(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     if major < 8 {
         return Err(GpuError::TooOld { name, major, minor });
     }
-    Ok((context, GpuDescription { number, name, architecture: format!("sm_{major}{minor}"), memory_bytes }))
+    // SAFETY: as before.
+    let memory = unsafe { result::device::total_mem(device) }.map_err(|fault| failed("asking for the GPU's memory", fault))?;
+    Ok(GpuDescription { number, name, architecture: format!("sm_{major}{minor}"), memory_bytes: memory as u64 })
 }
 
 /// A GPU with its kernels.
@@ -92,6 +124,10 @@ pub(crate) struct Driver {
     kernels: HashMap<Kernel, CudaFunction>,
     multiprocessors: u32,
     shared_bytes_max: u32,
+    /// On which memory is cleared.
+    clearing: Arc<CudaStream>,
+    /// Held while work is recorded and while memory is allocated: a recording does not bear what waits for its GPU.
+    recording: Mutex<()>,
 }
 
 impl Driver {
@@ -102,20 +138,26 @@ impl Driver {
     pub(crate) fn open(number: usize, folder: &Path) -> Result<Self, GpuError> {
         guarded("opening the GPU", || {
             check_driver()?;
-            let (context, description) = describe(number)?;
-            let code = compiler::machine_code(&description.architecture, folder)?;
-            let module = context.load_module(Ptx::from_binary(code)).map_err(|fault| failed("loading the kernels", fault))?;
+            let description = describe(number)?;
+            let context = CudaContext::new(number).map_err(|fault| failed("opening the GPU", fault))?;
+            // Before anything is recorded: cudarc waits for the GPU when it makes the first one.
+            let clearing = context.new_stream().map_err(|fault| failed("making a stream", fault))?;
+            let module = load_kernels(&context, &description.architecture, folder)?;
             let attribute = |attribute| context.attribute(attribute).map_err(|fault| failed("asking the GPU", fault));
-            let shared_bytes_max = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+            let of_a_block = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+            let mut shared_bytes_max = of_a_block;
             let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
             let mut kernels = HashMap::new();
             for kernel in Kernel::ALL {
                 let function = module.load_function(kernel.name()).map_err(|fault| failed("finding a kernel", fault))?;
+                let own = function.shared_size_bytes().map_err(|fault| failed("asking for a kernel's shared memory", fault))?;
                 let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                function.set_attribute(most, shared_bytes_max).map_err(|fault| failed("giving a kernel shared memory", fault))?;
+                function.set_attribute(most, of_a_block - own).map_err(|fault| failed("giving a kernel shared memory", fault))?;
+                shared_bytes_max = shared_bytes_max.min(of_a_block - own);
                 kernels.insert(kernel, function);
             }
-            Ok(Driver { context, description, kernels, multiprocessors, shared_bytes_max: shared_bytes_max as u32 })
+            let shared_bytes_max = shared_bytes_max as u32;
+            Ok(Driver { context, description, kernels, multiprocessors, shared_bytes_max, clearing, recording: Mutex::new(()) })
         })
     }
 
@@ -136,6 +178,15 @@ impl Driver {
     fn bind(&self) -> Result<(), GpuError> {
         self.context.bind_to_thread().map_err(|fault| failed("turning to the GPU", fault))
     }
+}
+
+/// Loads the kernels; those that were kept are compiled anew when the driver refuses them, as an older one may.
+fn load_kernels(context: &Arc<CudaContext>, architecture: &str, folder: &Path) -> Result<Arc<CudaModule>, GpuError> {
+    let load = |code| context.load_module(Ptx::from_binary(code)).map_err(|fault| failed("loading the kernels", fault));
+    load(compiler::machine_code(architecture, folder)?).or_else(|fault| {
+        tracing::warn!(%fault, "the driver refuses the kernels: compiling them anew");
+        load(compiler::machine_code_anew(architecture, folder)?)
+    })
 }
 
 /// Memory of a GPU.
@@ -171,6 +222,16 @@ pub(crate) struct DriverQueue {
     incoming: PinnedHostSlice<u8>,
 }
 
+impl Drop for DriverQueue {
+    fn drop(&mut self) {
+        // Work may be under way after a failure: what it copies from and to must outlive it.
+        let ended = self.stream.context().bind_to_thread().and_then(|()| self.stream.synchronize());
+        if let Err(fault) = ended {
+            tracing::debug!(%fault, "the work of a queue has failed");
+        }
+    }
+}
+
 impl DriverQueue {
     fn synchronize(&mut self) -> Result<(), GpuError> {
         self.stream.synchronize().map_err(|fault| failed("the work of the GPU", fault))?;
@@ -199,6 +260,7 @@ impl Machine for Driver {
     }
 
     fn allocate(&self, bytes: usize) -> Result<DriverMemory, GpuError> {
+        let _not_while_recording = self.recording.lock();
         self.bind()?;
         let bytes = bytes.max(1);
         // SAFETY: the memory is written over before it is given away.
@@ -207,10 +269,10 @@ impl Machine for Driver {
             fault => failed("allocating memory", fault),
         })?;
         let memory = DriverMemory { context: self.context.clone(), address, bytes };
-        // SAFETY: the memory has this size and is nobody else's; the default stream's work is done before any other of this context begins.
-        unsafe { result::memset_d8_async(address, 0, bytes, std::ptr::null_mut()) }
+        // SAFETY: the memory has this size and is nobody else's; it is given away after the stream's work is done.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.clearing.cu_stream()) }
             .map_err(|fault| failed("clearing memory", fault))?;
-        self.context.synchronize().map_err(|fault| failed("clearing memory", fault))?;
+        self.clearing.synchronize().map_err(|fault| failed("clearing memory", fault))?;
         Ok(memory)
     }
 
@@ -309,6 +371,7 @@ impl Machine for Driver {
         queue: &mut DriverQueue,
         work: &mut dyn FnMut(&mut DriverQueue) -> Result<(), GpuError>,
     ) -> Result<DriverRecording, GpuError> {
+        let _alone = self.recording.lock();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         queue.stream.begin_capture(mode).map_err(|fault| failed("beginning a recording", fault))?;
         let outcome = work(queue);

@@ -81,8 +81,8 @@ pub(crate) struct Lane<M: Machine> {
     context: M::Memory,
     intermediate: M::Memory,
     vectors: M::Memory,
-    /// The work of single queries, by shape.
-    recordings: HashMap<BatchShape, M::Recording>,
+    /// The work of single queries, by shape; nothing for a shape whose work could not be recorded.
+    recordings: HashMap<BatchShape, Option<M::Recording>>,
 }
 
 #[repr(C)]
@@ -191,17 +191,19 @@ impl<M: Machine> GpuEncoder<M> {
         if !shape.is_query() || done > 0 {
             return self.encode(lane, shape, done);
         }
-        if !lane.recordings.contains_key(&shape) {
+        let Lane { queue, recordings, .. } = lane;
+        let Some(recording) = recordings.get(&shape) else {
             // The first time plans its products, which cannot be done while they are recorded.
             self.encode(lane, shape, 0)?;
-            let recording = self.record(lane, shape)?;
-            lane.recordings.insert(shape, recording);
+            let recording = self.record(lane, shape);
+            let recording = recording.inspect_err(|fault| tracing::warn!(%fault, "queries are given to the GPU step by step"));
+            lane.recordings.insert(shape, recording.ok());
             return Ok(());
-        }
-        let Lane { queue, recordings, .. } = lane;
+        };
+        let Some(recording) = recording else { return self.encode(lane, shape, 0) };
         // SAFETY: the recording names the memory of its lane and of this encoder, and both are there until the queue's work is done: `embed` waits for it,
         // and memory is freed in the order of the work.
-        unsafe { self.machine.replay(queue, &recordings[&shape]) }
+        unsafe { self.machine.replay(queue, recording) }
     }
 
     fn record(&self, lane: &mut Lane<M>, shape: BatchShape) -> Result<M::Recording, GpuError> {
@@ -407,8 +409,8 @@ impl<M: Machine> Uploader<'_, M> {
             }
         }
         let mut parts = Parts::default();
-        parts.push_halves(&self.values("embeddings.word_embeddings.weight")?);
-        parts.push_halves(&positions);
+        parts.push_halves(&self.values("embeddings.word_embeddings.weight")?)?;
+        parts.push_halves(&positions)?;
         self.norm(&mut parts, "embeddings.LayerNorm")?;
         self.upload(parts)
     }
@@ -437,7 +439,7 @@ impl<M: Machine> Uploader<'_, M> {
             for (name, factor) in layers {
                 all.extend(self.values(&format!("{name}.{what}"))?.into_iter().map(|value| value * factor));
             }
-            parts.push_halves(&all);
+            parts.push_halves(&all)?;
         }
         Ok(())
     }
@@ -476,7 +478,17 @@ impl Parts {
         self.bytes.extend_from_slice(bytes);
     }
 
-    fn push_halves(&mut self, values: &[f32]) {
-        self.push(bytemuck::cast_slice(&crate::exact::to_f16(values)));
+    /// # Errors
+    /// Values that are too large for halves.
+    fn push_halves(&mut self, values: &[f32]) -> Result<(), GpuError> {
+        let halves = crate::exact::to_f16(values);
+        if !halves.iter().all(|half| half.is_finite()) {
+            return Err(GpuError::ModelShape("some of its weights are too large for halves".to_owned()));
+        }
+        self.push(bytemuck::cast_slice(&halves));
+        Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

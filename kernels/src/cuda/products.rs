@@ -16,13 +16,13 @@ use std::sync::Arc;
 const LIBRARY: &str = "libcublasLt";
 /// Memory that the library may use for a product, as NVIDIA advises for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// Plans that are kept: rows of a batch have a few hundred different numbers at most.
-const PLANS_MAX: usize = 4_096;
 
 /// The library, for the products of one queue.
 pub(super) struct Products {
+    context: Arc<CudaContext>,
     handle: sys::cublasLtHandle_t,
     workspace: super::driver::DriverMemory,
+    /// Few: batches have a multiple of 128 rows, up to a limit.
     plans: HashMap<Size, Plan>,
 }
 
@@ -50,7 +50,7 @@ impl Products {
         context.bind_to_thread().map_err(|fault| failed("turning to the GPU", fault))?;
         let workspace = workspace(WORKSPACE_BYTES)?;
         let handle = result::create_handle().map_err(|fault| failed("starting cuBLASLt", fault))?;
-        Ok(Products { handle, workspace, plans: HashMap::new() })
+        Ok(Products { context: context.clone(), handle, workspace, plans: HashMap::new() })
     }
 
     /// Computes a product.
@@ -61,9 +61,6 @@ impl Products {
         let Product { rows, inputs, outputs, end, .. } = *product;
         let size = Size { rows, inputs, outputs, end };
         if !self.plans.contains_key(&size) {
-            if self.plans.len() >= PLANS_MAX {
-                self.plans.clear();
-            }
             let plan = guarded("planning a product", || Plan::new(self.handle, size, product.bias))?;
             self.plans.insert(size, plan);
         }
@@ -100,6 +97,11 @@ impl Products {
 impl Drop for Products {
     fn drop(&mut self) {
         self.plans.clear();
+        // On a thread that has turned to no GPU the library would open the first one.
+        if let Err(fault) = self.context.bind_to_thread() {
+            tracing::debug!(%fault, "cuBLASLt is not ended");
+            return;
+        }
         // SAFETY: the handle was made by the library and is not used after this.
         if let Err(fault) = unsafe { result::destroy_handle(self.handle) } {
             tracing::debug!(%fault, "cuBLASLt is not ended in order");

@@ -54,7 +54,26 @@ pub(crate) struct SearchLane<M: Machine> {
     candidates: M::Memory,
     /// Of each query: threshold, count, overflow.
     standing: M::Memory,
-    allowed: Option<(M::Memory, usize)>,
+    allowed: Growing<M>,
+    hits: Growing<M>,
+}
+
+/// Memory that is replaced by a larger piece when it does not suffice.
+struct Growing<M: Machine>(Option<(M::Memory, usize)>);
+
+impl<M: Machine> Growing<M> {
+    /// At least so many bytes. What was there is gone when they were fewer: work that uses it must be done.
+    fn of(&mut self, machine: &M, bytes: usize) -> Result<&M::Memory, GpuError> {
+        let grown = match self.0.take() {
+            Some((memory, size)) if size >= bytes => (memory, size),
+            _ => (machine.allocate(bytes.next_power_of_two())?, bytes.next_power_of_two()),
+        };
+        Ok(&self.0.insert(grown).0)
+    }
+
+    fn address(&self) -> u64 {
+        self.0.as_ref().map_or(0, |(memory, _)| memory.address())
+    }
 }
 
 #[repr(C)]
@@ -83,6 +102,7 @@ struct SelectArguments {
     counts: u64,
     thresholds: u64,
     overflows: u64,
+    hits: u64,
     capacity: u32,
     wanted: u32,
     forget_all: u32,
@@ -127,7 +147,8 @@ impl<M: Machine> GpuRows<M> {
             columns: self.machine.allocate(columns * padded(self.dimension) * size_of::<f16>())?,
             candidates: self.machine.allocate(QUERIES_MAX * CAPACITY * size_of::<Candidate>())?,
             standing: self.machine.allocate(3 * QUERIES_MAX * size_of::<u32>())?,
-            allowed: None,
+            allowed: Growing(None),
+            hits: Growing(None),
         })
     }
 
@@ -198,12 +219,7 @@ impl<M: Machine> GpuRows<M> {
         for row in allowed.iter().take_while(|row| (*row as usize) < self.rows) {
             words[row as usize / 32] |= 1 << (row % 32);
         }
-        let bytes = size_of_val(words.as_slice());
-        let memory = match lane.allowed.take() {
-            Some((memory, size)) if size >= bytes => (memory, size),
-            _ => (self.machine.allocate(bytes.next_power_of_two())?, bytes.next_power_of_two()),
-        };
-        let (memory, _) = lane.allowed.insert(memory);
+        let memory = lane.allowed.of(&self.machine, size_of_val(words.as_slice()))?;
         self.machine.upload(&mut lane.queue, memory, 0, bytemuck::cast_slice(&words))
     }
 
@@ -263,6 +279,7 @@ struct Search<'a, M: Machine> {
 
 impl<M: Machine> Search<'_, M> {
     fn run(&mut self) -> Result<Vec<Vec<Scored>>, GpuError> {
+        self.lane.hits.of(&self.rows.machine, self.queries.len() * self.k * size_of::<Candidate>())?;
         self.upload_queries()?;
         self.begin()?;
         if self.rows.count() > CAPACITY {
@@ -317,7 +334,7 @@ impl<M: Machine> Search<'_, M> {
             let arguments = ScoreArguments {
                 rows: block.memory.address(),
                 columns: self.lane.columns.address(),
-                allowed: self.lane.allowed.as_ref().filter(|_| self.filtered).map_or(0, |(memory, _)| memory.address()),
+                allowed: if self.filtered { self.lane.allowed.address() } else { 0 },
                 thresholds: self.standing(0),
                 candidates: self.lane.candidates.address(),
                 counts: self.standing(1),
@@ -345,6 +362,7 @@ impl<M: Machine> Search<'_, M> {
             counts: self.standing(1),
             thresholds: self.standing(0),
             overflows: self.standing(2),
+            hits: if threshold_only { 0 } else { self.lane.hits.address() },
             capacity: CAPACITY as u32,
             wanted: self.k as u32,
             forget_all: u32::from(threshold_only),
@@ -364,13 +382,13 @@ impl<M: Machine> Search<'_, M> {
         if overflows.iter().any(|overflow| *overflow > 0) {
             return Ok(None);
         }
+        let mut candidates = vec![Candidate { score: 0.0, row: 0 }; self.queries.len() * self.k];
+        let kept = self.lane.hits.of(machine, size_of_val(candidates.as_slice()))?;
+        machine.download(&mut self.lane.queue, kept, 0, bytemuck::cast_slice_mut(&mut candidates))?;
         let mut hits = Vec::with_capacity(self.queries.len());
-        for (number, (query, count)) in self.queries.iter().zip(counts).enumerate() {
-            let mut candidates = vec![Candidate { score: 0.0, row: 0 }; *count as usize];
-            let offset = number * CAPACITY * size_of::<Candidate>();
-            machine.download(&mut self.lane.queue, &self.lane.candidates, offset, bytemuck::cast_slice_mut(&mut candidates))?;
-            let mut found: Vec<Scored> = candidates
-                .into_iter()
+        for ((query, count), candidates) in self.queries.iter().zip(counts).zip(candidates.chunks_exact(self.k)) {
+            let mut found: Vec<Scored> = candidates[..*count as usize]
+                .iter()
                 .map(|candidate| Scored { position: candidate.row, score: candidate.score * query.scale })
                 .collect();
             found.sort_by(|left, right| right.score.total_cmp(&left.score).then(left.position.cmp(&right.position)));

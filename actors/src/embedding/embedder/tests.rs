@@ -1,7 +1,9 @@
 //! What becomes of requests when devices fail.
 
 use super::*;
-use ragged_kernels::GpuError;
+use crate::embedding::devices::OpenDevice;
+use parking_lot::Mutex;
+use ragged_kernels::{DeviceError, GpuError};
 use std::sync::atomic::AtomicBool;
 use tokio::time::timeout;
 
@@ -9,8 +11,8 @@ use tokio::time::timeout;
 struct Numbered {
     number: f32,
     at_once: usize,
-    fails: AtomicBool,
-    panics: AtomicBool,
+    fails: Arc<AtomicBool>,
+    panics: Arc<AtomicBool>,
     /// Where its batches wait for one another.
     gate: Option<Arc<std::sync::Barrier>>,
     computing: AtomicUsize,
@@ -22,8 +24,8 @@ impl Numbered {
         Numbered {
             number,
             at_once: 1,
-            fails: AtomicBool::new(false),
-            panics: AtomicBool::new(false),
+            fails: Arc::default(),
+            panics: Arc::default(),
             gate: None,
             computing: AtomicUsize::new(0),
             most_at_once: AtomicUsize::new(0),
@@ -72,10 +74,9 @@ impl Running {
         let queue = EmbedderQueue::new("embedder");
         let arguments = EmbedderArguments {
             queue: queue.clone(),
-            device,
+            device: slot(device),
             spare,
             dimension: 2,
-            batch_tokens: 10,
             queued_tokens_max: 10_000,
             metrics: metrics.clone(),
         };
@@ -105,14 +106,24 @@ impl Running {
     }
 }
 
+fn batches_of_ten(device: Arc<dyn Device>) -> BatchDevice {
+    BatchDevice { device, batch_tokens: 10 }
+}
+
+fn slot(device: Arc<dyn Device>) -> DeviceSlot {
+    Arc::new(Mutex::new(Some(batches_of_ten(device))))
+}
+
 fn spare(device: Arc<dyn Device>, reopen: OpenDevice) -> Option<Spare> {
+    let device = batches_of_ten(device);
     Some(Spare { device, reopen, backoff_initial: Duration::from_millis(5), backoff_max: Duration::from_millis(40) })
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_device_is_stood_in_for_and_opened_again_and_no_request_is_lost() {
     for by_panic in [false, true] {
-        let (own, other) = (Arc::new(Numbered::new(1.0)), Arc::new(Numbered::new(2.0)));
+        let (own, other) = (Numbered::new(1.0), Arc::new(Numbered::new(2.0)));
+        let (fails, panics) = (own.fails.clone(), own.panics.clone());
         let attempts = Arc::new(AtomicUsize::new(0));
         let may_open = Arc::new(AtomicBool::new(false));
         let reopen: OpenDevice = {
@@ -120,18 +131,18 @@ async fn a_failed_device_is_stood_in_for_and_opened_again_and_no_request_is_lost
             Arc::new(move || {
                 attempts.fetch_add(1, Ordering::SeqCst);
                 match may_open.load(Ordering::SeqCst) {
-                    true => Ok(Arc::new(Numbered::new(3.0)) as Arc<dyn Device>),
-                    false => Err(GpuError::NoDriver.into()),
+                    true => Ok(batches_of_ten(Arc::new(Numbered::new(3.0)))),
+                    false => Err("not yet".to_owned()),
                 }
             })
         };
-        let running = Running::start(own.clone(), spare(other, reopen)).await;
+        let running = Running::start(Arc::new(own), spare(other, reopen)).await;
         assert_eq!(running.embed(&[3, 4]).await.unwrap(), [[3.0, 1.0], [4.0, 1.0]]);
         assert_eq!(attempts.load(Ordering::SeqCst), 0);
 
         match by_panic {
-            true => own.panics.store(true, Ordering::SeqCst),
-            false => own.fails.store(true, Ordering::SeqCst),
+            true => panics.store(true, Ordering::SeqCst),
+            false => fails.store(true, Ordering::SeqCst),
         }
         // Several batches: the first meets the failure, and is answered all the same.
         let vectors = running.embed(&[9, 8, 7]).await.unwrap();
@@ -155,7 +166,7 @@ async fn sequences_that_no_device_can_embed_are_refused_and_blame_no_device() {
         let opened = opened.clone();
         Arc::new(move || {
             opened.store(true, Ordering::SeqCst);
-            Err(GpuError::NoDriver.into())
+            Err("not wanted".to_owned())
         })
     };
     let running = Running::start(Arc::new(Numbered::new(1.0)), spare(Arc::new(Numbered::new(2.0)), reopen)).await;
@@ -193,10 +204,9 @@ async fn requests_go_where_least_waits() {
     for queue in [&idle, &busy] {
         let arguments = EmbedderArguments {
             queue: queue.clone(),
-            device: Arc::new(Numbered::new(1.0)),
+            device: slot(Arc::new(Numbered::new(1.0))),
             spare: None,
             dimension: 2,
-            batch_tokens: 10,
             queued_tokens_max: 100,
             metrics: EmbeddingMetrics::register(&Registry::new()).unwrap(),
         };
@@ -205,6 +215,45 @@ async fn requests_go_where_least_waits() {
     busy.waiting.store(100, Ordering::Relaxed);
     idle.waiting.store(5, Ordering::Relaxed);
     let queues = [away, busy, idle];
-    let chosen = least_busy(&queues);
-    assert_eq!(chosen.waiting.load(Ordering::Relaxed), 5);
+    assert_eq!(least_busy(&queues).waiting.load(Ordering::Relaxed), 5);
+    queues[2].has_lost_its_device.store(true, Ordering::Relaxed);
+    assert_eq!(least_busy(&queues).waiting.load(Ordering::Relaxed), 100, "one with its own device is faster");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_embedder_that_is_started_again_knows_that_its_device_has_failed() {
+    let reopened = Arc::new(AtomicUsize::new(0));
+    let reopen: OpenDevice = {
+        let reopened = reopened.clone();
+        Arc::new(move || {
+            reopened.fetch_add(1, Ordering::SeqCst);
+            Ok(batches_of_ten(Arc::new(Numbered::new(3.0))))
+        })
+    };
+    let own = Numbered::new(1.0);
+    own.fails.store(true, Ordering::SeqCst);
+    let slot = slot(Arc::new(own));
+    let patient = |spare: Option<Spare>| spare.map(|spare| Spare { backoff_initial: Duration::from_secs(600), ..spare });
+    let arguments = |spare| EmbedderArguments {
+        queue: EmbedderQueue::new("embedder"),
+        device: slot.clone(),
+        spare,
+        dimension: 2,
+        queued_tokens_max: 100,
+        metrics: EmbeddingMetrics::register(&Registry::new()).unwrap(),
+    };
+    let first = arguments(patient(spare(Arc::new(Numbered::new(2.0)), reopen.clone())));
+    let (queue, metrics) = (first.queue.clone(), first.metrics.clone());
+    let (actor, _) = Actor::spawn(None, Embedder, first).await.unwrap();
+    let running = Running { queue, metrics, actor };
+    assert_eq!(running.embed(&[4]).await.unwrap(), [[4.0, 2.0]]);
+    running.actor.stop_and_wait(None, None).await.unwrap();
+    assert!(slot.lock().is_none(), "nothing keeps the device that has failed");
+
+    let again = arguments(spare(Arc::new(Numbered::new(2.0)), reopen));
+    let (queue, metrics) = (again.queue.clone(), again.metrics.clone());
+    let (actor, _) = Actor::spawn(None, Embedder, again).await.unwrap();
+    let running = Running { queue, metrics, actor };
+    running.until("opened again", || reopened.load(Ordering::SeqCst) == 1 && slot.lock().is_some()).await;
+    assert_eq!(running.embed(&[5]).await.unwrap(), [[5.0, 3.0]]);
 }

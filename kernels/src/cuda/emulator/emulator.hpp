@@ -1,7 +1,7 @@
 // Runs the kernels on the processor, for tests on machines without a GPU: what device.cuh says in PTX is said here in C++, lane by lane.
 //
 // A block's threads are fibers of one thread of the processor. They run one at a time until a barrier or an exchange with their warp, in an order that is
-// drawn anew each time, so that a barrier that is missing shows. Shared memory is filled with a pattern that is not a number before each block; copies
+// drawn anew each time, and whole warps fall behind for a while, so that a barrier that is missing shows. Shared memory is filled with a pattern that is not a number before each block; copies
 // behind the thread's back come at once or at the last moment, by lot. Blocks run one after the other, in any order.
 #pragma once
 #include <algorithm>
@@ -34,6 +34,9 @@ struct Random {
         return static_cast<u32>((state >> 33) % limit);
     }
 };
+
+// Rounds for which a warp sleeps.
+constexpr u32 ROUNDS_OF_SLEEP = 200;
 
 struct Copy {
     void* to;
@@ -137,12 +140,17 @@ inline void run_block() {
     }
     std::vector<u32> order(threads);
     for (u32 i = 0; i < threads; ++i) order[i] = i;
-    for (;;) {
+    std::vector<bool> sleeps(threads / WARP, false);
+    for (u32 round = 0;; ++round) {
+        // Some warps fall behind for a while, as far as barriers let them.
+        if (round % ROUNDS_OF_SLEEP == 0) {
+            for (u32 warp = 0; warp < sleeps.size(); ++warp) sleeps[warp] = block->random.below(3) == 0;
+        }
         for (u32 i = threads - 1; i > 0; --i) std::swap(order[i], order[block->random.below(i + 1)]);
         bool ran = false;
         u32 waiting = 0, done = 0;
         for (u32 i : order) {
-            if (block->fibers[i]->standing == Standing::Ready) {
+            if (block->fibers[i]->standing == Standing::Ready && !sleeps[i / WARP]) {
                 ran = true;
                 block->current = i;
                 swapcontext(&block->scheduler, &block->fibers[i]->context);
@@ -158,7 +166,10 @@ inline void run_block() {
                 if (fiber->standing == Standing::AtBlockBarrier) fiber->standing = Standing::Ready;
             }
         } else if (!ran) {
-            fail("its threads wait for one another at different places");
+            bool woke = false;
+            for (u32 i = 0; i < threads; ++i) woke |= block->fibers[i]->standing == Standing::Ready;
+            if (!woke) fail("its threads wait for one another at different places");
+            sleeps.assign(sleeps.size(), false);
         }
     }
 }
