@@ -30,6 +30,13 @@ fail() {
 locked=()
 if [ -n "${CI:-}" ]; then locked=(--locked); fi
 
+# Lets what is started from now on load NVIDIA's compiler for kernels: tests compile them, without a GPU.
+use_nvrtc() {
+    local folder
+    folder=$("$repository/scripts/install-nvrtc")
+    [ -z "$folder" ] || export LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+}
+
 # Runs a command, and says every minute that it is still at work; on a terminal cargo shows its progress by itself.
 with_heartbeat() {
     local what=$1 heartbeat status=0
