@@ -226,6 +226,14 @@ impl Parts {
     }
 }
 
+impl StartError {
+    /// Whether a full disk may be the cause; others stay when there is space again.
+    fn may_be_of_a_full_disk(&self) -> bool {
+        use ragged_raft::StoreError::{Database, DiskFull, Folder, Syncer};
+        matches!(self, StartError::Group(_) | StartError::Store(DiskFull(_) | Folder { .. } | Database(_) | Syncer(_)))
+    }
+}
+
 /// The supervisors, from the root down.
 pub(crate) struct Supervisors {
     root: ActorRef<SupervisorMessage>,
@@ -421,7 +429,11 @@ where
 {
     loop {
         match step().await {
-            Err(fault) if NodeIdentity::is_there(&options.data_dir) && lacks_space(&options.data_dir) => {
+            Err(fault)
+                if fault.may_be_of_a_full_disk()
+                    && NodeIdentity::is_there(&options.data_dir)
+                    && lacks_space(&options.data_dir) =>
+            {
                 tracing::error!(%fault, data_dir = %options.data_dir.display(), "the disk is full: the start goes on once there is space again");
                 tokio::time::sleep(SPACE_AGAIN_AFTER).await;
             }

@@ -294,10 +294,11 @@ impl Actor for Embedder {
                 if device_failed {
                     state.arguments.metrics.failures.inc();
                     open_later(&myself, state.devices.give_up(&device));
+                    // It may be the last of the device, whose end waits for its GPU.
+                    tokio::task::spawn_blocking(move || drop(device));
                 } else if vectors.is_ok() {
                     state.devices.worked(&device);
                 }
-                drop(device);
                 state.deliver(items, vectors);
             }
             EmbedderMessage::Reopened(opened) => open_later(&myself, state.devices.reopened(opened)),
