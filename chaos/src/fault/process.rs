@@ -13,6 +13,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a node that is started again in turn may take to be ready, before the next is stopped.
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a node that is starting may take to serve, before it may open nothing more.
+const SERVES_WITHIN: Duration = Duration::from_secs(10);
 /// How far a clock jumps at most.
 const JUMP_MAX_MINUTES: i64 = 600;
 /// How long a node may take to look at its clock.
@@ -51,6 +53,8 @@ pub async fn inject(class: Class, cluster: &mut Cluster, random: &mut StdRng) ->
             (vec![one], Mending::Continue)
         }
         Class::Descriptors => {
+            // One that is just starting may end when it can open nothing, and say why: only one that serves has promised to go on.
+            cluster.until_ready(one, SERVES_WITHIN).await?;
             let process = cluster.process(one).with_context(|| format!("node {one} does not run"))?;
             let open = std::fs::read_dir(format!("/proc/{process}/fd"))?.count() as u64;
             // The numbers of those that are open may reach beyond their count: what the node has, it keeps.
