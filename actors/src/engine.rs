@@ -21,7 +21,9 @@ use crate::cluster::succession::{Succession, hand_over};
 use crate::cluster::tls::{CertificateFiles, Credentials, TlsError};
 use crate::cluster::transport::{LinkTransport, Receptions};
 use crate::cluster::{authority, join, listener, recovery};
-use crate::embedding::{DeviceChoice, Embedder, EmbedderArguments, EmbedderQueue, Embedding, EmbeddingMetrics, Opened, Opening};
+use crate::embedding::{
+    DeviceChoice, Embedder, EmbedderArguments, EmbedderQueue, Embedding, EmbeddingMetrics, Opened, Opening, PrecisionChoice,
+};
 use crate::hedge::Hedge;
 use crate::ingest::jobs::{JobsActor, JobsArguments, JobsMessage, JobsMetrics};
 use crate::ingest::pipeline::{Pipeline, PipelineMetrics, now_ms};
@@ -68,6 +70,8 @@ pub struct EngineOptions {
     pub cluster: ClusterOptions,
     /// Devices that embed.
     pub embedding_device: DeviceChoice,
+    /// What the processor multiplies when it embeds.
+    pub embedding_precision: PrecisionChoice,
     /// Threads that embed.
     pub embedding_threads: usize,
     /// Tokens of an embedding batch at most.
@@ -450,6 +454,7 @@ async fn open(options: &EngineOptions) -> Result<(Arc<Store>, Arc<Model>, Vec<Op
         let model = Arc::new(Model::load(&options.model_dir).map_err(|fault| StartError::Model(fault.to_string()))?);
         let opening = Opening {
             choice: &options.embedding_device,
+            precision: options.embedding_precision,
             threads: options.embedding_threads,
             batch_tokens: options.embedding_batch_tokens,
             kernels: options.data_dir.join("kernels"),

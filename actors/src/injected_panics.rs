@@ -22,6 +22,7 @@ async fn start(data: &Path, model_dir: PathBuf) -> Engine {
         model_dir,
         shards: 16,
         embedding_device: crate::embedding::DeviceChoice::Cpu,
+        embedding_precision: crate::embedding::PrecisionChoice::Auto,
         embedding_threads: 1,
         embedding_batch_tokens: 512,
         search_threads: 4,

@@ -1,11 +1,12 @@
 //! Measures the encoder on this machine, in the same way as the peer that it is compared with (ONNX Runtime, by
-//! `ort_speed.py`): the first 512 texts, tokenized beforehand, best of three rounds after a warm-up.
+//! `bench/onnx.py`): the first 512 texts, tokenized beforehand, best of three rounds after a warm-up; and one query of 12 tokens, on one thread.
 //!
-//! Usage: `encoder_speed MODEL_DIR TEXTS [threads] [avx512|avx2|portable]`. TEXTS is a `docs.jsonl` (title and
-//! text) or a plain file with one text a line, also with `.gz`. Prints one line of JSON.
+//! Usage: `encoder_speed MODEL_DIR TEXTS [threads] [f32|bf16|int8] [avx512|avx2|portable]`. TEXTS is a `docs.jsonl` (title and
+//! text) or a plain file with one text a line, also with `.gz`. Prints one line of JSON for each precision that this processor has, or for the one
+//! that is named.
 
 use flate2::read::GzDecoder;
-use ragged_kernels::{CpuDevice, Device, Instructions, Model, TokenSequence};
+use ragged_kernels::{CpuDevice, Device, DeviceError, Instructions, Model, Precision, TokenSequence};
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -20,13 +21,13 @@ const QUERY: &str = "what does exercise do for the health of old mice";
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model_folder, texts, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: encoder_speed MODEL_DIR TEXTS [threads] [avx512|avx2|portable]".into());
+        return Err("usage: encoder_speed MODEL_DIR TEXTS [threads] [f32|bf16|int8] [avx512|avx2|portable]".into());
     };
     let threads = match rest.first() {
         Some(threads) => threads.parse()?,
         None => 2,
     };
-    let instructions = match rest.get(1) {
+    let instructions = match rest.get(2) {
         Some(name) => Instructions::available()
             .into_iter()
             .find(|set| set.name() == name)
@@ -34,42 +35,52 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => Instructions::detect(),
     };
 
-    let load_start = Instant::now();
     let model = Arc::new(Model::load(Path::new(model_folder))?);
-    let load_time = load_start.elapsed();
-    let pack_start = Instant::now();
-    let device = CpuDevice::with_instructions(Arc::clone(&model), threads, instructions)?;
-    let pack_time = pack_start.elapsed();
-
     let sequences = read_texts(Path::new(texts))?
         .iter()
         .map(|text| model.tokenizer().encode(text))
         .collect::<Result<Vec<TokenSequence>, _>>()?;
+    let named = rest.get(1).map(|name| name.parse::<Precision>()).transpose()?;
+    for precision in Precision::ALL {
+        if named.is_some_and(|named| named != precision) {
+            continue;
+        }
+        let pack_start = Instant::now();
+        match CpuDevice::with_instructions(Arc::clone(&model), threads, precision, instructions) {
+            Err(DeviceError::PrecisionUnavailable { .. }) if named.is_none() => {}
+            device => println!("{}", measure(&device?, &model, &sequences, pack_start.elapsed())?),
+        }
+    }
+    Ok(())
+}
+
+fn measure(
+    device: &CpuDevice,
+    model: &Model,
+    sequences: &[TokenSequence],
+    pack_time: Duration,
+) -> Result<serde_json::Value, Box<dyn Error>> {
     let tokens: usize = sequences.iter().map(TokenSequence::len).sum();
     let processor_start = processor_time();
-    let round = best_of_rounds(ROUNDS, || device.embed(&sequences).map(drop))?;
+    let round = best_of_rounds(ROUNDS, || device.embed(sequences).map(drop))?;
     // All rounds and the warm-up: this figure moves less when the machine has other work too.
     let processor_time = (processor_time() - processor_start) / (ROUNDS + 1) as u32;
 
     let query = [model.tokenizer().encode(QUERY)?];
     assert_eq!(query[0].len(), 12, "the query has 12 tokens");
     let query_time = best_of_rounds(100, || device.embed(&query).map(drop))?;
-
-    let report = serde_json::json!({
+    Ok(serde_json::json!({
         "device": device.name(),
-        "instructions": instructions.name(),
-        "threads": threads,
+        "instructions": device.instructions().name(),
+        "precision": device.precision().name(),
+        "threads": device.threads(),
         "texts": sequences.len(),
         "tokens": tokens,
-        "texts_per_s": (sequences.len() as f64 / round.as_secs_f64() * 10.0).round() / 10.0,
         "tokens_per_s": (tokens as f64 / round.as_secs_f64()).round(),
         "processor_us_per_token": (processor_time.as_secs_f64() * 1e8 / tokens as f64).round() / 100.0,
-        "query_12_tokens_ms": milliseconds(query_time),
-        "model_load_ms": milliseconds(load_time),
-        "pack_ms": milliseconds(pack_time),
-    });
-    println!("{report}");
-    Ok(())
+        "query_12_tokens_ms": (query_time.as_secs_f64() * 1e6).round() / 1e3,
+        "pack_ms": (pack_time.as_secs_f64() * 1e3).round(),
+    }))
 }
 
 /// The shortest of `rounds` runs after one that does not count.
@@ -97,10 +108,6 @@ fn processor_time() -> Duration {
     }
     #[cfg(not(unix))]
     Duration::ZERO
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e5).round() / 100.0
 }
 
 fn read_texts(path: &Path) -> Result<Vec<String>, Box<dyn Error>> {

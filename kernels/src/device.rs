@@ -4,7 +4,7 @@ use crate::configuration::EncoderConfiguration;
 use crate::tokenizer::TokenSequence;
 
 /// A device that turns token sequences into vectors. All devices give the same vectors for the same input, within
-/// a cosine of 0.9999 of one another; those that compute with halves within 0.9995.
+/// a cosine of 0.9999 of one another; those that compute with halves within 0.9995, and those that do with whole numbers within 0.99.
 pub trait Device: Send + Sync {
     /// A short name for logs and reports: the kind of the device and what it uses.
     fn name(&self) -> &str;
@@ -75,6 +75,16 @@ pub enum DeviceError {
     /// The instruction set was asked for but this processor does not have it.
     #[error("this processor does not have {0}: leave the choice to the program or name another set")]
     InstructionsUnavailable(crate::Instructions),
+    /// The precision was asked for but this processor does not have the instructions for it.
+    #[error(
+        "this processor cannot compute with {precision} ({instructions}): use another precision, or leave the choice to the program"
+    )]
+    PrecisionUnavailable {
+        /// The precision.
+        precision: crate::Precision,
+        /// The instruction set.
+        instructions: crate::Instructions,
+    },
     /// A worker thread did not start.
     #[error("cannot start an encoder thread: {0}")]
     Thread(#[source] std::io::Error),

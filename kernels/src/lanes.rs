@@ -27,6 +27,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     /// Writes the first `count` lanes (`count < WIDTH`).
     unsafe fn store_first(self, to: *mut f32, count: usize);
+    /// Writes the lowest byte of each lane's bits.
+    unsafe fn store_low_bytes(self, to: *mut u8);
     /// Reads `WIDTH` IEEE half-precision values and widens them.
     unsafe fn load_f16(from: *const half::f16) -> Self;
     /// Reads and widens the first `count` half-precision values (`count < WIDTH`); the other lanes are zero.

@@ -15,6 +15,7 @@ pub mod device;
 pub mod exact;
 pub mod instructions;
 pub mod model;
+pub mod precision;
 pub mod tokenizer;
 pub mod weights;
 
@@ -26,6 +27,7 @@ pub use device::{Device, DeviceError};
 pub use exact::Scored;
 pub use instructions::Instructions;
 pub use model::{Model, ModelError};
+pub use precision::{Precision, UnknownPrecision};
 pub use tokenizer::{TextTokenizer, TokenSequence, TokenizeError};
 pub use weights::{Tensor, Weights};
 

@@ -4,7 +4,7 @@
 mod support;
 
 use half::{bf16, f16};
-use ragged_kernels::{Activation, CpuDevice, Device, Model, ModelError, Pooling, TokenSequence};
+use ragged_kernels::{Activation, CpuDevice, Device, Model, ModelError, Pooling, Precision, TokenSequence};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use std::collections::BTreeMap;
 use std::fs;
@@ -137,7 +137,7 @@ impl TinyModel {
     /// The vector of three tokens.
     fn vector(&self) -> Vec<f32> {
         let model = Arc::new(self.load().expect("the model loads"));
-        let device = CpuDevice::new(model, 1).expect("a device");
+        let device = CpuDevice::new(model, 1, Precision::F32).expect("a device");
         device.embed(&[TokenSequence(vec![1, 5, 2])]).expect("a vector")
     }
 }
@@ -199,7 +199,7 @@ fn odd_shapes_give_the_vector_of_a_plain_implementation() {
             let expected = plain_encoder(&model.tensors, &tokens, activation, pooling);
             for set in ragged_kernels::Instructions::available() {
                 let loaded = Arc::new(model.load().expect("the model loads"));
-                let device = CpuDevice::with_instructions(loaded, 1, set).expect("a device");
+                let device = CpuDevice::with_instructions(loaded, 1, Precision::F32, set).expect("a device");
                 let vector = device.embed(&[TokenSequence(tokens.clone())]).expect("a vector");
                 assert_near(&vector, &expected);
             }

@@ -18,7 +18,7 @@ use byte_size::{GIB, KIB, MIB};
 use figment::providers::Serialized;
 use figment::{Figment, Metadata};
 use providers::{FileValues, SingleValue};
-use ragged_actors::embedding::DeviceChoice;
+use ragged_actors::embedding::{DeviceChoice, PrecisionChoice};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -117,6 +117,8 @@ pub enum LogFormat {
 pub struct Embedding {
     /// Devices that embed.
     pub device: DeviceChoice,
+    /// What the processor multiplies.
+    pub precision: PrecisionChoice,
     /// Threads of the encoder.
     pub threads: usize,
     /// Tokens of a batch at most.
@@ -298,7 +300,7 @@ fn defaults(sources: &Sources) -> Result<Config, ConfigError> {
             shards: 16,
         },
         log: Log { format: LogFormat::Text, filter: "info".to_string() },
-        embedding: Embedding { device: DeviceChoice::Auto, threads: cores, batch_tokens: 4096 },
+        embedding: Embedding { device: DeviceChoice::Auto, precision: PrecisionChoice::Auto, threads: cores, batch_tokens: 4096 },
         search: Search { threads: cores },
         memory: Memory { block_cache_bytes: ByteSize(64 * MIB), partitions_bytes: ByteSize(GIB), partition_idle_ms: 600_000 },
         limits: Limits { in_flight_per_key: 256, queued_tokens: 4 << 20, queued_searches: 4096 },

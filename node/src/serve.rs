@@ -96,6 +96,7 @@ fn engine_options(config: &Config) -> EngineOptions {
         shards: config.cluster.shards,
         cluster: cluster_options(&config.cluster),
         embedding_device: config.embedding.device.clone(),
+        embedding_precision: config.embedding.precision,
         embedding_threads: config.embedding.threads,
         embedding_batch_tokens: config.embedding.batch_tokens,
         search_threads: config.search.threads,

@@ -1,10 +1,12 @@
 //! Embedding: texts become vectors, in batches that are fair to tenants.
 
+mod choices;
 mod devices;
 mod embedder;
 mod opening;
 mod queue;
 
+pub use choices::{DeviceChoice, PrecisionChoice};
 pub use devices::{BatchDevice, DeviceSlot, OpenDevice, Spare};
 pub use embedder::{Embedder, EmbedderArguments, EmbedderMessage, EmbedderQueue, Embedding, EmbeddingMetrics, Urgency};
-pub use opening::{DeviceChoice, Opened, Opening};
+pub use opening::{Opened, Opening};

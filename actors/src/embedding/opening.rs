@@ -1,87 +1,17 @@
 //! Opens the devices of a node: GPUs as they are asked for and there, and the processor, which is always there.
 
+use crate::embedding::choices::{DeviceChoice, PrecisionChoice};
 use crate::embedding::devices::{BatchDevice, OpenDevice, Spare};
 use ractor::concurrency::Duration;
 use ragged_kernels::cuda::{self, Gpu, GpuError};
 use ragged_kernels::{CpuDevice, CudaDevice, Device, DeviceError, Model};
-use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 /// Wait before a GPU that has failed is opened again.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// Longest wait, after it could not be opened again and again.
 const REOPEN_AFTER_MAX: Duration = Duration::from_secs(300);
-/// GPUs that can be named.
-const GPUS_MAX: usize = 64;
-
-/// Which devices embed, as it is configured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum DeviceChoice {
-    /// All GPUs; the processor where there are none or they cannot be used.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// These GPUs, by their numbers; all when none is named. Without them the node does not start.
-    Gpus(Vec<usize>),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let unknown = || format!("\"{text}\" is none of `auto`, `cpu`, `gpu` and `gpu:` with numbers, such as `gpu:0,1`");
-        match text.trim() {
-            "auto" => Ok(DeviceChoice::Auto),
-            "cpu" => Ok(DeviceChoice::Cpu),
-            "gpu" => Ok(DeviceChoice::Gpus(Vec::new())),
-            other => {
-                let numbers = other.strip_prefix("gpu:").ok_or_else(unknown)?;
-                let mut gpus = Vec::new();
-                for number in numbers.split(',') {
-                    let number = number.trim().parse::<usize>().map_err(|_| unknown())?;
-                    if number >= GPUS_MAX || gpus.contains(&number) {
-                        return Err(format!("\"{text}\" names a GPU twice, or one above {}", GPUS_MAX - 1));
-                    }
-                    gpus.push(number);
-                }
-                Ok(DeviceChoice::Gpus(gpus))
-            }
-        }
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeviceChoice::Auto => formatter.write_str("auto"),
-            DeviceChoice::Cpu => formatter.write_str("cpu"),
-            DeviceChoice::Gpus(gpus) if gpus.is_empty() => formatter.write_str("gpu"),
-            DeviceChoice::Gpus(gpus) => {
-                let numbers: Vec<String> = gpus.iter().map(usize::to_string).collect();
-                write!(formatter, "gpu:{}", numbers.join(","))
-            }
-        }
-    }
-}
-
-impl TryFrom<String> for DeviceChoice {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<DeviceChoice> for String {
-    fn from(choice: DeviceChoice) -> String {
-        choice.to_string()
-    }
-}
-
 /// A device that an embedder is to be started with.
 pub struct Opened {
     /// Name of its embedder: `embedder-cpu` or `embedder-gpu-0`.
@@ -98,6 +28,8 @@ pub struct Opening<'a> {
     pub choice: &'a DeviceChoice,
     /// Threads of the processor.
     pub threads: usize,
+    /// What the processor multiplies.
+    pub precision: PrecisionChoice,
     /// Tokens of a batch of the processor at most; GPUs have larger ones.
     pub batch_tokens: usize,
     /// Folder of compiled kernels.
@@ -110,7 +42,12 @@ impl Opening<'_> {
     /// # Errors
     /// A processor that cannot embed the model; GPUs that were asked for and cannot be used.
     pub fn open(&self, model: &Arc<Model>) -> Result<Vec<Opened>, DeviceError> {
-        let cpu = Arc::new(CpuDevice::new(model.clone(), self.threads)?);
+        let precision = match self.precision {
+            PrecisionChoice::Auto => CpuDevice::fastest_as_good_as_f32(),
+            PrecisionChoice::Named(precision) => precision,
+        };
+        let cpu = Arc::new(CpuDevice::new(model.clone(), self.threads, precision)?);
+        tracing::info!(device = cpu.name(), "the processor can embed");
         let cpu = BatchDevice { device: cpu, batch_tokens: self.batch_tokens };
         let gpus = match self.choice {
             DeviceChoice::Cpu => Vec::new(),
@@ -168,19 +105,4 @@ impl Opening<'_> {
 
 fn open_gpu(model: &Arc<Model>, number: usize, kernels: &Path) -> Result<Arc<dyn Device>, GpuError> {
     Ok(Arc::new(CudaDevice::new(&Gpu::open(number, kernels)?, model.clone())?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_choice_is_read_as_it_is_written() {
-        for text in ["auto", "cpu", "gpu", "gpu:0", "gpu:2,0,1"] {
-            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
-        }
-        for text in ["", "GPU", "gpu:", "gpu:a", "gpu:-1", "gpu:1,1", "gpu:64", "gpu 0", "cuda"] {
-            assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
-        }
-    }
 }

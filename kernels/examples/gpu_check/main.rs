@@ -15,7 +15,7 @@ mod peer;
 mod speed;
 
 use ragged_kernels::cuda::{Gpu, gpus, measure_limits};
-use ragged_kernels::{CpuDevice, CudaDevice, Device, Model};
+use ragged_kernels::{CpuDevice, CudaDevice, Device, Model, Precision};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -105,7 +105,7 @@ impl Ground {
         let about = gpu.description();
         println!("GPU {}: {}, {}, {} MiB", about.number, about.name, about.architecture, about.memory_bytes >> 20);
         let device = CudaDevice::new(&gpu, model.clone())?;
-        let cpu = CpuDevice::new(model.clone(), std::thread::available_parallelism()?.get())?;
+        let cpu = CpuDevice::new(model.clone(), std::thread::available_parallelism()?.get(), Precision::F32)?;
         Ok(Ground { gpu, model, device, cpu })
     }
 }

@@ -1,9 +1,11 @@
 //! Centroids of vectors: Lloyd's k-means, whose distances are matrix products.
 
 use crate::cpu::aligned::AlignedBlock;
-use crate::cpu::kernels::Kernels;
-use crate::cpu::product::{Epilogue, PackedMatrix, Product};
+use crate::cpu::kernels::ProductKernels;
+use crate::cpu::packed::{Linear, PackedMatrix};
+use crate::cpu::product::{Epilogue, Operand, Product};
 use crate::instructions::Instructions;
+use crate::precision::Precision;
 
 /// Rounds of k-means: more change the centroids, and hardly what is found.
 const ROUNDS: usize = 10;
@@ -21,24 +23,25 @@ pub(super) fn start_at(number: usize, centroids: usize, count: usize) -> usize {
 
 /// Finds which centroid vectors are nearest to.
 pub(super) struct Assigner {
-    kernels: &'static Kernels,
-    block: AlignedBlock,
+    kernels: &'static ProductKernels,
+    block: AlignedBlock<u32>,
     matrix: PackedMatrix,
 }
 
 impl Assigner {
     /// For centroids one after the other.
     pub(super) fn new(centroids: &[f32], dimension: usize) -> Option<Assigner> {
-        let kernels = Kernels::of(Instructions::detect())?;
+        let kernels = ProductKernels::of(Instructions::detect(), Precision::F32)?;
         let count = centroids.len() / dimension;
         // Nearest is whose inner product less half its square is the largest.
         let halves: Vec<f32> = centroids
             .chunks_exact(dimension)
             .map(|centroid| -0.5 * centroid.iter().map(|value| value * value).sum::<f32>())
             .collect();
-        let mut block = AlignedBlock::new(PackedMatrix::size(dimension, count, kernels.panel_columns));
-        let parts = [(centroids, halves.as_slice(), 1.0)];
-        let matrix = PackedMatrix::pack(&mut block, 0, dimension, kernels.panel_columns, &parts);
+        let ProductKernels { panel_columns, precision, .. } = *kernels;
+        let mut block = AlignedBlock::new(PackedMatrix::size(dimension, count, panel_columns, precision));
+        let layer = Linear { weights: centroids, biases: &halves, factor: 1.0 };
+        let matrix = PackedMatrix::pack(&mut block, 0, dimension, panel_columns, precision, &[layer]);
         Some(Assigner { kernels, block, matrix })
     }
 
@@ -61,7 +64,7 @@ impl Assigner {
             self.kernels.multiply(Product {
                 block: &self.block,
                 matrix: &self.matrix,
-                activations: vectors,
+                activations: Operand::of_f32(vectors),
                 out: scores,
                 rows: nearest.len(),
                 epilogue: Epilogue::Store,

@@ -1,5 +1,6 @@
-//! A block of f32 values that starts on a cache line, or on a huge page when it is large.
+//! A block of numbers that starts on a cache line, or on a huge page when it is large.
 
+use bytemuck::Pod;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -7,32 +8,32 @@ use std::ptr::NonNull;
 const CACHE_LINE_BYTES: usize = 64;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// A fixed number of f32 values, zero at first.
-pub(crate) struct AlignedBlock {
-    start: NonNull<f32>,
+/// A fixed number of numbers, zero at first.
+pub(crate) struct AlignedBlock<T = f32> {
+    start: NonNull<T>,
     length: usize,
     layout: Layout,
 }
 
 // SAFETY: the block owns its memory and gives it out only by Rust's borrowing rules.
-unsafe impl Send for AlignedBlock {}
+unsafe impl<T: Pod + Send> Send for AlignedBlock<T> {}
 // SAFETY: as above; a shared block is only read.
-unsafe impl Sync for AlignedBlock {}
+unsafe impl<T: Pod + Sync> Sync for AlignedBlock<T> {}
 
-impl AlignedBlock {
+impl<T: Pod> AlignedBlock<T> {
     /// Allocates `length` zeros.
     pub(crate) fn new(length: usize) -> Self {
-        let size_bytes = length.max(1) * size_of::<f32>();
+        let size_bytes = length.max(1) * size_of::<T>();
         let alignment = if size_bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { CACHE_LINE_BYTES };
         let Ok(layout) = Layout::from_size_align(size_bytes, alignment) else {
             // Only sizes above isize::MAX get here, which no allocator could satisfy either.
-            handle_alloc_error(Layout::new::<f32>())
+            handle_alloc_error(Layout::new::<T>())
         };
         // SAFETY: the layout's size is not zero.
         let memory = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(memory) else { handle_alloc_error(layout) };
         prefer_huge_pages(start, layout);
-        // SAFETY: the allocation has this size, and zero bytes are the value 0.0.
+        // SAFETY: the allocation has this size, and zero bytes are a value of a plain number.
         unsafe { start.write_bytes(0, size_bytes) };
         Self { start: start.cast(), length, layout }
     }
@@ -54,24 +55,24 @@ fn prefer_huge_pages(start: NonNull<u8>, layout: Layout) {
     let _ = (start, layout);
 }
 
-impl Drop for AlignedBlock {
+impl<T> Drop for AlignedBlock<T> {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.start.as_ptr().cast(), self.layout) }
     }
 }
 
-impl Deref for AlignedBlock {
-    type Target = [f32];
+impl<T> Deref for AlignedBlock<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         // SAFETY: `length` values, all initialised, owned by this block.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
 }
 
-impl DerefMut for AlignedBlock {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T> DerefMut for AlignedBlock<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
     }

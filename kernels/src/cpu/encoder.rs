@@ -9,10 +9,12 @@
 
 use super::aligned::AlignedBlock;
 use super::attention::{Attention, AttentionBuffers};
-use super::kernels::Kernels;
-use super::product::{Epilogue, PackedMatrix, Product};
+use super::kernels::{Kernels, ProductKernels};
+use super::packed::{Linear, PackedMatrix, words_of};
+use super::product::{Epilogue, NarrowedRows, Product};
 use crate::configuration::{EncoderConfiguration, Pooling};
 use crate::model::{Model, ModelError};
+use crate::precision::Precision;
 use crate::tokenizer::TokenSequence;
 use std::sync::Arc;
 
@@ -23,9 +25,9 @@ const FEED_FORWARD_ROWS: usize = 256;
 /// A model's weights in the layout of one instruction set's kernels.
 pub(crate) struct Encoder {
     model: Arc<Model>,
-    kernels: &'static Kernels,
+    kernels: Kernels,
     /// All packed matrices.
-    block: AlignedBlock,
+    block: AlignedBlock<u32>,
     /// For each position, its embedding plus that of token type 0.
     position_embeddings: Vec<f32>,
     embedding_norm: LayerNorm,
@@ -54,18 +56,27 @@ pub(crate) struct Workspace {
     projections: AlignedBlock,
     context: AlignedBlock,
     intermediate: AlignedBlock,
+    /// What a product reads.
+    narrowed: NarrowedRows,
     attention: AttentionBuffers,
 }
 
 impl Workspace {
-    fn new(configuration: &EncoderConfiguration, tokens: usize, tokens_of_longest: usize) -> Self {
-        let hidden_size = configuration.hidden_size;
+    fn new(configuration: &EncoderConfiguration, kernels: &Kernels, tokens: usize, tokens_of_longest: usize) -> Self {
+        let EncoderConfiguration { hidden_size, intermediate_size, .. } = *configuration;
+        let feed_forward_rows = tokens.min(FEED_FORWARD_ROWS);
+        let narrowed_words = [
+            tokens * words_of(hidden_size, kernels.projections.precision),
+            tokens * words_of(hidden_size, kernels.products.precision),
+            feed_forward_rows * words_of(intermediate_size, kernels.products.precision),
+        ];
         Self {
             tokens,
             hidden: AlignedBlock::new(tokens * hidden_size),
             projections: AlignedBlock::new(tokens * 3 * hidden_size),
             context: AlignedBlock::new(tokens * hidden_size),
-            intermediate: AlignedBlock::new(tokens.min(FEED_FORWARD_ROWS) * configuration.intermediate_size),
+            intermediate: AlignedBlock::new(feed_forward_rows * intermediate_size),
+            narrowed: NarrowedRows::new(tokens, narrowed_words.into_iter().max().unwrap_or_default()),
             attention: AttentionBuffers::new(tokens_of_longest, configuration.head_dimension()),
         }
     }
@@ -73,21 +84,27 @@ impl Workspace {
 
 impl Encoder {
     /// Packs the weights of `model` for `kernels`.
-    pub(crate) fn new(model: Arc<Model>, kernels: &'static Kernels) -> Result<Self, ModelError> {
+    pub(crate) fn new(model: Arc<Model>, kernels: Kernels) -> Result<Self, ModelError> {
         let configuration = model.configuration();
         let hidden = configuration.hidden_size;
         let intermediate = configuration.intermediate_size;
-        let size = |inputs, outputs| PackedMatrix::size(inputs, outputs, kernels.panel_columns);
-        let layer_size =
-            size(hidden, 3 * hidden) + size(hidden, hidden) + size(hidden, intermediate) + size(intermediate, hidden);
+        let size = |products: &ProductKernels, inputs, outputs| {
+            PackedMatrix::size(inputs, outputs, products.panel_columns, products.precision)
+        };
+        let Kernels { projections, products, .. } = kernels;
+        let layer_size = size(projections, hidden, 3 * hidden)
+            + size(products, hidden, hidden)
+            + size(products, hidden, intermediate)
+            + size(products, intermediate, hidden);
         let mut block = AlignedBlock::new(configuration.layers * layer_size);
-        let mut packer = Packer { model: &model, block: &mut block, next: 0, panel_columns: kernels.panel_columns };
+        let mut packer = Packer { model: &model, block: &mut block, next: 0 };
         let query_scale = 1.0 / (configuration.head_dimension() as f32).sqrt();
         let mut layers = Vec::with_capacity(configuration.layers);
         for index in 0..configuration.layers {
             let name = |part: &str| format!("encoder.layer.{index}.{part}");
             layers.push(Layer {
                 projections: packer.pack(
+                    projections,
                     hidden,
                     &[
                         (&name("attention.self.query"), query_scale),
@@ -95,10 +112,10 @@ impl Encoder {
                         (&name("attention.self.value"), 1.0),
                     ],
                 )?,
-                attention_output: packer.pack(hidden, &[(&name("attention.output.dense"), 1.0)])?,
+                attention_output: packer.pack(products, hidden, &[(&name("attention.output.dense"), 1.0)])?,
                 attention_norm: LayerNorm::load(&model, &name("attention.output.LayerNorm"))?,
-                intermediate: packer.pack(hidden, &[(&name("intermediate.dense"), 1.0)])?,
-                output: packer.pack(intermediate, &[(&name("output.dense"), 1.0)])?,
+                intermediate: packer.pack(products, hidden, &[(&name("intermediate.dense"), 1.0)])?,
+                output: packer.pack(products, intermediate, &[(&name("output.dense"), 1.0)])?,
                 output_norm: LayerNorm::load(&model, &name("output.LayerNorm"))?,
             });
             model.weights().release_pages();
@@ -122,6 +139,11 @@ impl Encoder {
         &self.model
     }
 
+    /// What products multiply.
+    pub(crate) fn precision(&self) -> Precision {
+        self.kernels.products.precision
+    }
+
     /// The vectors of `sequences`, one after the other, each of Euclidean length one. The caller has checked that
     /// no sequence is empty or longer than the model's positions and that all tokens are in the vocabulary.
     /// `workspace` is created or replaced where it is too small.
@@ -137,7 +159,7 @@ impl Encoder {
             // Freed first, so that there are never two.
             *workspace = None;
         }
-        let workspace = workspace.get_or_insert_with(|| Workspace::new(configuration, tokens, longest));
+        let workspace = workspace.get_or_insert_with(|| Workspace::new(configuration, &self.kernels, tokens, longest));
         self.embed_tokens(sequences, workspace)?;
         for layer in &self.layers {
             self.attend(layer, sequences, tokens, workspace);
@@ -171,10 +193,10 @@ impl Encoder {
         let rows = &mut workspace.hidden[..tokens * hidden];
         let projections = &mut workspace.projections[..tokens * 3 * hidden];
         let context = &mut workspace.context[..tokens * hidden];
-        self.kernels.multiply(Product {
+        self.kernels.projections.multiply(Product {
             block: &self.block,
             matrix: &layer.projections,
-            activations: rows,
+            activations: self.kernels.projections.narrow(&mut workspace.narrowed, rows, hidden),
             out: projections,
             rows: tokens,
             epilogue: Epilogue::Store,
@@ -182,7 +204,7 @@ impl Encoder {
         let mut first = 0;
         for sequence in sequences {
             let last = first + sequence.len();
-            self.kernels.attend(Attention {
+            self.kernels.rows.attend(Attention {
                 projections: &projections[first * 3 * hidden..last * 3 * hidden],
                 out: &mut context[first * hidden..last * hidden],
                 tokens: sequence.len(),
@@ -191,10 +213,10 @@ impl Encoder {
             });
             first = last;
         }
-        self.kernels.multiply(Product {
+        self.kernels.products.multiply(Product {
             block: &self.block,
             matrix: &layer.attention_output,
-            activations: context,
+            activations: self.kernels.products.narrow(&mut workspace.narrowed, context, hidden),
             out: rows,
             rows: tokens,
             epilogue: Epilogue::Add,
@@ -212,18 +234,18 @@ impl Encoder {
         for rows in rows.chunks_mut(part_rows * hidden) {
             let count = rows.len() / hidden;
             let intermediate = &mut workspace.intermediate[..count * configuration.intermediate_size];
-            self.kernels.multiply(Product {
+            self.kernels.products.multiply(Product {
                 block: &self.block,
                 matrix: &layer.intermediate,
-                activations: rows,
+                activations: self.kernels.products.narrow(&mut workspace.narrowed, rows, hidden),
                 out: intermediate,
                 rows: count,
                 epilogue: Epilogue::Activate(configuration.activation),
             });
-            self.kernels.multiply(Product {
+            self.kernels.products.multiply(Product {
                 block: &self.block,
                 matrix: &layer.output,
-                activations: intermediate,
+                activations: self.kernels.products.narrow(&mut workspace.narrowed, intermediate, configuration.intermediate_size),
                 out: rows,
                 rows: count,
                 epilogue: Epilogue::Add,
@@ -234,7 +256,7 @@ impl Encoder {
 
     fn normalize(&self, norm: &LayerNorm, rows: &mut [f32]) {
         let epsilon = self.model.configuration().layer_norm_epsilon;
-        self.kernels.layer_norm(rows, &norm.scale, &norm.shift, epsilon);
+        self.kernels.rows.layer_norm(rows, &norm.scale, &norm.shift, epsilon);
     }
 
     fn pool(&self, sequences: &[&TokenSequence], workspace: &Workspace) -> Vec<f32> {
@@ -274,26 +296,26 @@ impl LayerNorm {
 /// Packs one matrix after the other into a block.
 struct Packer<'a> {
     model: &'a Model,
-    block: &'a mut [f32],
+    block: &'a mut [u32],
     next: usize,
-    panel_columns: usize,
 }
 
 impl Packer<'_> {
     /// Packs the named linear layers, which have the same `inputs`, side by side, each multiplied by its factor.
-    fn pack(&mut self, inputs: usize, layers: &[(&str, f32)]) -> Result<PackedMatrix, ModelError> {
+    fn pack(&mut self, kernels: &ProductKernels, inputs: usize, layers: &[(&str, f32)]) -> Result<PackedMatrix, ModelError> {
         let weights = self.model.weights();
         let mut tensors = Vec::with_capacity(layers.len());
-        for (name, scale) in layers {
+        for (name, factor) in layers {
             let rows = weights.tensor(&format!("{name}.weight"))?;
             let biases = weights.tensor(&format!("{name}.bias"))?;
-            tensors.push((rows, biases, *scale));
+            tensors.push((rows, biases, *factor));
         }
-        let values: Vec<_> = tensors.iter().map(|(rows, biases, scale)| (rows.values(), biases.values(), *scale)).collect();
-        let parts: Vec<(&[f32], &[f32], f32)> =
-            values.iter().map(|(rows, biases, scale)| (rows.as_ref(), biases.as_ref(), *scale)).collect();
-        let matrix = PackedMatrix::pack(self.block, self.next, inputs, self.panel_columns, &parts);
-        self.next += PackedMatrix::size(inputs, matrix.outputs, self.panel_columns);
+        let values: Vec<_> = tensors.iter().map(|(rows, biases, factor)| (rows.values(), biases.values(), *factor)).collect();
+        let layers: Vec<Linear<'_>> =
+            values.iter().map(|(weights, biases, factor)| Linear { weights, biases, factor: *factor }).collect();
+        let ProductKernels { panel_columns, precision, .. } = *kernels;
+        let matrix = PackedMatrix::pack(self.block, self.next, inputs, panel_columns, precision, &layers);
+        self.next += PackedMatrix::size(inputs, matrix.outputs, panel_columns, precision);
         Ok(matrix)
     }
 }

@@ -1,48 +1,128 @@
-//! The encoder's kernels for each instruction set: the only place where one is chosen.
+//! The encoder's kernels for each instruction set and precision: the only place where they are chosen.
 
+use super::arithmetic::{Arithmetic, F32, int8::Int8Portable};
+#[cfg(target_arch = "x86_64")]
+use super::arithmetic::{
+    bf16::Bf16Avx512,
+    int8::{Int8Avx2, Int8Avx512, Int8AvxVnni},
+};
 use super::attention::{self, Attention};
 use super::layer_norm;
-use super::product::{self, Product};
+use super::product::{self, NarrowedRows, Operand, Product};
 #[cfg(test)]
 use crate::configuration::Activation;
 use crate::instructions::Instructions;
+use crate::lanes::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use crate::lanes::{avx2::Avx2, avx512::Avx512};
+use crate::precision::Precision;
 
-/// The kernels of one instruction set. A table is only handed out by [`Kernels::of`], after the processor was asked
-/// whether it has the instruction set, so that calling its functions is safe.
+/// The kernels of an encoder.
+#[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    /// Columns of a panel of weights.
-    pub(crate) panel_columns: usize,
-    multiply: unsafe fn(&mut Product<'_>),
-    attend: unsafe fn(&mut Attention<'_>),
-    layer_norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
-    // Parts of `multiply` and `attend`, by themselves only in tests.
-    #[cfg(test)]
-    activate: unsafe fn(&mut [f32], Activation),
-    #[cfg(test)]
-    softmax: unsafe fn(&mut [f32]),
+    /// Products that make queries, keys and values.
+    pub(crate) projections: &'static ProductKernels,
+    /// All other products.
+    pub(crate) products: &'static ProductKernels,
+    /// All that is not a product with weights.
+    pub(crate) rows: &'static RowKernels,
 }
 
 impl Kernels {
-    /// The kernels of `instructions`, if this processor has them.
-    pub(crate) fn of(instructions: Instructions) -> Option<&'static Self> {
+    /// The kernels of `instructions` for `precision`, if this processor has them.
+    ///
+    /// Whole numbers are too coarse for attention: half of what they cost in exactness, they would cost there, for a quarter of the
+    /// products. It is computed in halves where the processor has them, else in f32.
+    pub(crate) fn of(instructions: Instructions, precision: Precision) -> Option<Self> {
+        let products = ProductKernels::of(instructions, precision)?;
+        let halves = || ProductKernels::of(instructions, Precision::Bf16);
+        let projections = match precision {
+            Precision::F32 | Precision::Bf16 => products,
+            Precision::Int8 => halves().or_else(|| ProductKernels::of(instructions, Precision::F32))?,
+        };
+        Some(Self { projections, products, rows: RowKernels::of(instructions, projections.precision)? })
+    }
+}
+
+/// Products of one instruction set and arithmetic. A table is only handed out by [`ProductKernels::of`], after the processor was asked
+/// whether it has the instructions, so that calling its functions is safe.
+pub(crate) struct ProductKernels {
+    /// What is multiplied.
+    pub(crate) precision: Precision,
+    /// Columns of a panel of weights.
+    pub(crate) panel_columns: usize,
+    narrow: for<'a> unsafe fn(&'a mut NarrowedRows, &'a [f32], usize) -> Operand<'a>,
+    multiply: unsafe fn(&mut Product<'_>),
+}
+
+impl ProductKernels {
+    /// The products of `instructions` in `precision`, if this processor has them.
+    pub(crate) fn of(instructions: Instructions, precision: Precision) -> Option<&'static Self> {
         if !instructions.is_available() {
             return None;
         }
-        match instructions {
+        match (instructions, precision) {
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => Some(&avx512::KERNELS),
+            (Instructions::Avx512, Precision::F32) => Some(&avx512::PRODUCTS),
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 => Some(&avx2::KERNELS),
-            #[cfg(not(target_arch = "x86_64"))]
-            Instructions::Avx512 | Instructions::Avx2 => None,
-            Instructions::Portable => Some(&portable::KERNELS),
+            (Instructions::Avx512, Precision::Bf16) if is_x86_feature_detected!("avx512bf16") => Some(&avx512_bf16::PRODUCTS),
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx512, Precision::Int8) if is_x86_feature_detected!("avx512vnni") => Some(&avx512_int8::PRODUCTS),
+            // AVX-512 without whole numbers: every processor that has it has AVX2.
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx512, Precision::Int8) => Self::of(Instructions::Avx2, precision),
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx2, Precision::F32) => Some(&avx2::PRODUCTS),
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx2, Precision::Int8) if is_x86_feature_detected!("avxvnni") => Some(&avx_vnni_int8::PRODUCTS),
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx2, Precision::Int8) => Some(&avx2_int8::PRODUCTS),
+            (Instructions::Portable, Precision::F32) => Some(&portable::PRODUCTS),
+            (Instructions::Portable, Precision::Int8) => Some(&portable_int8::PRODUCTS),
+            _ => None,
         }
+    }
+
+    /// See [`NarrowedRows::narrow`].
+    pub(crate) fn narrow<'a>(&self, room: &'a mut NarrowedRows, rows: &'a [f32], values: usize) -> Operand<'a> {
+        // SAFETY: the table exists only where the processor has the instruction set.
+        unsafe { (self.narrow)(room, rows, values) }
     }
 
     /// See [`product::multiply`].
     pub(crate) fn multiply(&self, mut product: Product<'_>) {
         // SAFETY: the table exists only where the processor has the instruction set.
         unsafe { (self.multiply)(&mut product) }
+    }
+}
+
+/// Attention and normalisation of one instruction set. A table is only handed out by [`RowKernels::of`], as that of products.
+pub(crate) struct RowKernels {
+    attend: unsafe fn(&mut Attention<'_>),
+    layer_norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
+    // Parts of products and attention, by themselves only in tests.
+    #[cfg(test)]
+    activate: unsafe fn(&mut [f32], Activation),
+    #[cfg(test)]
+    softmax: unsafe fn(&mut [f32]),
+}
+
+impl RowKernels {
+    /// The kernels of `instructions`, with attention in `precision`, if this processor has them.
+    pub(crate) fn of(instructions: Instructions, precision: Precision) -> Option<&'static Self> {
+        if !instructions.is_available() {
+            return None;
+        }
+        match (instructions, precision) {
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx512, Precision::F32) => Some(&avx512_rows::ROWS),
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx512, Precision::Bf16) if is_x86_feature_detected!("avx512bf16") => Some(&avx512_bf16_rows::ROWS),
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx2, Precision::F32) => Some(&avx2_rows::ROWS),
+            (Instructions::Portable, Precision::F32) => Some(&portable_rows::ROWS),
+            _ => None,
+        }
     }
 
     /// See [`attention::attend`].
@@ -72,17 +152,43 @@ impl Kernels {
     }
 }
 
-/// Instantiates the kernels for one instruction set: register type, rows and vectors of a tile for weights, vectors
-/// of a tile for attention, and the processor features that the entry functions enable.
-macro_rules! kernels {
-    ($module:ident, $lanes:ty, $rows:literal, $vectors:literal, $attention_vectors:literal $(, $features:literal)?) => {
+/// Instantiates products: the arithmetic, rows and vectors of a tile, and the processor features that the entry functions enable.
+macro_rules! products {
+    ($module:ident, $arithmetic:ty, $rows:literal x $vectors:literal $(, $features:literal)?) => {
         mod $module {
             use super::*;
-            use crate::lanes::Lanes;
 
-            pub(super) static KERNELS: Kernels = Kernels {
-                panel_columns: $vectors * <$lanes>::WIDTH,
+            pub(super) static PRODUCTS: ProductKernels = ProductKernels {
+                precision: <$arithmetic>::PRECISION,
+                panel_columns: $vectors * <<$arithmetic as Arithmetic>::Lanes as crate::lanes::Lanes>::WIDTH,
+                narrow,
                 multiply,
+            };
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn narrow<'a>(room: &'a mut NarrowedRows, rows: &'a [f32], values: usize) -> Operand<'a> {
+                // SAFETY: `ProductKernels::of` has checked the instruction set.
+                unsafe { room.narrow::<$arithmetic>(rows, values) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn multiply(product: &mut Product<'_>) {
+                // SAFETY: `ProductKernels::of` has checked the instruction set.
+                unsafe { product::multiply::<$arithmetic, $rows, $vectors>(product) }
+            }
+        }
+    };
+}
+
+/// Instantiates the kernels of rows: the arithmetic of attention, rows and vectors of its tiles, and the processor features.
+macro_rules! rows {
+    ($module:ident, $arithmetic:ty, $rows:literal x $vectors:literal $(, $features:literal)?) => {
+        mod $module {
+            use super::*;
+
+            type Lanes = <$arithmetic as Arithmetic>::Lanes;
+
+            pub(super) static ROWS: RowKernels = RowKernels {
                 attend,
                 layer_norm,
                 #[cfg(test)]
@@ -92,28 +198,22 @@ macro_rules! kernels {
             };
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn multiply(product: &mut Product<'_>) {
-                // SAFETY: `Kernels::of` has checked the instruction set.
-                unsafe { product::multiply::<$lanes, $rows, $vectors>(product) }
-            }
-
-            $(#[target_feature(enable = $features)])?
             unsafe fn attend(attention: &mut Attention<'_>) {
-                // SAFETY: `Kernels::of` has checked the instruction set.
-                unsafe { attention::attend::<$lanes, $rows, $attention_vectors>(attention) }
+                // SAFETY: `RowKernels::of` has checked the instruction set.
+                unsafe { attention::attend::<$arithmetic, $rows, $vectors>(attention) }
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn layer_norm(rows: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32) {
-                // SAFETY: `Kernels::of` has checked the instruction set.
-                unsafe { layer_norm::layer_norm::<$lanes>(rows, scale, shift, epsilon) }
+                // SAFETY: `RowKernels::of` has checked the instruction set.
+                unsafe { layer_norm::layer_norm::<Lanes>(rows, scale, shift, epsilon) }
             }
 
             #[cfg(test)]
             $(#[target_feature(enable = $features)])?
             unsafe fn activate(values: &mut [f32], function: Activation) {
-                // SAFETY: `Kernels::of` has checked the instruction set; the slice is valid for its length.
-                unsafe { crate::cpu::activation::apply::<$lanes>(values.as_mut_ptr(), values.len(), function) }
+                // SAFETY: `RowKernels::of` has checked the instruction set; the slice is valid for its length.
+                unsafe { crate::cpu::activation::apply::<Lanes>(values.as_mut_ptr(), values.len(), function) }
             }
 
             #[cfg(test)]
@@ -122,12 +222,12 @@ macro_rules! kernels {
                 if values.is_empty() {
                     return;
                 }
-                let padded = values.len().next_multiple_of(<$lanes>::WIDTH);
+                let padded = values.len().next_multiple_of(<Lanes as crate::lanes::Lanes>::WIDTH);
                 let mut scores = values.to_vec();
                 scores.resize(padded, 0.0);
-                // SAFETY: `Kernels::of` has checked the instruction set; `scores` holds `padded` values.
+                // SAFETY: `RowKernels::of` has checked the instruction set; `scores` holds `padded` values.
                 let sum = unsafe {
-                    attention::exponentiate::<$lanes>(scores.as_mut_ptr(), values.len(), padded)
+                    attention::exponentiate::<Lanes>(scores.as_mut_ptr(), values.len(), padded)
                 };
                 for (value, score) in values.iter_mut().zip(scores) {
                     *value = score / sum;
@@ -139,17 +239,40 @@ macro_rules! kernels {
 
 // AVX-512 has 32 registers: 8 x 3 sums leave room for three vectors of a panel and broadcast activations.
 #[cfg(target_arch = "x86_64")]
-kernels!(avx512, crate::lanes::avx512::Avx512, 8, 3, 2, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+products!(avx512, F32<Avx512>, 8 x 3, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+products!(avx512_bf16, Bf16Avx512, 8 x 3, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+products!(avx512_int8, Int8Avx512, 8 x 3, "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+rows!(avx512_rows, F32<Avx512>, 8 x 2, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+rows!(avx512_bf16_rows, Bf16Avx512, 8 x 2, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 
 // AVX2 has 16 registers: 6 x 2 sums, two vectors of a panel, and two for activations.
 #[cfg(target_arch = "x86_64")]
-kernels!(avx2, crate::lanes::avx2::Avx2, 6, 2, 2, "avx2,fma,f16c");
+products!(avx2, F32<Avx2>, 6 x 2, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+products!(avx_vnni_int8, Int8AvxVnni, 6 x 2, "avxvnni,avx2,fma,f16c");
+// Even and odd bytes take two registers each.
+#[cfg(target_arch = "x86_64")]
+products!(avx2_int8, Int8Avx2, 4 x 2, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+rows!(avx2_rows, F32<Avx2>, 6 x 2, "avx2,fma,f16c");
 
 // NEON has 32 registers of four lanes, SSE2 has 16; each of these vectors takes two.
 #[cfg(target_arch = "aarch64")]
-kernels!(portable, crate::lanes::portable::Portable, 6, 2, 2);
+products!(portable, F32<Portable>, 6 x 2);
+#[cfg(target_arch = "aarch64")]
+products!(portable_int8, Int8Portable, 6 x 2);
+#[cfg(target_arch = "aarch64")]
+rows!(portable_rows, F32<Portable>, 6 x 2);
 #[cfg(not(target_arch = "aarch64"))]
-kernels!(portable, crate::lanes::portable::Portable, 4, 1, 1);
+products!(portable, F32<Portable>, 4 x 1);
+#[cfg(not(target_arch = "aarch64"))]
+products!(portable_int8, Int8Portable, 4 x 1);
+#[cfg(not(target_arch = "aarch64"))]
+rows!(portable_rows, F32<Portable>, 4 x 1);
 
 #[cfg(test)]
 mod tests;

@@ -1,85 +1,71 @@
 //! Matrix products: rows of activations times a packed matrix of weights.
 //!
-//! The weights are packed once into *panels* of as many columns as one register tile has. A panel holds its
-//! columns depth-first: for each input, the panel's columns side by side, so that a tile reads it from front to
-//! back. The kernel keeps a tile of `ROWS` x `VECTORS` registers of sums, and for each input multiplies the
-//! broadcast activation of each row with the panel's vectors: the scheme of Goto and van de Geijn, "Anatomy of
+//! The kernel keeps a tile of `ROWS` x `VECTORS` registers of sums, and for each word of inputs multiplies the
+//! broadcast word of each row with the vectors of a panel ([`super::packed`]): the scheme of Goto and van de Geijn, "Anatomy of
 //! High-Performance Matrix Multiplication" (2008), without packing the activations, which are few enough to stay
 //! in the level-2 cache.
 
 use super::activation;
+use super::aligned::AlignedBlock;
+use super::arithmetic::{Arithmetic, RowScale};
+use super::packed::{PackedMatrix, words_of};
 use crate::configuration::Activation;
 use crate::lanes::Lanes;
-use std::ops::Range;
+use crate::precision::Precision;
 
-/// Values of a panel that are worked on together: they stay in a level-1 cache of 48 KiB beside the activations.
-const PANEL_PART_VALUES: usize = 192 * 48;
+/// Words of a panel that are worked on together: they stay in a level-1 cache of 48 KiB beside the activations.
+const PANEL_PART_WORDS: usize = 192 * 48;
 
-/// Where a packed matrix lies in the block of all weights, and its shape.
-#[derive(Debug, Clone)]
-pub(crate) struct PackedMatrix {
-    /// Values in the block: panels, each `inputs` x `panel_columns`, the last one padded with zeros.
-    panels: Range<usize>,
-    /// Bias of each output, padded with zeros to whole panels.
-    bias: Range<usize>,
-    /// Depth of the product: values of one activation row.
-    pub(crate) inputs: usize,
-    /// Columns of the result.
-    pub(crate) outputs: usize,
-    panel_columns: usize,
+/// Rows of activations as the words that a product reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a> {
+    words: &'a [u32],
+    /// How each row is read; none unless it holds whole numbers.
+    scales: &'a [RowScale],
 }
 
-impl PackedMatrix {
-    /// Values of the block that a matrix of this shape takes, with its bias.
-    pub(crate) fn size(inputs: usize, outputs: usize, panel_columns: usize) -> usize {
-        let columns = outputs.next_multiple_of(panel_columns);
-        // Rounded up so that every matrix begins on a cache line.
-        (columns * (inputs + 1)).next_multiple_of(16)
+impl<'a> Operand<'a> {
+    /// Rows of f32 as they are.
+    pub(crate) fn of_f32(rows: &'a [f32]) -> Self {
+        Self { words: bytemuck::cast_slice(rows), scales: &[] }
     }
 
-    /// Packs rows of `inputs` weights, one row for each output (as `torch.nn.Linear` keeps them), into
-    /// `block[start..]`. `weights` yields (rows, biases, scale): the rows of several matrices become one, and each
-    /// is multiplied by its scale.
-    pub(crate) fn pack(
-        block: &mut [f32],
-        start: usize,
-        inputs: usize,
-        panel_columns: usize,
-        parts: &[(&[f32], &[f32], f32)],
-    ) -> Self {
-        let outputs: usize = parts.iter().map(|(_, biases, _)| biases.len()).sum();
-        let columns = outputs.next_multiple_of(panel_columns);
-        let panels = start..start + columns * inputs;
-        let bias = panels.end..panels.end + columns;
-        let mut column = 0;
-        for (rows, biases, scale) in parts {
-            assert_eq!(rows.len(), biases.len() * inputs, "one bias for each row");
-            for (row, row_bias) in biases.iter().enumerate() {
-                block[bias.start + column + row] = row_bias * scale;
-            }
-            // Sixteen inputs of all rows of a panel at a time: the panel's lines being written stay in the cache.
-            let mut row = 0;
-            while row < biases.len() {
-                let in_panel = (column + row) % panel_columns;
-                let run = (panel_columns - in_panel).min(biases.len() - row);
-                let panel_start = panels.start + (column + row - in_panel) * inputs;
-                let panel = &mut block[panel_start..panel_start + inputs * panel_columns];
-                for (chunk, lines) in panel.chunks_mut(16 * panel_columns).enumerate() {
-                    let depth = lines.len() / panel_columns;
-                    for offset in 0..run {
-                        let from = (row + offset) * inputs + chunk * 16;
-                        let source = &rows[from..from + depth];
-                        let places = lines[in_panel + offset..].iter_mut();
-                        for (place, value) in places.step_by(panel_columns).zip(source) {
-                            *place = value * scale;
-                        }
-                    }
-                }
-                row += run;
-            }
-            column += biases.len();
+    /// The bytes of a row, and how they are read.
+    #[cfg(test)]
+    pub(crate) fn row_of_bytes(&self, row: usize) -> (&'a [u8], RowScale) {
+        let depth = self.words.len() / self.scales.len();
+        (bytemuck::cast_slice(&self.words[row * depth..][..depth]), self.scales[row])
+    }
+}
+
+/// Room for rows that are narrowed.
+pub(crate) struct NarrowedRows {
+    words: AlignedBlock<u32>,
+    scales: Vec<RowScale>,
+}
+
+impl NarrowedRows {
+    /// Room for so many rows of so many words in all.
+    pub(crate) fn new(rows: usize, words: usize) -> Self {
+        Self { words: AlignedBlock::new(words), scales: vec![RowScale::default(); rows] }
+    }
+
+    /// Rows of so many values in the arithmetic's numbers.
+    ///
+    /// # Safety
+    /// The processor has the instruction set of `A`.
+    #[inline(always)]
+    pub(crate) unsafe fn narrow<'a, A: Arithmetic>(&'a mut self, rows: &'a [f32], values: usize) -> Operand<'a> {
+        if A::PRECISION == Precision::F32 {
+            return Operand::of_f32(rows);
         }
-        Self { panels, bias, inputs, outputs, panel_columns }
+        let depth = words_of(values, A::PRECISION);
+        let words = &mut self.words[..rows.len() / values * depth];
+        for ((row, words), scale) in rows.chunks_exact(values).zip(words.chunks_exact_mut(depth)).zip(&mut self.scales) {
+            // SAFETY: `words` has room for the values of a row; the rest is passed on to the caller.
+            *scale = unsafe { A::narrow(row, words.as_mut_ptr()) };
+        }
+        Operand { words: &self.words[..rows.len() / values * depth], scales: &self.scales }
     }
 }
 
@@ -97,9 +83,9 @@ pub(crate) enum Epilogue {
 /// One product: `rows` rows of `matrix.inputs` values in `activations` times `matrix`, into `out` (`rows` rows of
 /// `matrix.outputs` values).
 pub(crate) struct Product<'a> {
-    pub(crate) block: &'a [f32],
+    pub(crate) block: &'a [u32],
     pub(crate) matrix: &'a PackedMatrix,
-    pub(crate) activations: &'a [f32],
+    pub(crate) activations: Operand<'a>,
     pub(crate) out: &'a mut [f32],
     pub(crate) rows: usize,
     pub(crate) epilogue: Epilogue,
@@ -107,42 +93,46 @@ pub(crate) struct Product<'a> {
 
 impl Product<'_> {
     /// Checks that every slice has the size that the shape asks for; the kernels rely on it.
-    fn check(&self, panel_columns: usize) {
-        let PackedMatrix { panels, bias, inputs, outputs, panel_columns: packed_columns } = self.matrix;
-        assert_eq!(*packed_columns, panel_columns, "packed for another kernel");
-        assert_eq!(panels.len(), bias.len() * inputs);
-        assert_eq!(bias.len(), outputs.next_multiple_of(panel_columns));
-        assert!(panels.end <= self.block.len() && bias.end <= self.block.len());
-        assert_eq!(self.activations.len(), self.rows * inputs);
+    fn check(&self, panel_columns: usize, precision: Precision) {
+        let PackedMatrix { panels, columns, depth, outputs, .. } = self.matrix;
+        assert!(self.matrix.panel_columns == panel_columns && self.matrix.precision == precision, "packed for another kernel");
+        let padded = outputs.next_multiple_of(panel_columns);
+        assert_eq!(panels.len(), padded * depth);
+        assert!(columns.len() >= padded);
+        assert!(panels.end <= self.block.len() && columns.end <= self.block.len());
+        assert_eq!(self.activations.words.len(), self.rows * depth);
         assert_eq!(self.out.len(), self.rows * outputs);
+        if precision == Precision::Int8 {
+            assert!(columns.len() == 3 * padded && self.activations.scales.len() >= self.rows);
+        }
     }
 }
 
 /// Sums of one tile: `ROWS` rows of activations times `VECTORS` vectors of columns.
 ///
 /// # Safety
-/// The processor has the instruction set of `L`. `activations` is valid for `ROWS` rows of `depth` values that are
+/// The processor has the instruction set of `A`. `activations` is valid for `ROWS` rows of `depth` words that are
 /// `stride` apart, `panel` for `depth` times `VECTORS` vectors.
 #[inline(always)]
-pub(crate) unsafe fn tile<L: Lanes, const ROWS: usize, const VECTORS: usize>(
-    activations: *const f32,
+pub(crate) unsafe fn tile<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+    activations: *const u32,
     stride: usize,
-    panel: *const f32,
+    panel: *const u32,
     depth: usize,
-) -> [[L; VECTORS]; ROWS] {
+) -> [[A::Sums; VECTORS]; ROWS] {
     // SAFETY: reads stay within what the caller promises.
     unsafe {
-        let mut sums = [[L::splat(0.0); VECTORS]; ROWS];
-        for input in 0..depth {
-            let line = panel.add(input * VECTORS * L::WIDTH);
-            let mut columns = [L::splat(0.0); VECTORS];
-            for (vector, column) in columns.iter_mut().enumerate() {
-                *column = L::load(line.add(vector * L::WIDTH));
+        let mut sums = [[A::zero(); VECTORS]; ROWS];
+        for word in 0..depth {
+            let line = panel.add(word * VECTORS * A::Lanes::WIDTH);
+            let mut columns = [A::load_columns(line); VECTORS];
+            for (vector, column) in columns.iter_mut().enumerate().skip(1) {
+                *column = A::load_columns(line.add(vector * A::Lanes::WIDTH));
             }
             for (row, sums) in sums.iter_mut().enumerate() {
-                let value = L::splat(*activations.add(row * stride + input));
+                let row = A::load_row(activations.add(row * stride + word));
                 for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = value.mul_add(column, *sum);
+                    *sum = A::multiply_add(row, column, *sum);
                 }
             }
         }
@@ -150,16 +140,29 @@ pub(crate) unsafe fn tile<L: Lanes, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
+/// What describes the columns of a panel.
+#[derive(Clone, Copy)]
+struct ColumnValues {
+    bias: *const f32,
+    /// For whole numbers: what one of a column's numbers is worth.
+    scale: *const f32,
+    /// For whole numbers: the sum of a column's numbers.
+    sum: *const f32,
+}
+
 /// One tile of a product: what `ROWS` rows and the columns of one panel give over a part of the depth.
 struct TileTask {
-    /// First activation of the first row, `stride` values before that of the next row.
-    activations: *const f32,
+    /// First word of the first row, `stride` words before that of the next row.
+    activations: *const u32,
     stride: usize,
+    /// For whole numbers: how the rows are read.
+    row_scales: *const RowScale,
     /// The part of the panel that belongs to the part of the depth.
-    panel: *const f32,
+    panel: *const u32,
     depth: usize,
-    /// Biases of the panel's columns, with the first part of the depth.
-    bias: Option<*const f32>,
+    columns: ColumnValues,
+    /// Whether the depth begins with this part: then what a column adds as a whole is added.
+    is_first: bool,
     out: *mut f32,
     out_stride: usize,
     /// Columns that the result has, at most those of the panel.
@@ -171,31 +174,25 @@ struct TileTask {
 }
 
 /// # Safety
-/// As [`tile`]; `bias` is valid for `VECTORS` vectors, `out` for `ROWS` rows of `width` values `out_stride` apart.
+/// As [`tile`]; `columns` is valid for `VECTORS` vectors, `row_scales` for `ROWS` rows, both as far as the arithmetic has them; `out` for
+/// `ROWS` rows of `width` values `out_stride` apart.
 #[inline(always)]
-unsafe fn run<L: Lanes, const ROWS: usize, const VECTORS: usize>(task: &TileTask) {
+unsafe fn run<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(task: &TileTask) {
     let width = task.width;
     // SAFETY: reads and writes stay within what the caller promises.
     unsafe {
-        let mut sums = tile::<L, ROWS, VECTORS>(task.activations, task.stride, task.panel, task.depth);
-        if let Some(bias) = task.bias {
-            for (vector, sums_start) in (0..VECTORS).map(|vector| (vector, vector * L::WIDTH)) {
-                let bias = L::load(bias.add(sums_start));
-                for sums in &mut sums {
-                    sums[vector] = sums[vector].add(bias);
-                }
-            }
-        }
+        let sums = tile::<A, ROWS, VECTORS>(task.activations, task.stride, task.panel, task.depth);
         for (row, sums) in sums.into_iter().enumerate() {
             let out_row = task.out.add(row * task.out_stride);
             for (vector, sum) in sums.into_iter().enumerate() {
-                let at = vector * L::WIDTH;
+                let at = vector * A::Lanes::WIDTH;
                 let place = out_row.add(at);
-                if at + L::WIDTH <= width {
-                    let sum = if task.is_added { sum.add(L::load(place)) } else { sum };
+                let sum = finish::<A>(task, row, at, sum);
+                if at + A::Lanes::WIDTH <= width {
+                    let sum = if task.is_added { sum.add(A::Lanes::load(place)) } else { sum };
                     sum.store(place);
                 } else if at < width {
-                    let sum = if task.is_added { sum.add(L::load_first(place, width - at)) } else { sum };
+                    let sum = if task.is_added { sum.add(A::Lanes::load_first(place, width - at)) } else { sum };
                     sum.store_first(place, width - at);
                 }
             }
@@ -203,23 +200,45 @@ unsafe fn run<L: Lanes, const ROWS: usize, const VECTORS: usize>(task: &TileTask
         if let Some(function) = task.activation {
             // The rows were just written and lie in the nearest cache.
             for row in 0..ROWS {
-                activation::apply::<L>(task.out.add(row * task.out_stride), width, function);
+                activation::apply::<A::Lanes>(task.out.add(row * task.out_stride), width, function);
             }
         }
+    }
+}
+
+/// What the sums of a row with the columns from `at` on are worth. With whole numbers, a = (p - zero) s and w = q t, so that
+/// the sum of a w is (sum of p q - zero * sum of q) s t.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn finish<A: Arithmetic>(task: &TileTask, row: usize, at: usize, sums: A::Sums) -> A::Lanes {
+    // SAFETY: reads stay within what the caller promises.
+    unsafe {
+        let mut value = A::values(sums);
+        if A::PRECISION == Precision::Int8 {
+            let RowScale { scale, zero } = *task.row_scales.add(row);
+            if task.is_first {
+                value = A::Lanes::splat(-zero).mul_add(A::Lanes::load(task.columns.sum.add(at)), value);
+            }
+            value = value.mul(A::Lanes::splat(scale)).mul(A::Lanes::load(task.columns.scale.add(at)));
+        }
+        if task.is_first { value.add(A::Lanes::load(task.columns.bias.add(at))) } else { value }
     }
 }
 
 /// Computes a product with tiles of at most `ROWS` x `VECTORS` registers (`ROWS` at most 8).
 ///
 /// # Safety
-/// The processor has the instruction set of `L`.
+/// The processor has the instruction set of `A`.
 #[inline(always)]
-pub(crate) unsafe fn multiply<L: Lanes, const ROWS: usize, const VECTORS: usize>(product: &mut Product<'_>) {
+pub(crate) unsafe fn multiply<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(product: &mut Product<'_>) {
     const { assert!(ROWS <= 8) };
-    let panel_columns = VECTORS * L::WIDTH;
-    product.check(panel_columns);
-    let PackedMatrix { panels, bias, inputs, outputs, .. } = product.matrix;
-    let (inputs, outputs, rows) = (*inputs, *outputs, product.rows);
+    let panel_columns = VECTORS * A::Lanes::WIDTH;
+    product.check(panel_columns, A::PRECISION);
+    let PackedMatrix { panels, columns, depth: words, outputs, .. } = product.matrix;
+    let (words, outputs, rows) = (*words, *outputs, product.rows);
+    let padded = outputs.next_multiple_of(panel_columns);
     let activation = match product.epilogue {
         Epilogue::Activate(function) => Some(function),
         Epilogue::Store | Epilogue::Add => None,
@@ -227,24 +246,33 @@ pub(crate) unsafe fn multiply<L: Lanes, const ROWS: usize, const VECTORS: usize>
     // With few rows a panel is hardly used again: writing sums out between parts would cost more than it saves, and
     // the processor's own prefetching, which follows the panel, is the best there is.
     let has_few_rows = rows <= 2 * ROWS;
-    let parts = if has_few_rows { 1 } else { (inputs * panel_columns).div_ceil(PANEL_PART_VALUES).max(1) };
-    let part_depth = inputs.div_ceil(parts).max(1);
+    let parts = if has_few_rows { 1 } else { (words * panel_columns).div_ceil(PANEL_PART_WORDS).max(1) };
+    let part_depth = words.div_ceil(parts).max(1);
     // What is worked on next is fetched meanwhile, an equal share with each tile.
     let share = (part_depth * panel_columns).div_ceil(rows.div_ceil(ROWS).max(1)).next_multiple_of(16);
     // SAFETY: `check` has compared all lengths with the shape; row, column and depth offsets below stay inside it.
     unsafe {
+        let described = product.block.as_ptr().add(columns.start).cast::<f32>();
         for (index, column) in (0..outputs).step_by(panel_columns).enumerate() {
-            let panel = product.block.as_ptr().add(panels.start + index * inputs * panel_columns);
-            for first_input in (0..inputs).step_by(part_depth) {
-                let depth = part_depth.min(inputs - first_input);
-                let is_first = first_input == 0;
-                let is_last = first_input + depth == inputs;
+            let panel = product.block.as_ptr().add(panels.start + index * words * panel_columns);
+            let column_values = ColumnValues {
+                bias: described.add(column),
+                // Only whole numbers have these.
+                scale: described.wrapping_add(padded + column),
+                sum: described.wrapping_add(2 * padded + column),
+            };
+            for first_word in (0..words).step_by(part_depth) {
+                let depth = part_depth.min(words - first_word);
+                let is_first = first_word == 0;
+                let is_last = first_word + depth == words;
                 let mut task = TileTask {
-                    activations: product.activations.as_ptr().add(first_input),
-                    stride: inputs,
-                    panel: panel.add(first_input * panel_columns),
+                    activations: product.activations.words.as_ptr().add(first_word),
+                    stride: words,
+                    row_scales: product.activations.scales.as_ptr(),
+                    panel: panel.add(first_word * panel_columns),
                     depth,
-                    bias: is_first.then(|| product.block.as_ptr().add(bias.start + column)),
+                    columns: column_values,
+                    is_first,
                     out: product.out.as_mut_ptr().add(column),
                     out_stride: outputs,
                     width: (outputs - column).min(panel_columns),
@@ -258,31 +286,32 @@ pub(crate) unsafe fn multiply<L: Lanes, const ROWS: usize, const VECTORS: usize>
                         prefetch(ahead, share);
                         ahead = ahead.wrapping_add(share);
                     }
-                    run::<L, ROWS, VECTORS>(&task);
+                    run::<A, ROWS, VECTORS>(&task);
                     left -= ROWS;
                     if left > 0 {
-                        task.activations = task.activations.add(ROWS * inputs);
+                        task.activations = task.activations.add(ROWS * words);
+                        task.row_scales = task.row_scales.wrapping_add(ROWS);
                         task.out = task.out.add(ROWS * outputs);
                     }
                 }
                 match left {
                     0 => {}
-                    1 => run::<L, 1, VECTORS>(&task),
-                    2 => run::<L, 2, VECTORS>(&task),
-                    3 => run::<L, 3, VECTORS>(&task),
-                    4 => run::<L, 4, VECTORS>(&task),
-                    5 => run::<L, 5, VECTORS>(&task),
-                    6 => run::<L, 6, VECTORS>(&task),
-                    _ => run::<L, 7, VECTORS>(&task),
+                    1 => run::<A, 1, VECTORS>(&task),
+                    2 => run::<A, 2, VECTORS>(&task),
+                    3 => run::<A, 3, VECTORS>(&task),
+                    4 => run::<A, 4, VECTORS>(&task),
+                    5 => run::<A, 5, VECTORS>(&task),
+                    6 => run::<A, 6, VECTORS>(&task),
+                    _ => run::<A, 7, VECTORS>(&task),
                 }
             }
         }
     }
 }
 
-/// Asks for `count` values from `from` on to be brought into the level-2 cache.
+/// Asks for `count` words from `from` on to be brought into the level-2 cache.
 #[inline(always)]
-fn prefetch(from: *const f32, count: usize) {
+fn prefetch(from: *const u32, count: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..count).step_by(16) {
         // SAFETY: a prefetch never faults, whatever the address, and SSE is part of x86-64.

@@ -10,7 +10,7 @@ fn a_panic_of_the_encoder_is_an_error_and_the_device_goes_on() {
         return;
     };
     let model = Arc::new(Model::load(&folder).expect("the model loads"));
-    let device = CpuDevice::new(model, 2).expect("a device");
+    let device = CpuDevice::new(model, 2, Precision::F32).expect("a device");
     let good = TokenSequence(vec![101, 2_000, 102]);
     let expected = device.embed(std::slice::from_ref(&good)).expect("a vector");
     // A token outside the vocabulary, past the check: once on the calling thread, once on the workers.

@@ -3,6 +3,7 @@
 use super::emulator::Emulator;
 use super::*;
 use crate::cpu::CpuDevice;
+use crate::precision::Precision;
 use crate::test_support as support;
 
 /// How near the vectors of halves must be to those of the processor.
@@ -33,7 +34,7 @@ fn assert_near(model: &Model, found: &[f32], expected: &[f32]) {
 fn vectors_are_those_of_the_processor() {
     let Some(model) = model() else { return };
     let gpu = SharedEncoder::new(Arc::new(Emulator::new(1)), model.clone()).unwrap();
-    let cpu = CpuDevice::new(model.clone(), 2).unwrap();
+    let cpu = CpuDevice::new(model.clone(), 2, Precision::F32).unwrap();
     // Queries, each shape twice so that it is recorded and replayed; a batch; a long text; none.
     for lengths in [&[5][..], &[9], &[5], &[40], &[1, 70, 17, 64], &[200], &[]] {
         let sequences = sequences(lengths);

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 /// One 256-bit register.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(__m256);
+pub(crate) struct Avx2(pub(crate) __m256);
 
 impl Lanes for Avx2 {
     const WIDTH: usize = 8;
@@ -50,6 +50,17 @@ impl Lanes for Avx2 {
         unsafe {
             self.store(values.as_mut_ptr());
             std::ptr::copy_nonoverlapping(values.as_ptr(), to, count);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, to: *mut u8) {
+        // SAFETY: see the head of this file.
+        unsafe {
+            let bytes = _mm256_and_si256(_mm256_castps_si256(self.0), _mm256_set1_epi32(0xff));
+            let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+            let words = _mm_packus_epi32(low, high);
+            _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words));
         }
     }
 

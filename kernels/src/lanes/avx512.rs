@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 /// One 512-bit register.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(__m512);
+pub(crate) struct Avx512(pub(crate) __m512);
 
 #[inline(always)]
 fn first(count: usize) -> u16 {
@@ -47,6 +47,12 @@ impl Lanes for Avx512 {
     unsafe fn store_first(self, to: *mut f32, count: usize) {
         // SAFETY: see the head of this file.
         unsafe { _mm512_mask_storeu_ps(to, first(count), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, to: *mut u8) {
+        // SAFETY: see the head of this file.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(self.0))) }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use super::Lanes;
 
 /// Eight values, kept in two registers of the target.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable([f32; 8]);
+pub(crate) struct Portable(pub(crate) [f32; 8]);
 
 impl Portable {
     #[inline(always)]
@@ -84,6 +84,12 @@ impl Lanes for Portable {
         debug_assert!(count < 8);
         // SAFETY: see the head of this file; `count` is less than 8.
         unsafe { std::ptr::copy_nonoverlapping(self.0.as_ptr(), to, count) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, to: *mut u8) {
+        // SAFETY: see the head of this file.
+        unsafe { to.cast::<[u8; 8]>().write(self.0.map(|value| value.to_bits() as u8)) }
     }
 
     #[inline(always)]

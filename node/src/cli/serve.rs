@@ -43,6 +43,9 @@ pub struct Arguments {
     /// What embeds: `auto`, `cpu`, `gpu` or `gpu:0,2` (embedding.device)
     #[arg(long, value_name = "DEVICE")]
     embedding_device: Option<String>,
+    /// What the processor multiplies when it embeds: `auto`, `f32`, `bf16` or `int8` (embedding.precision)
+    #[arg(long, value_name = "PRECISION")]
+    embedding_precision: Option<String>,
     /// Threads of the encoder (embedding.threads)
     #[arg(long, value_name = "N")]
     embedding_threads: Option<String>,
@@ -78,6 +81,7 @@ impl Arguments {
             ("cluster.join", self.join),
             ("cluster.token", self.token),
             ("embedding.device", self.embedding_device),
+            ("embedding.precision", self.embedding_precision),
             ("embedding.threads", self.embedding_threads),
             ("search.threads", self.search_threads),
             ("log.format", self.log_format),

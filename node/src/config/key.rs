@@ -201,6 +201,13 @@ pub const KEYS: &[Key] = &[
         meaning: "What embeds: `auto` (all NVIDIA GPUs, the processor where there are none or they cannot be used), `cpu`, `gpu` (all GPUs, or the node does not start) or some of them, as `gpu:0,2`. See docs/gpu.md.",
     },
     Key {
+        path: "embedding.precision",
+        kind: Kind::Text,
+        default: "auto",
+        unit: "",
+        meaning: "What the processor multiplies when it embeds: `f32`, `bf16` (AVX-512 BF16), `int8` (fastest, finds a little differently), or `auto`, the fastest that finds as well as f32. See docs/performance.md.",
+    },
+    Key {
         path: "embedding.threads",
         kind: Kind::Integer,
         default: "number of cores",

@@ -1,12 +1,72 @@
-//! Each kernel against a plain implementation in f64, for every instruction set of the processor.
+//! Each kernel against a plain implementation in f64, for every instruction set of the processor and every precision that it has.
 
 use super::*;
 use crate::cpu::attention::AttentionBuffers;
-use crate::cpu::product::{Epilogue, PackedMatrix};
+use crate::cpu::packed::{Linear, PackedMatrix, words_of};
+use crate::cpu::product::Epilogue;
+use half::bf16;
 use proptest::prelude::*;
 
-fn all() -> Vec<(Instructions, &'static Kernels)> {
-    Instructions::available().into_iter().map(|set| (set, Kernels::of(set).expect("an available set"))).collect()
+/// Something of each instruction set and precision of this processor, with what they are called.
+fn of_each<T>(choose: impl Fn(Instructions, Precision) -> Option<T>) -> Vec<(String, T)> {
+    let sets = Instructions::available();
+    let choices = sets.into_iter().flat_map(|set| Precision::ALL.map(|precision| (set, precision)));
+    choices.filter_map(|(set, precision)| Some((format!("{set}, {precision}"), choose(set, precision)?))).collect()
+}
+
+fn all_products() -> Vec<(String, &'static ProductKernels)> {
+    let mut tables = of_each(ProductKernels::of);
+    // What this processor would not be given, if it has better ones.
+    #[cfg(target_arch = "x86_64")]
+    if Instructions::Avx2.is_available() {
+        tables.push(("avx2 without VNNI, int8".to_owned(), &avx2_int8::PRODUCTS));
+    }
+    tables
+}
+
+fn all_rows() -> Vec<(String, &'static RowKernels)> {
+    of_each(RowKernels::of)
+}
+
+/// What a value becomes as a bf16.
+fn in_bf16(value: f32) -> f64 {
+    f64::from(bf16::from_f32(value).to_f32())
+}
+
+/// Rows of activations as the kernels read them.
+fn activations_as_read(precision: Precision, rows: &[f32], inputs: usize) -> Vec<f64> {
+    let as_read = |row: &[f32]| -> Vec<f64> {
+        match precision {
+            Precision::F32 => row.iter().map(|value| f64::from(*value)).collect(),
+            Precision::Bf16 => row.iter().map(|value| in_bf16(*value)).collect(),
+            Precision::Int8 => {
+                let smallest = row.iter().copied().fold(0f32, f32::min);
+                let range = row.iter().copied().fold(0f32, f32::max) - smallest;
+                let factor = if range > 0.0 { 255.0 / range } else { 1.0 };
+                let zero = (-smallest * factor).round_ties_even();
+                let number = |value: f32| value.mul_add(factor, zero).round_ties_even().clamp(0.0, 255.0);
+                row.iter().map(|value| f64::from(number(*value) - zero) / f64::from(factor)).collect()
+            }
+        }
+    };
+    rows.chunks(inputs).flat_map(as_read).collect()
+}
+
+/// Rows of weights as the kernels read them.
+fn weights_as_read(precision: Precision, rows: &[f32], inputs: usize, factor: impl Fn(usize) -> f32) -> Vec<f64> {
+    let as_read = |(number, row): (usize, &[f32])| -> Vec<f64> {
+        let factor = factor(number);
+        match precision {
+            Precision::F32 => row.iter().map(|value| f64::from(value * factor)).collect(),
+            Precision::Bf16 => row.iter().map(|value| in_bf16(value * factor)).collect(),
+            Precision::Int8 => {
+                let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+                let to_byte = if largest > 0.0 { 127.0 / largest } else { 1.0 };
+                row.iter().map(|value| f64::from((value * to_byte).round_ties_even() * factor) / f64::from(to_byte)).collect()
+            }
+        }
+    };
+    rows.chunks(inputs).enumerate().flat_map(as_read).collect()
 }
 
 /// Values from -1 to 1 that repeat only after a long time.
@@ -65,47 +125,78 @@ proptest! {
         let weights = values(outputs * inputs, seed ^ 1);
         let biases = values(outputs, seed ^ 2);
         let before = values(rows * outputs, seed ^ 3);
-        for (set, kernels) in all() {
-            let size = PackedMatrix::size(inputs, outputs, kernels.panel_columns);
+        for (name, kernels) in all_products() {
+            let ProductKernels { panel_columns, precision, .. } = *kernels;
             let start = 16;
-            let mut block = vec![f32::NAN; start + size];
-            let mut parts = Vec::new();
+            let mut block = vec![u32::MAX; start + PackedMatrix::size(inputs, outputs, panel_columns, precision)];
+            block[start..].fill(0);
+            let mut layers = Vec::new();
             let mut first = 0;
             for (index, count) in part_outputs.iter().enumerate() {
                 let last = first + count;
                 let factor = if index == 0 { scale } else { 1.0 };
-                parts.push((&weights[first * inputs..last * inputs], &biases[first..last], factor));
+                layers.push(Linear { weights: &weights[first * inputs..last * inputs], biases: &biases[first..last], factor });
                 first = last;
             }
-            block[start..].fill(0.0);
-            let matrix = PackedMatrix::pack(&mut block, start, inputs, kernels.panel_columns, &parts);
+            let matrix = PackedMatrix::pack(&mut block, start, inputs, panel_columns, precision, &layers);
+            let factor = |column: usize| if column < part_outputs[0] { scale } else { 1.0 };
+            let read_weights = weights_as_read(precision, &weights, inputs, factor);
+            let read_activations = activations_as_read(precision, &activations, inputs);
+            // Rows are narrowed in a room that is not clean.
+            let mut room = NarrowedRows::new(rows + 1, (rows + 1) * words_of(inputs, precision));
+            kernels.narrow(&mut room, &values((rows + 1) * inputs, seed ^ 4), inputs);
             let mut out = before.clone();
             kernels.multiply(Product {
                 block: &block,
                 matrix: &matrix,
-                activations: &activations,
+                activations: kernels.narrow(&mut room, &activations, inputs),
                 out: &mut out,
                 rows,
                 epilogue,
             });
+            // A number that lies between two whole ones may become the other one where the processor cannot multiply and add in one step.
+            let tolerance = match precision {
+                Precision::F32 | Precision::Bf16 => 2e-5,
+                Precision::Int8 => 1e-4,
+            };
             for row in 0..rows {
                 for column in 0..outputs {
                     let product: f64 = (0..inputs)
-                        .map(|k| f64::from(activations[row * inputs + k]) * f64::from(weights[column * inputs + k]))
-                        .sum::<f64>() + f64::from(biases[column]);
-                    let factor = if column < part_outputs[0] { f64::from(scale) } else { 1.0 };
+                        .map(|k| read_activations[row * inputs + k] * read_weights[column * inputs + k])
+                        .sum::<f64>() + f64::from(biases[column] * factor(column));
                     let at = row * outputs + column;
                     let expected = match epilogue {
-                        Epilogue::Store => product * factor,
-                        Epilogue::Add => product * factor + f64::from(before[at]),
-                        Epilogue::Activate(Activation::Gelu) => gelu(product * factor),
-                        Epilogue::Activate(Activation::Relu) => (product * factor).max(0.0),
+                        Epilogue::Store => product,
+                        Epilogue::Add => product + f64::from(before[at]),
+                        Epilogue::Activate(Activation::Gelu) => gelu(product),
+                        Epilogue::Activate(Activation::Relu) => product.max(0.0),
                     };
                     prop_assert!(
-                        (f64::from(out[at]) - expected).abs() < 2e-5,
-                        "{}: row {} column {}: {} {}", set, row, column, out[at], expected
+                        (f64::from(out[at]) - expected).abs() < tolerance,
+                        "{}: row {} column {}: {} {}", name, row, column, out[at], expected
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_at_most_half_of_one_from_the_values_they_stand_for(
+        row in prop::collection::vec(prop_oneof![4 => -3.0f32..9.0, 1 => Just(0.0)], 1..200),
+        factor in prop::sample::select(vec![1.0f32, 1e-20, 1e20, 0.0]),
+    ) {
+        let row: Vec<f32> = row.iter().map(|value| value * factor).collect();
+        for (name, kernels) in all_products() {
+            if kernels.precision != Precision::Int8 {
+                continue;
+            }
+            let mut room = NarrowedRows::new(1, words_of(row.len(), Precision::Int8));
+            let (bytes, scale) = kernels.narrow(&mut room, &row, row.len()).row_of_bytes(0);
+            prop_assert_eq!(bytes.len(), row.len().next_multiple_of(4));
+            prop_assert!(bytes[row.len()..].iter().all(|byte| *byte == 0));
+            for (byte, value) in bytes.iter().zip(&row) {
+                let read = (f32::from(*byte) - scale.zero) * scale.scale;
+                prop_assert!((read - value).abs() <= 0.502 * scale.scale, "{}: {} {}", name, read, value);
             }
         }
     }
@@ -122,7 +213,9 @@ proptest! {
         let at = |part: usize, token: usize, head: usize, column: usize| {
             f64::from(projections[(token * 3 + part) * hidden + head * dimension + column])
         };
-        for (set, kernels) in all() {
+        for (name, kernels) in all_rows() {
+            // Halves have eight bits: queries, keys, weights and values are all rounded.
+            let tolerance = if name.ends_with("f32") { 1e-5 } else { 2e-2 };
             let mut out = vec![f32::NAN; tokens * hidden];
             let mut buffers = AttentionBuffers::new(tokens + seed as usize % 3, dimension);
             kernels.attend(Attention {
@@ -143,7 +236,7 @@ proptest! {
                         let expected: f64 =
                             (0..tokens).map(|key| weights[key] / sum * at(2, key, head, column)).sum();
                         let found = f64::from(out[token * hidden + head * dimension + column]);
-                        prop_assert!((found - expected).abs() < 1e-5, "{}: {} {}", set, found, expected);
+                        prop_assert!((found - expected).abs() < tolerance, "{}: {} {}", name, found, expected);
                     }
                 }
             }
@@ -156,7 +249,7 @@ proptest! {
     ) {
         let largest = scores.iter().copied().map(f64::from).fold(f64::MIN, f64::max);
         let sum: f64 = scores.iter().map(|score| (f64::from(*score) - largest).exp()).sum();
-        for (set, kernels) in all() {
+        for (name, kernels) in all_rows() {
             let mut found = scores.clone();
             kernels.softmax(&mut found);
             for (score, found) in scores.iter().zip(found) {
@@ -165,7 +258,7 @@ proptest! {
                 let rounding = (f64::from(*score) - largest).abs() * 2f64.powi(-24);
                 prop_assert!(
                     (f64::from(found) - expected).abs() <= (1e-6 + rounding) * expected + 1e-37,
-                    "{}: {} {}", set, found, expected
+                    "{}: {} {}", name, found, expected
                 );
             }
         }
@@ -183,7 +276,7 @@ proptest! {
             *value += mean;
         }
         let (scale, shift) = (values(width, seed ^ 1), values(width, seed ^ 2));
-        for (set, kernels) in all() {
+        for (name, kernels) in all_rows() {
             let mut found = input.clone();
             kernels.layer_norm(&mut found, &scale, &shift, 1e-5);
             for (row, found) in input.chunks(width).zip(found.chunks(width)) {
@@ -197,7 +290,7 @@ proptest! {
                     let tolerance = 1e-5 + 1e-5 / (variance + 1e-5).sqrt() * mean.abs();
                     prop_assert!(
                         (f64::from(found[column]) - expected).abs() < tolerance,
-                        "{}: {} {}", set, found[column], expected
+                        "{}: {} {}", name, found[column], expected
                     );
                 }
             }
@@ -207,12 +300,12 @@ proptest! {
 
 #[test]
 fn softmax_survives_scores_of_any_size() {
-    for (set, kernels) in all() {
+    for (name, kernels) in all_rows() {
         for scores in [vec![f32::MAX, f32::MIN, 0.0], vec![f32::MIN; 20], vec![-1e30; 3], vec![1e30, 1e30]] {
             let mut found = scores.clone();
             kernels.softmax(&mut found);
             let sum: f32 = found.iter().sum();
-            assert!((sum - 1.0).abs() < 1e-5, "{set}: {scores:?} {found:?}");
+            assert!((sum - 1.0).abs() < 1e-5, "{name}: {scores:?} {found:?}");
         }
     }
 }
@@ -220,7 +313,7 @@ fn softmax_survives_scores_of_any_size() {
 #[test]
 fn gelu_is_exact_to_a_millionth() {
     let inputs: Vec<f32> = (-1_200_000..=1_200_000).map(|i| i as f32 / 1e5).collect();
-    for (set, kernels) in all() {
+    for (name, kernels) in all_rows() {
         let mut found = inputs.clone();
         kernels.activate(&mut found, Activation::Gelu);
         let mut worst = 0.0f64;
@@ -229,14 +322,14 @@ fn gelu_is_exact_to_a_millionth() {
             let error = (f64::from(found) - gelu(x)).abs() / x.abs().max(1.0);
             worst = worst.max(error);
         }
-        println!("{set}: {worst:e}");
-        assert!(worst <= 1e-6, "{set}: {worst:e}");
+        println!("{name}: {worst:e}");
+        assert!(worst <= 1e-6, "{name}: {worst:e}");
     }
 }
 
 #[test]
 fn relu_is_exact() {
-    for (_, kernels) in all() {
+    for (_, kernels) in all_rows() {
         let mut found = vec![-1.5, -0.0, 0.0, 2.5, f32::MAX, f32::MIN, 1e-40];
         kernels.activate(&mut found, Activation::Relu);
         assert_eq!(found, [0.0, 0.0, 0.0, 2.5, f32::MAX, 0.0, 1e-40]);

@@ -1,0 +1,129 @@
+//! What the precisions of the encoder cost in search quality: nDCG@10 of exact search for each precision that this processor has, over datasets
+//! in the form of ../shared/data. A document is its title and text, cut after as many tokens as the model takes.
+//!
+//! Usage: `encoder_quality MODEL_DIR DATASET_DIR...`. Prints a line of JSON for each dataset and precision, with the distance to f32.
+
+use flate2::read::GzDecoder;
+use ragged_kernels::{CpuDevice, Device, DeviceError, Model, Precision, TokenSequence};
+use std::collections::HashMap;
+use std::error::Error;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::sync::Arc;
+
+const HITS: usize = 10;
+
+/// Ids and texts, in the order of their file.
+type Texts = Vec<(String, String)>;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model_folder, datasets @ ..] = arguments.as_slice() else {
+        return Err("usage: encoder_quality MODEL_DIR DATASET_DIR...".into());
+    };
+    let model = Arc::new(Model::load(Path::new(model_folder))?);
+    let threads = std::thread::available_parallelism()?.get();
+    for dataset in datasets {
+        let folder = Path::new(dataset);
+        let documents = read_texts(&folder.join("docs.jsonl.gz"))?;
+        let queries = read_texts(&folder.join("queries.jsonl.gz"))?;
+        let judgements = read_judgements(&folder.join("qrels.tsv.gz"))?;
+        let (documents, document_tokens) = tokenize(&model, documents)?;
+        let (queries, query_tokens) = tokenize(&model, queries)?;
+        let mut exact = None;
+        for precision in Precision::ALL {
+            let device = match CpuDevice::new(Arc::clone(&model), threads, precision) {
+                Err(DeviceError::PrecisionUnavailable { .. }) => continue,
+                device => device?,
+            };
+            let document_vectors = device.embed(&document_tokens)?;
+            let query_vectors = device.embed(&query_tokens)?;
+            let dimension = model.dimension();
+            let mut gains = Vec::new();
+            for (query, vector) in queries.iter().zip(query_vectors.chunks_exact(dimension)) {
+                let Some(judged) = judgements.get(query) else { continue };
+                let found = nearest(vector, &document_vectors).into_iter().map(|number| documents[number].as_str());
+                gains.push(normalized_gain(found, judged));
+            }
+            let mean = gains.iter().sum::<f64>() / gains.len() as f64;
+            let exact = *exact.get_or_insert(mean);
+            let report = serde_json::json!({
+                "dataset": folder.file_name().map(|name| name.to_string_lossy()),
+                "device": device.name(),
+                "precision": precision.name(),
+                "queries": gains.len(),
+                "ndcg_at_10": round(mean),
+                "difference": round(mean - exact),
+            });
+            println!("{report}");
+        }
+    }
+    Ok(())
+}
+
+fn round(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+fn tokenize(model: &Model, texts: Texts) -> Result<(Vec<String>, Vec<TokenSequence>), Box<dyn Error>> {
+    let mut ids = Vec::with_capacity(texts.len());
+    let mut sequences = Vec::with_capacity(texts.len());
+    for (id, text) in texts {
+        ids.push(id);
+        sequences.push(model.tokenizer().encode(&text)?);
+    }
+    Ok((ids, sequences))
+}
+
+/// The documents that are nearest to a vector, nearest first.
+fn nearest(query: &[f32], documents: &[f32]) -> Vec<usize> {
+    let product = |document: &[f32]| query.iter().zip(document).map(|(a, b)| a * b).sum::<f32>();
+    let scores: Vec<f32> = documents.chunks_exact(query.len()).map(product).collect();
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|left, right| scores[*right].total_cmp(&scores[*left]));
+    order.truncate(HITS);
+    order
+}
+
+/// nDCG (Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002) of the first documents.
+fn normalized_gain<'a>(found: impl Iterator<Item = &'a str>, judged: &HashMap<String, f64>) -> f64 {
+    let discounted = |gains: &mut dyn Iterator<Item = f64>| -> f64 {
+        gains.take(HITS).enumerate().map(|(rank, gain)| gain / (rank as f64 + 2.0).log2()).sum()
+    };
+    let mut best: Vec<f64> = judged.values().copied().collect();
+    best.sort_by(|left, right| right.total_cmp(left));
+    discounted(&mut found.map(|id| judged.get(id).copied().unwrap_or(0.0))) / discounted(&mut best.into_iter())
+}
+
+fn lines(path: &Path) -> Result<impl Iterator<Item = std::io::Result<String>>, Box<dyn Error>> {
+    let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(BufReader::new(GzDecoder::new(file)).lines())
+}
+
+fn read_texts(path: &Path) -> Result<Texts, Box<dyn Error>> {
+    let mut texts = Vec::new();
+    for line in lines(path)? {
+        let entry: serde_json::Value = serde_json::from_str(&line?)?;
+        let id = entry["id"].as_str().ok_or("a line without id")?;
+        let text = entry["text"].as_str().ok_or("a line without text")?;
+        let title = entry["title"].as_str().map(|title| format!("{title} ")).unwrap_or_default();
+        texts.push((id.to_owned(), format!("{title}{text}")));
+    }
+    Ok(texts)
+}
+
+/// Documents by query, with what was judged of them, above 0.
+fn read_judgements(path: &Path) -> Result<HashMap<String, HashMap<String, f64>>, Box<dyn Error>> {
+    let mut judgements: HashMap<String, HashMap<String, f64>> = HashMap::new();
+    for line in lines(path)?.skip(1) {
+        let line = line?;
+        let fields: Vec<&str> = line.split('\t').collect();
+        let [query, document, score] = fields.as_slice() else { return Err(format!("not a judgement: {line}").into()) };
+        let score: f64 = score.trim().parse()?;
+        if score > 0.0 {
+            judgements.entry((*query).to_owned()).or_default().insert((*document).to_owned(), score);
+        }
+    }
+    Ok(judgements)
+}

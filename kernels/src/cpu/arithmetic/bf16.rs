@@ -1,0 +1,73 @@
+//! Products of bf16, two in a word: AVX-512 BF16, whose instruction multiplies pairs and adds them to a sum in f32.
+//!
+//! SAFETY of every block here: the contract of [`Arithmetic`] says that the processor has the instruction set and that pointers are valid
+//! for what is touched; masked loads and stores touch no other memory.
+
+use super::{Arithmetic, RowScale};
+use crate::lanes::avx512::Avx512;
+use crate::precision::Precision;
+use std::arch::x86_64::*;
+
+/// bf16 with AVX-512 F, BW, DQ, VL and BF16.
+pub(crate) struct Bf16Avx512;
+
+#[inline(always)]
+fn halves(words: __m512i) -> __m512bh {
+    // SAFETY: both types are 64 bytes, and every pattern of bits is a value of both.
+    unsafe { std::mem::transmute(words) }
+}
+
+impl Arithmetic for Bf16Avx512 {
+    type Lanes = Avx512;
+    type Row = __m512i;
+    type Columns = __m512i;
+    type Sums = __m512;
+
+    const PRECISION: Precision = Precision::Bf16;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        // SAFETY: see the head of this file.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_row(from: *const u32) -> __m512i {
+        // SAFETY: see the head of this file.
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_columns(from: *const u32) -> __m512i {
+        // SAFETY: see the head of this file.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(row: __m512i, columns: __m512i, sums: __m512) -> __m512 {
+        // SAFETY: see the head of this file.
+        unsafe { _mm512_dpbf16_ps(sums, halves(row), halves(columns)) }
+    }
+
+    #[inline(always)]
+    unsafe fn values(sums: __m512) -> Avx512 {
+        Avx512(sums)
+    }
+
+    #[inline(always)]
+    unsafe fn narrow(values: &[f32], words: *mut u32) -> RowScale {
+        let to = words.cast::<u16>();
+        // SAFETY: see the head of this file; the caller promises a word for each two values.
+        unsafe {
+            for at in (0..values.len()).step_by(16) {
+                let count = (values.len() - at).min(16);
+                let mask = if count == 16 { u16::MAX } else { (1 << count) - 1 };
+                let part = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, values.as_ptr().add(at)));
+                // The value that shares the last word with nothing is followed by zero.
+                let written = if count % 2 == 1 { mask << 1 | 1 } else { mask };
+                _mm256_mask_storeu_epi16(to.add(at).cast(), written, std::mem::transmute::<__m256bh, __m256i>(part));
+            }
+        }
+        RowScale::default()
+    }
+}
