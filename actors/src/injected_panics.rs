@@ -81,6 +81,7 @@ async fn assert_all_found(session: &Session, count: usize) {
             filter: Default::default(),
             group_by_document: true,
             weights: (1.0, 1.0),
+            recall: crate::Recall::Usual,
             explain: false,
             freshness: Freshness::Strong,
             allow_partial: false,

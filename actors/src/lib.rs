@@ -48,5 +48,6 @@ pub use ragged_raft::shard::rows::{DocumentHead, JobRow, JobStage, TextFormat};
 pub use search::{Found, Freshness, Search, SearchOutcome, ShardPlan};
 pub use service::{Counts, CreateCollection, Deleted, EmbeddingChoice, Session, Uploaded};
 pub use session::Principal;
+pub use shard::partition::Recall;
 pub use shard::request::StoredDocument;
 pub use token::WriteToken;

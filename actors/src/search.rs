@@ -6,7 +6,7 @@ use crate::filter::Filter;
 use crate::fusion::{Hit, Mode, Page, Ranked};
 use crate::ingest::document::check_vector;
 use crate::ingest::pipeline::{Pipeline, normalize};
-use crate::shard::partition::{PartitionAnswer, PartitionQuery};
+use crate::shard::partition::{PartitionAnswer, PartitionQuery, Recall};
 use crate::shard::request::{ChunkContent, ShardFreshness, ShardRequest, ShardResponse};
 use crate::shards::Shards;
 use crate::token::WriteToken;
@@ -63,6 +63,8 @@ pub struct Search {
     pub group_by_document: bool,
     /// Weights of the rankings by meaning and by words.
     pub weights: (f32, f32),
+    /// How many of the nearest chunks by meaning must be found.
+    pub recall: Recall,
     /// Whether to say how it was done.
     pub explain: bool,
     /// How fresh the answer must be.
@@ -224,6 +226,7 @@ impl Searcher {
             filter: Some(search.filter.clone()).filter(|filter| !filter.is_empty()),
             depth: if mode == Mode::Hybrid { shown.max(FUSED_MIN) } else { shown },
             group_by_document: search.group_by_document,
+            recall: search.recall,
             explain: search.explain,
         })
     }

@@ -12,6 +12,7 @@ pub mod filter;
 pub mod job;
 pub mod metadata;
 pub mod problem;
+mod recall;
 pub mod search;
 pub mod status;
 
@@ -24,5 +25,6 @@ pub use filter::*;
 pub use job::*;
 pub use metadata::Metadata;
 pub use problem::*;
+pub use recall::{Recall, UnknownRecall};
 pub use search::*;
 pub use status::*;

@@ -2,6 +2,7 @@
 
 use crate::filter::Filter;
 use crate::metadata::Metadata;
+use crate::recall::Recall;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -36,6 +37,9 @@ pub struct SearchRequest {
     /// Weights of the two rankings in mode `hybrid`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
+    /// How many of the nearest chunks by meaning must be found. Default 0.95.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recall: Option<Recall>,
     /// Say with every hit how its score came about, and how the search was run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explain: Option<bool>,

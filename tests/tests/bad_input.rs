@@ -27,6 +27,8 @@ async fn every_bad_request_is_a_problem_with_a_code() -> Result<()> {
         (Method::POST, search, json!({"query": "x", "limit": 1001}), 400, "invalid_limit"),
         (Method::POST, search, json!({"query": "x", "limit": 0}), 400, "invalid_limit"),
         (Method::POST, search, json!({"query": "x", "offset": 10000}), 400, "invalid_offset"),
+        (Method::POST, search, json!({"query": "x", "recall": 0.9}), 400, ""),
+        (Method::POST, search, json!({"query": "x", "recall": "0.95"}), 400, ""),
         (Method::POST, search, json!({"vector": [1.0]}), 400, "wrong_vector_length"),
         (Method::POST, search, json!({"query": "x", "token": "garbage"}), 400, "invalid_token"),
         (Method::POST, search, json!({"query": "x", "filter": {"must": [{"field": "a"}]}}), 400, ""),

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use ragged_tests::Node;
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 async fn handbook(node: &Node) -> Result<()> {
     node.post("/collections", &json!({"name": "handbook"})).await?.expect(201)?;
@@ -130,6 +131,59 @@ async fn long_documents_are_cut_and_group_by_document_shows_each_once() -> Resul
     }
     ensure!(answer["hits"][0]["text"].as_str().is_some_and(|text| text.contains("volcanoes")), "{answer}");
     ensure!(found(&node, json!({"query": "volcanoes", "group_by": "document"})).await? == ["long"]);
+    Ok(())
+}
+
+/// Vectors near one of a hundred centres, of 32 values each, always the same.
+fn vectors_in_clusters(count: u64) -> Vec<Vec<f64>> {
+    let mut state = 1u64;
+    let mut number = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f64 / (1u64 << 24) as f64 - 0.5
+    };
+    let centres: Vec<Vec<f64>> = (0..100).map(|_| (0..32).map(|_| number()).collect()).collect();
+    let near = |place: u64| centres[place as usize % 100].iter().map(|value| value + 0.3 * number()).collect();
+    (0..count).map(near).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn searches_find_as_much_as_they_are_asked_to() -> Result<()> {
+    const COUNT: u64 = 10_000; // smaller segments have no approximate index
+    let node = Node::start().await?;
+    node.post("/collections", &json!({"name": "v", "embedding": {"dimension": 32}})).await?.expect(201)?;
+    let vectors = vectors_in_clusters(COUNT);
+    for (part, some) in vectors.chunks(500).enumerate() {
+        let document = |(place, vector): (usize, &Vec<f64>)| {
+            let id = (500 * part + place).to_string();
+            json!({"id": id, "text": "a point", "vector": vector})
+        };
+        let documents: Vec<Value> = some.iter().enumerate().map(document).collect();
+        node.post("/collections/v/documents", &json!({"documents": documents})).await?.expect(200)?;
+    }
+    let search = async |place: usize, recall: Value| {
+        let body = json!({"vector": vectors[place], "limit": 10, "recall": recall, "explain": true});
+        node.post("/collections/v/search", &body).await?.expect(200)
+    };
+    let is_approximate = |answer: &Value| answer["plan"].to_string().contains("approximate");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_approximate(&search(0, Value::Null).await?) {
+        ensure!(Instant::now() < deadline, "the vectors are not indexed: {}", search(0, Value::Null).await?["plan"]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let ids = |answer: &Value| -> Vec<String> {
+        answer["hits"].as_array().into_iter().flatten().filter_map(|hit| hit["document_id"].as_str()).map(str::to_owned).collect()
+    };
+    let (mut usual, mut high) = (0, 0);
+    for place in (0..COUNT as usize).step_by(100) {
+        let exact = search(place, json!("exact")).await?;
+        ensure!(!is_approximate(&exact), "{}", exact["plan"]);
+        let right = ids(&exact);
+        ensure!(right.len() == 10 && right[0] == place.to_string(), "{exact}");
+        for (recall, found) in [(json!(0.95), &mut usual), (json!(0.99), &mut high)] {
+            *found += ids(&search(place, recall).await?).iter().filter(|id| right.contains(id)).count();
+        }
+    }
+    ensure!(usual >= 950 && high >= 990, "of 1000, {usual} and {high} were found");
     Ok(())
 }
 

@@ -34,6 +34,7 @@ mod view;
 mod tests;
 
 pub use error::PartitionError;
+pub use vector_index::Recall;
 
 use crate::filter::Filter;
 use analyzer::Analyzer;
@@ -109,6 +110,8 @@ pub struct PartitionQuery {
     pub depth: usize,
     /// Each ranking has the best row of each document only.
     pub group_by_document: bool,
+    /// How many of the nearest rows by meaning must be found.
+    pub recall: Recall,
     /// Say how the search was run.
     pub explain: bool,
 }

@@ -7,7 +7,7 @@ use crate::api::{Call, filter, freshness, json};
 use futures::{StreamExt, TryStreamExt};
 use ragged_actors::{Found, Search, SearchOutcome, Session};
 use ragged_client::{
-    Explanation, GroupBy, Hit, Mode, SearchBatch, SearchBatchResponse, SearchRequest, SearchResponse, ShardPlan, Span,
+    Explanation, GroupBy, Hit, Mode, Recall, SearchBatch, SearchBatchResponse, SearchRequest, SearchResponse, ShardPlan, Span,
 };
 use std::time::Instant;
 
@@ -96,6 +96,11 @@ fn from_wire(request: SearchRequest) -> Result<Search, Problem> {
         filter: filter::from_wire(request.filter.unwrap_or_default())?,
         group_by_document: request.group_by.unwrap_or_default() == GroupBy::Document,
         weights: (weights.dense, weights.text),
+        recall: match request.recall.unwrap_or_default() {
+            Recall::Usual => ragged_actors::Recall::Usual,
+            Recall::High => ragged_actors::Recall::High,
+            Recall::Exact => ragged_actors::Recall::Exact,
+        },
         explain: request.explain.unwrap_or(false),
         freshness,
         allow_partial: request.allow_partial.unwrap_or(false),

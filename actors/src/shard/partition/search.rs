@@ -127,7 +127,7 @@ impl Search<'_> {
                 Some(allowed) => Some(Cow::Owned(part.segment.positions_of(allowed))),
                 None => part.live.as_deref().map(Cow::Borrowed),
             };
-            let found = part.segment.search(vector, wanted, positions.as_deref())?;
+            let found = part.segment.search(vector, wanted, positions.as_deref(), self.query.recall)?;
             self.explain(steps, || {
                 format!("meaning: segment {} of {} chunks, {}", part.segment.number, part.segment.len(), found.method)
             });

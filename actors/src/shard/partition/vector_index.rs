@@ -24,6 +24,38 @@ pub(super) struct Effort {
     for_hundred: u32,
 }
 
+/// How many of the nearest rows a search must find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Recall {
+    /// 95 of a hundred.
+    #[default]
+    Usual,
+    /// 99 of a hundred.
+    High,
+    /// All.
+    Exact,
+}
+
+/// Efforts that an index is searched with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Efforts {
+    /// For [`Recall::Usual`].
+    pub(super) usual: Effort,
+    /// For [`Recall::High`]; none when the index does not tell the rows apart so well.
+    pub(super) high: Option<Effort>,
+}
+
+impl Efforts {
+    /// The effort for so much recall; none when only going through all rows gives it.
+    pub(super) fn for_recall(&self, recall: Recall) -> Option<Effort> {
+        match recall {
+            Recall::Usual => Some(self.usual),
+            Recall::High => self.high,
+            Recall::Exact => None,
+        }
+    }
+}
+
 impl Effort {
     /// Efforts for an index of so many vectors, from the least on.
     pub(super) fn ladder(count: usize) -> impl Iterator<Item = Effort> {

@@ -17,6 +17,16 @@ fn halves(words: __m512i) -> __m512bh {
     unsafe { std::mem::transmute(words) }
 }
 
+/// Sixteen values as halves.
+///
+/// # Safety
+/// The processor has the instruction set.
+#[inline(always)]
+unsafe fn narrowed(values: __m512) -> __m256i {
+    // SAFETY: as the caller promises; both types are 32 bytes, and every pattern of bits is a value of both.
+    unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)) }
+}
+
 impl Arithmetic for Bf16Avx512 {
     type Lanes = Avx512;
     type Row = __m512i;
@@ -56,16 +66,21 @@ impl Arithmetic for Bf16Avx512 {
 
     #[inline(always)]
     unsafe fn narrow(values: &[f32], words: *mut u32) -> RowScale {
-        let to = words.cast::<u16>();
+        let (from, to) = (values.as_ptr(), words.cast::<u16>());
+        let rest = values.len() % 16;
+        let whole = values.len() - rest;
         // SAFETY: see the head of this file; the caller promises a word for each two values.
         unsafe {
-            for at in (0..values.len()).step_by(16) {
-                let count = (values.len() - at).min(16);
-                let mask = if count == 16 { u16::MAX } else { (1 << count) - 1 };
-                let part = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, values.as_ptr().add(at)));
+            for at in (0..whole).step_by(16) {
+                // Without a mask: what a masked store has written, a load that follows has to wait for.
+                _mm256_storeu_si256(to.add(at).cast(), narrowed(_mm512_loadu_ps(from.add(at))));
+            }
+            if rest > 0 {
+                let read = (1u16 << rest) - 1;
                 // The value that shares the last word with nothing is followed by zero.
-                let written = if count % 2 == 1 { mask << 1 | 1 } else { mask };
-                _mm256_mask_storeu_epi16(to.add(at).cast(), written, std::mem::transmute::<__m256bh, __m256i>(part));
+                let written = if rest % 2 == 1 { read << 1 | 1 } else { read };
+                let last = narrowed(_mm512_maskz_loadu_ps(read, from.add(whole)));
+                _mm256_mask_storeu_epi16(to.add(whole).cast(), written, last);
             }
         }
         RowScale::default()

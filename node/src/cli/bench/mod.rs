@@ -12,7 +12,7 @@ use crate::cli::output::Output;
 use crate::cli::search::ModeOption;
 use clap::Args;
 use load::{Load, Rate};
-use ragged_client::{Mode, SearchRequest};
+use ragged_client::{Mode, Recall, SearchRequest};
 use report::Report;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,6 +55,9 @@ pub struct Arguments {
     /// How hits are found; default: the node's
     #[arg(long, short)]
     mode: Option<ModeOption>,
+    /// How many of the nearest chunks by meaning must be found: 0.95, 0.99 or exact; default 0.95
+    #[arg(long)]
+    recall: Option<Recall>,
     /// Hits of a search at most
     #[arg(long, short = 'n', default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
@@ -87,8 +90,12 @@ pub async fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Re
         (None, None) => requests::titles(&client, &arguments.collection).await?,
     };
     let vectors = arguments.vectors.as_deref().map(requests::vectors).transpose()?.unwrap_or_default();
-    let template =
-        SearchRequest { mode: arguments.mode.map(Mode::from), limit: Some(arguments.limit), ..SearchRequest::default() };
+    let template = SearchRequest {
+        mode: arguments.mode.map(Mode::from),
+        limit: Some(arguments.limit),
+        recall: arguments.recall,
+        ..SearchRequest::default()
+    };
     let requests = requests::prepare(&template, &queries, &vectors)?;
     output.note(format_args!(
         "{} different searches by {} clients for {} s after {} s of warming up",

@@ -7,7 +7,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::globals::Globals;
 use crate::cli::output::{Output, count, printable};
 use clap::{Args, ValueEnum};
-use ragged_client::{Explanation, Filter, GroupBy, Hit, Mode, SearchRequest, SearchResponse, Weights};
+use ragged_client::{Explanation, Filter, GroupBy, Hit, Mode, Recall, SearchRequest, SearchResponse, Weights};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -73,6 +73,9 @@ pub struct Arguments {
     /// Weights of the rankings by meaning and by words in mode hybrid; default 1,1
     #[arg(long, value_name = "DENSE,TEXT", value_parser = parse_weights)]
     weights: Option<Weights>,
+    /// How many of the nearest chunks by meaning must be found: 0.95, 0.99 or exact; default 0.95
+    #[arg(long)]
+    recall: Option<Recall>,
     /// Say how the scores came about and how the search was run
     #[arg(long)]
     explain: bool,
@@ -102,6 +105,7 @@ pub async fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Re
             GroupOption::Document => GroupBy::Document,
         }),
         weights: arguments.weights,
+        recall: arguments.recall,
         explain: arguments.explain.then_some(true),
         allow_partial: arguments.allow_partial.then_some(true),
         ..SearchRequest::default()

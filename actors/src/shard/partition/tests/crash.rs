@@ -3,8 +3,8 @@
 use super::model::{Model, Operation};
 use super::shard::{TestShard, document};
 use crate::filter::{Condition, Filter, Scalar, Test};
-use crate::shard::partition::PartitionQuery;
 use crate::shard::partition::segment::INDEXED_ROWS_MIN;
+use crate::shard::partition::{PartitionQuery, Recall};
 use half::f16;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -172,7 +172,8 @@ fn the_approximate_index_finds_what_exact_search_finds() {
         };
         let cases: [(Option<Filter>, usize); 3] = [(None, 1), (only("tenth"), 10), (only("rare"), 1000)];
         for (filter, step) in cases {
-            let (mut right, mut wanted) = (0, 0);
+            let recalls = [(Recall::Usual, 0.95), (Recall::High, 0.99), (Recall::Exact, 1.0)];
+            let (mut right, mut wanted) = ([0; 3], 0);
             for query in &queries {
                 let score = |number: &usize| {
                     let row: Vec<f16> = ragged_kernels::exact::to_f16(&vectors[*number]);
@@ -182,22 +183,30 @@ fn the_approximate_index_finds_what_exact_search_finds() {
                     (0..COUNT).step_by(step).filter(|number| is_there(*number)).map(|number| (score(&number), number)).collect();
                 expected.sort_by(|one, other| other.0.total_cmp(&one.0));
                 let all = expected.len();
-                for depth in [10, 100, 11_000] {
-                    let query =
-                        PartitionQuery { vector: Some(query.clone()), filter: filter.clone(), depth, ..Default::default() };
-                    let found = partition.search(&query).unwrap().dense;
-                    assert_eq!(found.len(), depth.min(all), "fewer than there are");
-                    assert!(found.iter().all(|one| is_there(one.row.0 as usize)), "a deleted row");
-                    if depth == 10 {
-                        let best: Vec<usize> = expected[..10].iter().map(|(_, number)| *number).collect();
-                        right += found.iter().filter(|one| best.contains(&(one.row.0 as usize))).count();
-                        wanted += 10;
-                    }
+                let search = |depth: usize, recall: Recall| {
+                    let (vector, filter) = (Some(query.clone()), filter.clone());
+                    let query = PartitionQuery { vector, filter, depth, recall, explain: true, ..Default::default() };
+                    let answer = partition.search(&query).unwrap();
+                    assert_eq!(answer.dense.len(), depth.min(all), "fewer than there are");
+                    assert!(answer.dense.iter().all(|one| is_there(one.row.0 as usize)), "a deleted row");
+                    answer
+                };
+                let best: Vec<usize> = expected[..10].iter().map(|(_, number)| *number).collect();
+                for ((recall, _), right) in recalls.iter().zip(&mut right) {
+                    let answer = search(10, *recall);
+                    let is_exact = !answer.steps.iter().any(|step| step.contains("approximate"));
+                    assert!(is_exact || *recall != Recall::Exact, "{:?}", answer.steps);
+                    *right += answer.dense.iter().filter(|one| best.contains(&(one.row.0 as usize))).count();
                 }
+                wanted += 10;
+                search(100, Recall::Usual);
+                search(11_000, Recall::Usual);
             }
-            let recall = right as f64 / wanted as f64;
-            println!("dimension {dimension}, one in {step}: recall@10 {recall:.3}");
-            assert!(recall >= 0.95, "recall {recall}");
+            for ((recall, least), right) in recalls.into_iter().zip(right) {
+                let found = right as f64 / f64::from(wanted);
+                println!("dimension {dimension}, one in {step}: {recall:?} finds {found:.3}");
+                assert!(found >= least, "{recall:?} finds {found}");
+            }
         }
         drop(partition);
         let partition = shard.open();
