@@ -1,5 +1,5 @@
 //! Measures the encoder on this machine, in the same way as the peer that it is compared with (ONNX Runtime, by
-//! `bench/onnx.py`): the first 512 texts, tokenized beforehand, best of three rounds after a warm-up; and one query of 12 tokens, on one thread.
+//! `bench/onnxruntime_speed.py`): the first 512 texts, tokenized beforehand, best of three rounds after a warm-up; and one query of 12 tokens, on one thread.
 //!
 //! Usage: `encoder_speed MODEL_DIR TEXTS [threads] [f32|bf16|int8] [avx512|avx2|portable]`. TEXTS is a `docs.jsonl` (title and
 //! text) or a plain file with one text a line, also with `.gz`. Prints one line of JSON for each precision that this processor has, or for the one

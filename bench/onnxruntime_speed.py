@@ -1,6 +1,6 @@
 """Embedding speed of ONNX Runtime, the peer of ragged's encoder: texts as `shared/peers/ort_speed.py` measures them, and one query of 12 tokens.
 
-Usage: onnx.py MODEL.onnx TOKENIZER.json TEXTS THREADS [int8]      with `int8`, the model is quantized first (dynamic, per channel)
+Usage: onnxruntime_speed.py MODEL.onnx TOKENIZER.json TEXTS THREADS [int8]      with `int8`, the model is quantized first (dynamic, per channel)
 
 Batches of 16, sorted by length, at most 256 tokens; the best of three rounds after a warm-up. The query is alone and on one thread, the best of
 100. Prints one line of JSON.
