@@ -59,13 +59,13 @@ impl NarrowedRows {
         if A::PRECISION == Precision::F32 {
             return Operand::of_f32(rows);
         }
-        let depth = words_of(values, A::PRECISION);
-        let words = &mut self.words[..rows.len() / values * depth];
-        for ((row, words), scale) in rows.chunks_exact(values).zip(words.chunks_exact_mut(depth)).zip(&mut self.scales) {
+        let (depth, count) = (words_of(values, A::PRECISION), rows.len() / values);
+        let (words, scales) = (&mut self.words[..count * depth], &mut self.scales[..count]);
+        for ((row, words), scale) in rows.chunks_exact(values).zip(words.chunks_exact_mut(depth)).zip(&mut *scales) {
             // SAFETY: `words` has room for the values of a row; the rest is passed on to the caller.
             *scale = unsafe { A::narrow(row, words.as_mut_ptr()) };
         }
-        Operand { words: &self.words[..rows.len() / values * depth], scales: &self.scales }
+        Operand { words, scales }
     }
 }
 
