@@ -72,6 +72,8 @@ struct Node {
     replica: Option<ReplicaId>,
     /// What runs on it, once it has started.
     group: Option<ShardGroup>,
+    /// The store of what has been ended in order: what it was at is done to its end, and answered, until something else runs there.
+    ending: Option<Arc<Store>>,
     /// Tells what runs on it from what ran before.
     running: u64,
 }
@@ -137,6 +139,7 @@ impl World {
             host: None,
             replica: None,
             group: None,
+            ending: None,
             running: 0,
         };
         Arc::new(World {
@@ -368,6 +371,7 @@ impl World {
         let mut nodes = self.nodes.lock();
         nodes[number].replica = Some(group.group().replica());
         nodes[number].group = Some(group);
+        nodes[number].ending = None;
         nodes[number].running = running;
         drop(nodes);
         host.spawn(async move {
@@ -390,11 +394,11 @@ impl World {
         let node = &mut nodes[number];
         let Some(host) = node.host.take() else { return };
         host.kill();
-        let (group, replica) = (node.group.take(), node.replica);
+        let (group, ending, replica) = (node.group.take(), node.ending.take(), node.replica);
         let keeps_watermark = self.mutant != Some(Mutant::LyingDisk);
         let crashed = node.disk.crash(crash, keeps_watermark, &mut self.chance.lock());
         drop(nodes);
-        drop(group);
+        drop((group, ending));
         if let Err(fault) = crashed {
             self.violate(broken_disk(&fault));
         }
@@ -403,10 +407,23 @@ impl World {
         }
     }
 
+    /// Nobody asks the replica of a node any more. What it is still at is looked at.
+    fn ends_in_order(&self, number: usize) {
+        let node = &mut self.nodes.lock()[number];
+        node.ending = node.group.take().map(|group| group.group().store().clone());
+    }
+
+    /// Where the replica of a node writes, as long as it does.
+    fn written(&self, number: usize) -> Option<Arc<Store>> {
+        let nodes = self.nodes.lock();
+        let node = nodes.get(number)?;
+        node.group.as_ref().map(|group| group.group().store().clone()).or_else(|| node.ending.clone())
+    }
+
     /// Ends a node in order.
     pub async fn stop(&self, number: usize) {
         let Some((host, group)) = self.running(number) else { return };
-        self.nodes.lock()[number].group = None;
+        self.ends_in_order(number);
         let stopped = host.spawn(async move {
             group.shutdown().await;
             group.group().store().close();
@@ -420,7 +437,7 @@ impl World {
     /// Ends the replica of a node, and starts it again in the same process, as is done when its actor has failed; under a new id when it is to be `retired`.
     pub async fn restart_group(self: &Arc<Self>, number: usize, retired: bool) {
         let Some((host, group)) = self.running(number) else { return };
-        self.nodes.lock()[number].group = None;
+        self.ends_in_order(number);
         let store = group.group().store().clone();
         let ended = host.spawn(async move {
             group.shutdown().await;
@@ -498,7 +515,7 @@ impl Fate for NodeFate {
 
     fn worked(&self) {
         let Some(world) = self.world.upgrade() else { return };
-        let Some(store) = world.running(self.number).map(|(_, group)| group.group().store().clone()) else { return };
+        let Some(store) = world.written(self.number) else { return };
         if let Some(replica) = store.replica_of(&SHARD.group_name()) {
             world.with_ledger(|ledger| ledger.look(&store, replica));
         }
