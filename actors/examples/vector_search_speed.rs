@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // a measurement may fail
 
 use half::f16;
+use ragged_actors::shard::content_cache::ContentCache;
 use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuery};
 use ragged_actors::{Condition, Filter, Scalar, Test};
 use ragged_kernels::{CpuDevice, Device, Model, exact};
@@ -142,7 +143,9 @@ fn main() {
     let open = || {
         let changes = group.changes().watch(TENANT, collection.id);
         let (reader, folder) = (group.reader(), folder.path().join("partition"));
-        Partition::open(PartitionContext { reader, changes, tenant: TENANT, collection: collection.clone(), folder }).unwrap()
+        let cache = Arc::new(ContentCache::register(32 << 20, &prometheus::Registry::new()).unwrap());
+        Partition::open(PartitionContext { reader, changes, tenant: TENANT, collection: collection.clone(), folder, cache })
+            .unwrap()
     };
     let partition = open();
     let begun = Instant::now();

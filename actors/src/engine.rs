@@ -31,13 +31,14 @@ use crate::meta::{Meta, MetaActor, MetaArguments};
 use crate::search::Searcher;
 use crate::session::{ApiKey, KeyError, Sessions};
 use crate::shard::actor::{Residency, ShardMetrics};
+use crate::shard::content_cache::ContentCache;
 use crate::shard::indexer::{Indexer, IndexerMetrics};
 use crate::shard::read_threads::ReadThreads;
 use crate::shard::{ShardActor, ShardArguments};
 use crate::shards::Shards;
 use crate::supervision::{Child, RestartPolicy, Supervision, Supervisor, SupervisorMessage};
 use parking_lot::Mutex;
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorRef, ActorStatus, SpawnErr};
 use ragged_kernels::Model;
@@ -80,6 +81,8 @@ pub struct EngineOptions {
     pub search_threads: usize,
     /// Memory for blocks of the database.
     pub block_cache_bytes: usize,
+    /// Memory for what hits have shown.
+    pub content_cache_bytes: usize,
     /// Memory that loaded partitions may hold.
     pub partitions_bytes: usize,
     /// A partition that nobody has used for so long is unloaded.
@@ -212,7 +215,14 @@ pub(crate) struct Parts {
     pub(crate) supervisors: Supervisors,
     /// Told when a collection has been deleted, whose rows are to be cleared.
     pub(crate) dropped: Arc<Notify>,
-    store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
+    /// Bytes of the encoders' weights.
+    pub(crate) encoder_bytes: usize,
+    pub(crate) content_cache: Arc<ContentCache>,
+    /// Bytes that loaded partitions hold.
+    pub(crate) partition_bytes: IntGauge,
+    /// Bytes that they may hold.
+    pub(crate) partition_bytes_max: usize,
     port: ClusterPort,
 }
 
@@ -288,7 +298,11 @@ impl Engine {
         let port = listen(options.cluster.listen, services.clone()).await?;
 
         let storage = StorageGround { ground, replicas, found_shards };
-        let storage = storage_children(&options, &storage, &meta, &shards, &registry)?;
+        let shard_metrics = ShardMetrics::register(&registry)?;
+        let partition_bytes = shard_metrics.partition_bytes.clone();
+        let content_cache = Arc::new(ContentCache::register(options.content_cache_bytes, &registry)?);
+        let storage = storage_children(&options, &storage, &meta, &shards, content_cache.clone(), shard_metrics, &registry)?;
+        let encoder_bytes = weights_bytes(&devices);
         let embedders = embedder_children(devices, queues, &model, &options, &EmbeddingMetrics::register(&registry)?);
         let jobs_child = jobs_child(JobsArguments {
             address: jobs.clone(),
@@ -335,6 +349,10 @@ impl Engine {
             supervisors,
             dropped,
             store,
+            encoder_bytes,
+            content_cache,
+            partition_bytes,
+            partition_bytes_max: options.partitions_bytes,
             port,
         };
         let parts = Arc::new(parts);
@@ -587,13 +605,14 @@ fn storage_children(
     storage: &StorageGround,
     meta: &Meta,
     shards: &Shards,
+    cache: Arc<ContentCache>,
+    metrics: ShardMetrics,
     registry: &Registry,
 ) -> Result<Vec<Child>, StartError> {
     let threads = ReadThreads::start(options.search_threads, options.limits.queued_searches)
         .map_err(|fault| StartError::Group(format!("the threads that search could not be started: {fault}")))?;
     let (threads, loads) = (Arc::new(threads), Arc::new(Semaphore::new(LOADS_AT_ONCE)));
     let indexer = Indexer::new(IndexerMetrics::register(registry)?);
-    let metrics = ShardMetrics::register(registry)?;
     let residency =
         Residency { idle: options.partition_idle, bytes: options.partitions_bytes / usize::from(shards.count()).max(1) };
     let meta_arguments = MetaArguments { ground: storage.ground.clone(), replicas: storage.replicas.clone(), meta: meta.clone() };
@@ -609,9 +628,11 @@ fn storage_children(
             ground: storage.ground.clone(),
             founds: Arc::new(AtomicBool::new(storage.found_shards)),
             group: shards.group_slot(shard).map_err(lost)?,
+            reads: shards.reads_slot(shard).map_err(lost)?,
             replicas: storage.replicas.clone(),
             folder: options.data_dir.join("partitions"),
             meta: meta.clone(),
+            cache: cache.clone(),
             threads: threads.clone(),
             loads: loads.clone(),
             indexer: indexer.clone(),
@@ -624,6 +645,12 @@ fn storage_children(
         }));
     }
     Ok(children)
+}
+
+/// Bytes of the encoders' weights. The processor's encoder, which may be the spare one of several GPUs, is there once.
+fn weights_bytes(devices: &[Opened]) -> usize {
+    let spares = devices.iter().filter_map(|opened| opened.spare.as_ref()).map(|spare| &spare.device);
+    devices.iter().map(|opened| &opened.device).chain(spares).map(|device| device.device.weights_bytes()).max().unwrap_or(0)
 }
 
 fn embedder_children(

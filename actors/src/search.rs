@@ -135,7 +135,7 @@ struct ShardAnswers {
     dense: Vec<Ranked>,
     text: Vec<Ranked>,
     /// What the page's hits show, when one shard could know them.
-    shown: Option<Vec<Option<ChunkContent>>>,
+    shown: Option<Vec<Option<Arc<ChunkContent>>>>,
     plan: Vec<ShardPlan>,
     missing: Vec<ShardId>,
 }
@@ -311,7 +311,7 @@ impl Searcher {
         hits: &[Hit],
         search: &Search,
         missing: &mut Vec<ShardId>,
-    ) -> Result<Vec<Option<ChunkContent>>, ServiceError> {
+    ) -> Result<Vec<Option<Arc<ChunkContent>>>, ServiceError> {
         let mut rows: HashMap<ShardId, Vec<RowId>> = HashMap::new();
         for hit in hits {
             rows.entry(hit.best.shard).or_default().push(hit.best.candidate.row);
@@ -405,7 +405,8 @@ fn check_mode(search: &Search, collection: &Collection) -> Result<Mode, ServiceE
     Ok(mode)
 }
 
-fn show(hit: Hit, content: ChunkContent) -> Found {
+fn show(hit: Hit, content: Arc<ChunkContent>) -> Found {
+    let content = Arc::unwrap_or_clone(content);
     Found {
         document_id: content.owner.document_id,
         chunk: content.owner.chunk,

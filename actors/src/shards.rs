@@ -8,6 +8,8 @@ use crate::hedge::Hedge;
 use crate::meta::Meta;
 use crate::shard::actor::ShardMessage;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
+use crate::shard::serving::Reads;
+use arc_swap::ArcSwapOption;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::RwLock;
@@ -51,14 +53,20 @@ struct Inner {
 struct Here {
     address: Arc<Address<ShardMessage>>,
     group: Arc<RwLock<Option<ShardGroup>>>,
+    reads: Arc<ArcSwapOption<Reads>>,
+}
+
+impl Here {
+    fn new(number: u16) -> Here {
+        Here { address: Arc::new(Address::new(format!("shard {number}"))), group: Arc::default(), reads: Arc::default() }
+    }
 }
 
 impl Shards {
     /// So many shards, of a node with these links.
     pub fn new(count: u16, meta: Meta, links: Links, hedge: Hedge) -> Self {
-        let here =
-            (0..count).map(|number| Here { address: Arc::new(Address::new(format!("shard {number}"))), group: Arc::default() });
-        Shards { inner: Arc::new(Inner { here: here.collect(), meta, links, hedge }) }
+        let here = (0..count).map(Here::new).collect();
+        Shards { inner: Arc::new(Inner { here, meta, links, hedge }) }
     }
 
     /// All shards.
@@ -83,6 +91,11 @@ impl Shards {
     /// Where the actor of a shard puts its group while it runs.
     pub fn group_slot(&self, shard: ShardId) -> Result<Arc<RwLock<Option<ShardGroup>>>, ServiceError> {
         Ok(self.here(shard)?.group.clone())
+    }
+
+    /// Where the actor of a shard puts what answers reads while its replica runs.
+    pub(crate) fn reads_slot(&self, shard: ShardId) -> Result<Arc<ArcSwapOption<Reads>>, ServiceError> {
+        Ok(self.here(shard)?.reads.clone())
     }
 
     /// This node's replica of a shard, if it has one that runs.
@@ -155,12 +168,18 @@ impl Shards {
         freshness: ShardFreshness,
         request: &ShardRequest,
     ) -> Result<ShardResponse, ServiceError> {
+        let here = self.here(shard)?;
+        let reads = here.reads.load_full();
+        if let Some(read) = reads.map(|reads| reads.admit(tenant, request)).transpose()?.flatten() {
+            let late = |_| ServiceError::unavailable("timeout", format!("{shard} did not answer within {ASK_TIMEOUT:?}"));
+            return tokio::time::timeout(ASK_TIMEOUT, read.run(freshness, request.clone())).await.map_err(late)?;
+        }
         let repeat = match request {
             ShardRequest::Propose { .. } => Repeat::Unsafe,
             _ => Repeat::Safe,
         };
         let message = |reply| ShardMessage::Ask { tenant, freshness, request: request.clone(), reply };
-        self.here(shard)?.address.call_if_back_within(RESTART_PATIENCE, ASK_TIMEOUT, repeat, message).await
+        here.address.call_if_back_within(RESTART_PATIENCE, ASK_TIMEOUT, repeat, message).await
     }
 
     async fn ask_node(

@@ -90,7 +90,6 @@ impl PartialSchema for Recall {
 impl ToSchema for Recall {}
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)] // a test that unwraps fails, and says where
 mod tests {
     use super::*;
 

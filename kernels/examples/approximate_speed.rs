@@ -9,7 +9,7 @@ use std::time::Instant;
 
 const DEPTH: usize = 10;
 const BUILD_THREADS: usize = 2;
-const EFFORTS: [(usize, usize); 8] = [(2, 100), (4, 100), (6, 100), (8, 100), (12, 200), (16, 200), (25, 200), (25, 400)];
+const EFFORTS: [(usize, usize); 9] = [(2, 60), (2, 100), (4, 60), (4, 100), (6, 100), (8, 100), (12, 200), (16, 200), (25, 400)];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -4,11 +4,13 @@
 //! document without what stands before its colon, and QUESTIONS of them are taken, evenly spread. Writes `documents.f32` and `questions.f32`
 //! (values in little endian, one vector after the other) and prints how many there are.
 
-use flate2::read::GzDecoder;
+mod documents;
+
+use documents::Document;
 use ragged_kernels::{CpuDevice, Device, Model, Precision, TokenSequence};
 use std::error::Error;
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,19 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let model = Arc::new(Model::load(Path::new(model_folder))?);
     let device = CpuDevice::new(Arc::clone(&model), std::thread::available_parallelism()?.get(), Precision::F32)?;
-    let (mut texts, mut titles) = (Vec::new(), Vec::new());
-    for line in BufReader::new(GzDecoder::new(File::open(documents)?)).lines() {
-        let document: serde_json::Value = serde_json::from_str(&line?)?;
-        let title = document["title"].as_str().unwrap_or_default().to_owned();
-        texts.push(format!("{title} {}", document["text"].as_str().ok_or("a document without text")?));
-        titles.push(title);
-    }
+    let documents = documents::read(Path::new(documents), usize::MAX)?;
+    let texts: Vec<String> = documents.iter().map(Document::whole).collect();
     let wanted: usize = questions.parse()?;
     let question = |number: usize| {
-        let title = &titles[number * titles.len() / wanted];
+        let title = &documents[number * documents.len() / wanted].title;
         title.split_once(':').map_or(title.as_str(), |(_, rest)| rest.trim()).to_owned()
     };
-    let questions: Vec<String> = (0..wanted.min(titles.len())).map(question).collect();
+    let questions: Vec<String> = (0..wanted.min(documents.len())).map(question).collect();
     write(&device, &model, &texts, &Path::new(out).join("documents.f32"))?;
     write(&device, &model, &questions, &Path::new(out).join("questions.f32"))?;
     println!("{} documents, {} questions", texts.len(), questions.len());

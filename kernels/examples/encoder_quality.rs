@@ -3,19 +3,16 @@
 //!
 //! Usage: `encoder_quality MODEL_DIR DATASET_DIR...`. Prints a line of JSON for each dataset and precision, with the distance to f32.
 
-use flate2::read::GzDecoder;
+mod documents;
+
+use documents::Document;
 use ragged_kernels::{CpuDevice, Device, DeviceError, Model, Precision, TokenSequence};
 use std::collections::HashMap;
 use std::error::Error;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::sync::Arc;
 
 const HITS: usize = 10;
-
-/// Ids and texts, in the order of their file.
-type Texts = Vec<(String, String)>;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,8 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let threads = std::thread::available_parallelism()?.get();
     for dataset in datasets {
         let folder = Path::new(dataset);
-        let documents = read_texts(&folder.join("docs.jsonl.gz"))?;
-        let queries = read_texts(&folder.join("queries.jsonl.gz"))?;
+        let documents = documents::read(&folder.join("docs.jsonl.gz"), usize::MAX)?;
+        let queries = documents::read(&folder.join("queries.jsonl.gz"), usize::MAX)?;
         let judgements = read_judgements(&folder.join("qrels.tsv.gz"))?;
         let (documents, document_tokens) = tokenize(&model, documents)?;
         let (queries, query_tokens) = tokenize(&model, queries)?;
@@ -66,12 +63,13 @@ fn round(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 
-fn tokenize(model: &Model, texts: Texts) -> Result<(Vec<String>, Vec<TokenSequence>), Box<dyn Error>> {
-    let mut ids = Vec::with_capacity(texts.len());
-    let mut sequences = Vec::with_capacity(texts.len());
-    for (id, text) in texts {
-        ids.push(id);
-        sequences.push(model.tokenizer().encode(&text)?);
+/// The ids of documents, and their tokens.
+fn tokenize(model: &Model, documents: Vec<Document>) -> Result<(Vec<String>, Vec<TokenSequence>), Box<dyn Error>> {
+    let mut ids = Vec::with_capacity(documents.len());
+    let mut sequences = Vec::with_capacity(documents.len());
+    for document in documents {
+        sequences.push(model.tokenizer().encode(&document.whole())?);
+        ids.push(document.id);
     }
     Ok((ids, sequences))
 }
@@ -96,27 +94,10 @@ fn normalized_gain<'a>(found: impl Iterator<Item = &'a str>, judged: &HashMap<St
     discounted(&mut found.map(|id| judged.get(id).copied().unwrap_or(0.0))) / discounted(&mut best.into_iter())
 }
 
-fn lines(path: &Path) -> Result<impl Iterator<Item = std::io::Result<String>>, Box<dyn Error>> {
-    let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(BufReader::new(GzDecoder::new(file)).lines())
-}
-
-fn read_texts(path: &Path) -> Result<Texts, Box<dyn Error>> {
-    let mut texts = Vec::new();
-    for line in lines(path)? {
-        let entry: serde_json::Value = serde_json::from_str(&line?)?;
-        let id = entry["id"].as_str().ok_or("a line without id")?;
-        let text = entry["text"].as_str().ok_or("a line without text")?;
-        let title = entry["title"].as_str().map(|title| format!("{title} ")).unwrap_or_default();
-        texts.push((id.to_owned(), format!("{title}{text}")));
-    }
-    Ok(texts)
-}
-
 /// Documents by query, with what was judged of them, above 0.
 fn read_judgements(path: &Path) -> Result<HashMap<String, HashMap<String, f64>>, Box<dyn Error>> {
     let mut judgements: HashMap<String, HashMap<String, f64>> = HashMap::new();
-    for line in lines(path)?.skip(1) {
+    for line in documents::lines(path)?.skip(1) {
         let line = line?;
         let fields: Vec<&str> = line.split('\t').collect();
         let [query, document, score] = fields.as_slice() else { return Err(format!("not a judgement: {line}").into()) };

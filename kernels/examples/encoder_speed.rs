@@ -1,15 +1,13 @@
 //! Measures the encoder on this machine, in the same way as the peer that it is compared with (ONNX Runtime, by
 //! `bench/onnxruntime_speed.py`): the first 512 texts, tokenized beforehand, best of three rounds after a warm-up; and one query of 12 tokens, on one thread.
 //!
-//! Usage: `encoder_speed MODEL_DIR TEXTS [threads] [f32|bf16|int8] [avx512|avx2|portable]`. TEXTS is a `docs.jsonl` (title and
-//! text) or a plain file with one text a line, also with `.gz`. Prints one line of JSON for each precision that this processor has, or for the one
+//! Usage: `encoder_speed MODEL_DIR DOCS_JSONL_GZ [threads] [f32|bf16|int8] [avx512|avx2|portable]`. Prints one line of JSON for each precision that this processor has, or for the one
 //! that is named.
 
-use flate2::read::GzDecoder;
+mod documents;
+
 use ragged_kernels::{CpuDevice, Device, DeviceError, Instructions, Model, Precision, TokenSequence};
 use std::error::Error;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +19,7 @@ const QUERY: &str = "what does exercise do for the health of old mice";
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model_folder, texts, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: encoder_speed MODEL_DIR TEXTS [threads] [f32|bf16|int8] [avx512|avx2|portable]".into());
+        return Err("usage: encoder_speed MODEL_DIR DOCS_JSONL_GZ [threads] [f32|bf16|int8] [avx512|avx2|portable]".into());
     };
     let threads = match rest.first() {
         Some(threads) => threads.parse()?,
@@ -36,9 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
 
     let model = Arc::new(Model::load(Path::new(model_folder))?);
-    let sequences = read_texts(Path::new(texts))?
+    let sequences = documents::read(Path::new(texts), TEXTS)?
         .iter()
-        .map(|text| model.tokenizer().encode(text))
+        .map(|document| model.tokenizer().encode(&document.whole()))
         .collect::<Result<Vec<TokenSequence>, _>>()?;
     let named = rest.get(1).map(|name| name.parse::<Precision>()).transpose()?;
     for precision in Precision::ALL {
@@ -108,23 +106,4 @@ fn processor_time() -> Duration {
     }
     #[cfg(not(unix))]
     Duration::ZERO
-}
-
-fn read_texts(path: &Path) -> Result<Vec<String>, Box<dyn Error>> {
-    let file = File::open(path)?;
-    let reader: Box<dyn Read> =
-        if path.extension().is_some_and(|extension| extension == "gz") { Box::new(GzDecoder::new(file)) } else { Box::new(file) };
-    let mut texts = Vec::new();
-    for line in BufReader::new(reader).lines().take(TEXTS) {
-        let line = line?;
-        if !line.starts_with('{') {
-            texts.push(line);
-            continue;
-        }
-        let document: serde_json::Value = serde_json::from_str(&line)?;
-        let title = document["title"].as_str().unwrap_or_default();
-        let text = document["text"].as_str().ok_or("a document without text")?;
-        texts.push(format!("{title} {text}"));
-    }
-    Ok(texts)
 }

@@ -8,6 +8,7 @@
 //! - `clusters`: the centroids
 //! - `codes`: what becomes of a vector
 //! - `file`: how an index lies in its file, which is mapped into memory
+//! - `tables`: what each code is worth to a query
 //! - `scan`: scores codes, for each instruction set
 //! - `best`: the candidates among the scores
 
@@ -17,51 +18,21 @@ mod clusters;
 mod codes;
 mod file;
 mod scan;
+mod tables;
 
 pub use build::build;
 pub use file::{ApproximateIndex, IndexError};
 
 use crate::exact::{self, Scored};
-use codes::CODES;
 use scan::{BLOCK, Scanner};
 use std::cell::RefCell;
+use tables::Tables;
 
-/// The largest score of a code: leaves room for what rounding adds, so that no sum of 16 bits overflows.
-const SCORE_MAX: f32 = 57_000.0;
 /// Values of a vector at most: with more, rounding could add more than there is room for.
 pub const DIMENSION_MAX: usize = 32_768;
 
 /// Scores that a thread keeps room for between searches at most: 4 MiB.
 const ROOM_KEPT_MAX: usize = 2 << 20;
-
-/// What each code is worth to a query, in steps that a sum of all codes has room for.
-struct Tables {
-    /// For each part of the vector, what each of its sixteen codes is worth above the least of them.
-    steps: Vec<u8>,
-    /// Steps for each unit of an inner product.
-    scale: f32,
-}
-
-impl Tables {
-    /// For `worth`, sixteen inner products for each part, and lists whose centroids' inner products differ by at most `spread`.
-    fn new(worth: &[f32], spread: f32) -> Tables {
-        let least = |part: &[f32]| part.iter().copied().fold(f32::INFINITY, f32::min);
-        let most = |part: &[f32]| part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let (mut widest, mut total) = (f32::MIN_POSITIVE, spread.max(f32::MIN_POSITIVE));
-        for part in worth.chunks_exact(CODES) {
-            let range = most(part) - least(part);
-            widest = widest.max(range);
-            total += range;
-        }
-        let scale = (255.0 / widest).min(SCORE_MAX / total);
-        let mut steps = Vec::with_capacity(worth.len());
-        for part in worth.chunks_exact(CODES) {
-            let least = least(part);
-            steps.extend(part.iter().map(|value| ((value - least) * scale).round() as u8));
-        }
-        Tables { steps, scale }
-    }
-}
 
 /// The lists that are looked into, in no order, with the inner products of their centroids.
 fn nearest_lists(query: &[f32], centroids: &[half::f16], probes: usize) -> Vec<Scored> {
@@ -85,7 +56,7 @@ impl ApproximateIndex {
         let scores = lists.iter().map(|list| list.score);
         let least = scores.clone().fold(f32::INFINITY, f32::min);
         let spread = scores.fold(f32::NEG_INFINITY, f32::max) - least;
-        let tables = Tables::new(&self.codebook().worth(query), spread);
+        let tables = Tables::new(&self.codebook(), query, spread);
         let scanner = Scanner::get();
         let blocks: usize = lists.iter().map(|list| self.list(list.position).blocks()).sum();
         with_room_for(blocks * BLOCK, |room| {

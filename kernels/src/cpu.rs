@@ -7,6 +7,7 @@ pub(crate) mod attention;
 pub(crate) mod encoder;
 pub(crate) mod kernels;
 pub(crate) mod layer_norm;
+pub(crate) mod operand;
 pub(crate) mod packed;
 pub(crate) mod product;
 pub(crate) mod workers;
@@ -139,6 +140,10 @@ impl CpuDevice {
 impl Device for CpuDevice {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn weights_bytes(&self) -> usize {
+        self.encoder.weights_bytes()
     }
 
     fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {

@@ -19,6 +19,11 @@ pub trait Device: Send + Sync {
     /// and nothing is computed. [`DeviceError::Panicked`] and [`DeviceError::Stopped`] are faults of this program.
     fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError>;
 
+    /// Bytes of this process's memory that its weights take.
+    fn weights_bytes(&self) -> usize {
+        0
+    }
+
     /// How many calls of [`Device::embed`] keep it busy.
     fn batches_in_flight(&self) -> usize {
         1

@@ -139,6 +139,8 @@ pub struct Search {
 pub struct Memory {
     /// RocksDB's block cache.
     pub block_cache_bytes: ByteSize,
+    /// What hits have shown lately.
+    pub content_cache_bytes: ByteSize,
     /// Indexes of loaded partitions.
     pub partitions_bytes: ByteSize,
     /// A partition that nobody used for so long is unloaded.
@@ -240,6 +242,7 @@ impl Config {
         within("search.threads", self.search.threads, 1..=1024, threads)?;
         let memory = ByteSize(MIB)..=ByteSize(1 << 44);
         within("memory.block_cache_bytes", self.memory.block_cache_bytes, memory.clone(), "1 MiB to 16384 GiB")?;
+        within("memory.content_cache_bytes", self.memory.content_cache_bytes, memory.clone(), "1 MiB to 16384 GiB")?;
         within("memory.partitions_bytes", self.memory.partitions_bytes, memory, "1 MiB to 16384 GiB")?;
         within("memory.partition_idle_ms", self.memory.partition_idle_ms, 1_000..=604_800_000, "1000 to 604800000 (a week)")?;
         within("limits.in_flight_per_key", self.limits.in_flight_per_key, 1..=1_000_000, "1 to 1000000")?;
@@ -302,7 +305,12 @@ fn defaults(sources: &Sources) -> Result<Config, ConfigError> {
         log: Log { format: LogFormat::Text, filter: "info".to_string() },
         embedding: Embedding { device: DeviceChoice::Auto, precision: PrecisionChoice::Auto, threads: cores, batch_tokens: 4096 },
         search: Search { threads: cores },
-        memory: Memory { block_cache_bytes: ByteSize(64 * MIB), partitions_bytes: ByteSize(GIB), partition_idle_ms: 600_000 },
+        memory: Memory {
+            block_cache_bytes: ByteSize(64 * MIB),
+            content_cache_bytes: ByteSize(32 * MIB),
+            partitions_bytes: ByteSize(GIB),
+            partition_idle_ms: 600_000,
+        },
         limits: Limits { in_flight_per_key: 256, queued_tokens: 4 << 20, queued_searches: 4096 },
     })
 }

@@ -6,6 +6,7 @@ mod allocator;
 mod api;
 mod cli;
 mod config;
+mod memory;
 mod serve;
 mod telemetry;
 #[cfg(any(feature = "mutants", feature = "failpoints"))]

@@ -101,6 +101,7 @@ fn engine_options(config: &Config) -> EngineOptions {
         embedding_batch_tokens: config.embedding.batch_tokens,
         search_threads: config.search.threads,
         block_cache_bytes: config.memory.block_cache_bytes.as_usize(),
+        content_cache_bytes: config.memory.content_cache_bytes.as_usize(),
         partitions_bytes: config.memory.partitions_bytes.as_usize(),
         partition_idle: Duration::from_millis(config.memory.partition_idle_ms),
         limits: Limits {

@@ -36,4 +36,4 @@ use simulation::runtime;
 pub const IS_FOR_TESTS: bool = cfg!(any(feature = "mutants", feature = "failpoints"));
 
 pub use group::{ProposeError, WaitError};
-pub use store::{ReadError, Store, StoreError, StoreOptions, lacks_space};
+pub use store::{ReadError, Store, StoreError, StoreMemory, StoreOptions, lacks_space};

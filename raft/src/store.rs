@@ -42,7 +42,7 @@ const FORMAT: u32 = 1;
 const ID_MAX: u64 = (1 << 53) - 1;
 
 /// Limits of the database's memory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreOptions {
     /// Memory for blocks that have been read.
     pub block_cache_bytes: usize,
@@ -54,6 +54,17 @@ impl Default for StoreOptions {
     fn default() -> Self {
         StoreOptions { block_cache_bytes: 64 << 20, write_buffer_bytes: 64 << 20 }
     }
+}
+
+/// Memory that the database holds, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoreMemory {
+    /// Blocks that have been read, and the indexes and filters of the database's files.
+    pub block_cache_bytes: usize,
+    /// Writes that are not in files yet.
+    pub write_buffer_bytes: usize,
+    /// What both may have.
+    pub limits: StoreOptions,
 }
 
 /// Why the database could not be opened or written.
@@ -225,6 +236,8 @@ pub struct Store {
     // Before the database, so that its last sync comes first.
     syncer: Syncer,
     db: Arc<DB>,
+    cache: Cache,
+    limits: StoreOptions,
     identity: Mutex<Identity>,
     /// The groups' replicas, for whoever only looks: the identity is held while the disk is waited for.
     replicas: RwLock<BTreeMap<String, ReplicaId>>,
@@ -247,7 +260,8 @@ impl Store {
             _ => StoreError::Folder { folder: folder.to_owned(), fault },
         };
         std::fs::create_dir_all(folder).map_err(cannot_use)?;
-        let db = Arc::new(open_database(folder, options)?);
+        let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        let db = Arc::new(open_database(folder, options, &cache)?);
         let (watermark, synced) = Watermark::open(&folder.join("synced")).map_err(cannot_use)?;
         let found = db.latest_sequence_number();
         match synced {
@@ -268,6 +282,8 @@ impl Store {
         let store = Store {
             syncer,
             db,
+            cache,
+            limits: options,
             identity: Mutex::new(identity.clone()),
             replicas: RwLock::new(identity.replicas.clone()),
             spaces: Mutex::default(),
@@ -282,6 +298,16 @@ impl Store {
     /// The folder that it lives in.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Memory that it holds. Cheap: RocksDB keeps count.
+    pub fn memory(&self) -> Result<StoreMemory, rocksdb::Error> {
+        let mut write_buffer_bytes = 0;
+        for family in [self.log(), self.rows()] {
+            write_buffer_bytes += self.db.property_int_value_cf(family, rocksdb::properties::SIZE_ALL_MEM_TABLES)?.unwrap_or(0);
+        }
+        let write_buffer_bytes = usize::try_from(write_buffer_bytes).unwrap_or(usize::MAX);
+        Ok(StoreMemory { block_cache_bytes: self.cache.get_usage(), write_buffer_bytes, limits: self.limits })
     }
 
     /// Whether the disk has less space left than writes need.
@@ -561,8 +587,7 @@ fn random_id() -> u64 {
     (runtime::random() & ID_MAX) | 1
 }
 
-fn open_database(folder: &Path, limits: StoreOptions) -> Result<DB, StoreError> {
-    let cache = Cache::new_lru_cache(limits.block_cache_bytes);
+fn open_database(folder: &Path, limits: StoreOptions, cache: &Cache) -> Result<DB, StoreError> {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -577,7 +602,7 @@ fn open_database(folder: &Path, limits: StoreOptions) -> Result<DB, StoreError> 
     options.set_max_background_jobs(2);
     options.set_bytes_per_sync(1 << 20);
     options.set_log_level(rocksdb::LogLevel::Warn);
-    let families = [LOG, ROWS].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, limits)));
+    let families = [LOG, ROWS].map(|name| ColumnFamilyDescriptor::new(name, family_options(cache, limits)));
     DB::open_cf_descriptors(&options, folder.join("db"), families).map_err(|fault| {
         // RocksDB tells a taken lock only by its words.
         let text: &str = fault.as_ref();

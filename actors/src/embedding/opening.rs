@@ -12,6 +12,7 @@ use std::sync::Arc;
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// Longest wait, after it could not be opened again and again.
 const REOPEN_AFTER_MAX: Duration = Duration::from_secs(300);
+
 /// A device that an embedder is to be started with.
 pub struct Opened {
     /// Name of its embedder: `embedder-cpu` or `embedder-gpu-0`.

@@ -1,12 +1,15 @@
 //! The actor of one signed-in principal: lets a bounded number of its requests in at once.
 
-use crate::address::{Address, Reply};
+use crate::address::Address;
 use crate::error::{ErrorKind, ServiceError};
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_raft::ids::TenantId;
 use ragged_raft::meta::command::Role;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// A session that nobody has used for so long ends; the next request starts it again.
@@ -27,13 +30,6 @@ pub struct Principal {
 
 /// Messages of a session.
 pub enum SessionMessage {
-    /// Asks to let a request in.
-    Admit {
-        /// Where the permit goes.
-        reply: Reply<Permit>,
-    },
-    /// A request has ended.
-    Release,
     /// Time to look whether the session is idle.
     Tick,
     /// A panic on purpose, to test what stands above.
@@ -41,24 +37,68 @@ pub enum SessionMessage {
     Panic,
 }
 
+/// Lets a bounded number of requests in at once. Requests pass it by themselves, without a message to the session.
+pub struct Gate {
+    in_flight: AtomicUsize,
+    in_flight_max: usize,
+    used: Mutex<Instant>,
+}
+
+impl Gate {
+    fn new(in_flight_max: usize) -> Self {
+        Gate { in_flight: AtomicUsize::new(0), in_flight_max, used: Mutex::new(Instant::now()) }
+    }
+
+    /// Lets a request in, unless too many are in flight.
+    pub(super) fn enter(self: &Arc<Self>, principal: &Principal) -> Result<Permit, ServiceError> {
+        *self.used.lock() = Instant::now();
+        let one_more = |in_flight: usize| (in_flight < self.in_flight_max).then_some(in_flight + 1);
+        match self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+            Ok(_) => Ok(Permit { gate: self.clone() }),
+            Err(in_flight) => {
+                let detail =
+                    format!("key {} has {in_flight} requests in flight, the limit is {}", principal.key_id, self.in_flight_max);
+                Err(ServiceError::new(ErrorKind::TooManyRequests, "too_many_requests", detail))
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) == 0 && self.used.lock().elapsed() > IDLE
+    }
+}
+
 /// A request that was let in; gives its place back when dropped.
 pub struct Permit {
-    session: ActorRef<SessionMessage>,
+    gate: Arc<Gate>,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let _ = self.session.send_message(SessionMessage::Release); // a session that has ended counts nothing
+        self.gate.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where a session is found.
+pub struct SessionPlace {
+    /// Its actor.
+    pub(super) address: Address<SessionMessage>,
+    /// Its gate, while the actor lives.
+    pub(super) gate: ArcSwapOption<Gate>,
+}
+
+impl SessionPlace {
+    /// Where the session of a key will be.
+    pub(super) fn new(key_id: &str) -> Self {
+        SessionPlace { address: Address::new(format!("session {key_id}")), gate: ArcSwapOption::empty() }
     }
 }
 
 /// What a session is started with.
 #[derive(Clone)]
 pub struct SessionArguments {
-    /// Told where the actor is.
-    pub address: Arc<Address<SessionMessage>>,
-    /// Whose session it is.
-    pub principal: Principal,
+    /// Told where the session is.
+    pub place: Arc<SessionPlace>,
     /// Requests at once.
     pub in_flight_max: usize,
 }
@@ -68,9 +108,15 @@ pub struct SessionActor;
 
 /// What a session knows.
 pub struct SessionState {
-    arguments: SessionArguments,
-    in_flight: usize,
-    used: Instant,
+    place: Arc<SessionPlace>,
+    gate: Arc<Gate>,
+}
+
+impl Drop for SessionState {
+    /// Closes the gate, however the actor has ended; that of a session which was started after it stays open.
+    fn drop(&mut self) {
+        self.place.gate.compare_and_swap(Arc::as_ptr(&self.gate), None);
+    }
 }
 
 impl Actor for SessionActor {
@@ -84,8 +130,11 @@ impl Actor for SessionActor {
         arguments: SessionArguments,
     ) -> Result<SessionState, ActorProcessingErr> {
         myself.send_interval(TICK, || SessionMessage::Tick);
-        arguments.address.moved_to(myself);
-        Ok(SessionState { arguments, in_flight: 0, used: Instant::now() })
+        let SessionArguments { place, in_flight_max } = arguments;
+        let gate = Arc::new(Gate::new(in_flight_max));
+        place.address.moved_to(myself);
+        place.gate.store(Some(gate.clone()));
+        Ok(SessionState { place, gate })
     }
 
     async fn handle(
@@ -95,30 +144,11 @@ impl Actor for SessionActor {
         state: &mut SessionState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SessionMessage::Admit { reply } => {
-                state.used = Instant::now();
-                let _ = reply.send(state.admit(myself)); // a caller that has gone drops its permit, which releases it
-            }
-            SessionMessage::Release => state.in_flight = state.in_flight.saturating_sub(1),
-            SessionMessage::Tick if state.in_flight == 0 && state.used.elapsed() > IDLE => myself.stop(Some("idle".into())),
+            SessionMessage::Tick if state.gate.is_idle() => myself.stop(Some("idle".into())),
             SessionMessage::Tick => {}
             #[cfg(test)]
             SessionMessage::Panic => panic!("injected"),
         }
         Ok(())
-    }
-}
-
-impl SessionState {
-    fn admit(&mut self, myself: ActorRef<SessionMessage>) -> Result<Permit, ServiceError> {
-        if self.in_flight >= self.arguments.in_flight_max {
-            let detail = format!(
-                "key {} has {} requests in flight, the limit is {}",
-                self.arguments.principal.key_id, self.in_flight, self.arguments.in_flight_max
-            );
-            return Err(ServiceError::new(ErrorKind::TooManyRequests, "too_many_requests", detail));
-        }
-        self.in_flight += 1;
-        Ok(Permit { session: myself })
     }
 }

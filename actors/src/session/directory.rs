@@ -2,7 +2,9 @@
 
 use crate::address::{Address, Repeat};
 use crate::error::ServiceError;
-use crate::session::actor::{Permit, Principal, SessionActor, SessionArguments, SessionMessage};
+#[cfg(test)]
+use crate::session::actor::SessionMessage;
+use crate::session::actor::{Permit, Principal, SessionActor, SessionArguments, SessionPlace};
 use parking_lot::Mutex;
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -17,7 +19,7 @@ const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Sessions {
     supervisor: Arc<Address<SessionsMessage>>,
-    addresses: Arc<Mutex<HashMap<String, Arc<Address<SessionMessage>>>>>,
+    places: Arc<Mutex<HashMap<String, Arc<SessionPlace>>>>,
     in_flight_max: usize,
 }
 
@@ -41,7 +43,7 @@ pub struct SessionsActor;
 impl Sessions {
     /// The sessions of a node, each letting so many requests in at once.
     pub fn new(in_flight_max: usize) -> Self {
-        Sessions { supervisor: Arc::new(Address::new("sessions")), addresses: Arc::default(), in_flight_max }
+        Sessions { supervisor: Arc::new(Address::new("sessions")), places: Arc::default(), in_flight_max }
     }
 
     /// Starts the actor above the sessions under a supervisor.
@@ -52,21 +54,26 @@ impl Sessions {
 
     /// Lets a request of this principal in, unless it has too many in flight.
     pub async fn admit(&self, principal: &Principal) -> Result<Permit, ServiceError> {
-        let address = self.address(principal);
-        if address.current().is_none() {
-            self.start_session(principal, address.clone()).await?;
+        let place = self.place(principal);
+        loop {
+            if let Some(gate) = place.gate.load_full() {
+                return gate.enter(principal);
+            }
+            // One that has just ended has closed its gate.
+            self.start_session(place.clone()).await?;
         }
-        address.call(ADMIT_TIMEOUT, Repeat::Safe, |reply| SessionMessage::Admit { reply }).await
     }
 
-    fn address(&self, principal: &Principal) -> Arc<Address<SessionMessage>> {
-        let mut addresses = self.addresses.lock();
-        let make = || Arc::new(Address::new(format!("session {}", principal.key_id)));
-        addresses.entry(principal.key_id.clone()).or_insert_with(make).clone()
+    fn place(&self, principal: &Principal) -> Arc<SessionPlace> {
+        let mut places = self.places.lock();
+        if let Some(place) = places.get(&principal.key_id) {
+            return place.clone();
+        }
+        places.entry(principal.key_id.clone()).or_insert(Arc::new(SessionPlace::new(&principal.key_id))).clone()
     }
 
-    async fn start_session(&self, principal: &Principal, address: Arc<Address<SessionMessage>>) -> Result<(), ServiceError> {
-        let arguments = SessionArguments { address, principal: principal.clone(), in_flight_max: self.in_flight_max };
+    async fn start_session(&self, place: Arc<SessionPlace>) -> Result<(), ServiceError> {
+        let arguments = SessionArguments { place, in_flight_max: self.in_flight_max };
         self.supervisor
             .call(ADMIT_TIMEOUT, Repeat::Safe, |reply| SessionsMessage::Start { arguments: arguments.clone(), reply })
             .await
@@ -74,7 +81,7 @@ impl Sessions {
 
     #[cfg(test)]
     pub(crate) fn panic_session(&self, principal: &Principal) {
-        self.address(principal).cast(SessionMessage::Panic);
+        self.place(principal).address.cast(SessionMessage::Panic);
     }
 
     #[cfg(test)]
@@ -102,9 +109,9 @@ impl Actor for SessionsActor {
         match message {
             SessionsMessage::Start { arguments, reply } => {
                 // Two requests may have asked at once: the second finds it running.
-                let started = match arguments.address.current() {
-                    Some(_) => Ok(()),
-                    None => Actor::spawn_linked(None, SessionActor, arguments, myself.get_cell()).await.map(|_| ()),
+                let started = match arguments.place.gate.load().is_some() {
+                    true => Ok(()),
+                    false => Actor::spawn_linked(None, SessionActor, arguments, myself.get_cell()).await.map(|_| ()),
                 };
                 let _ = reply
                     .send(started.map_err(|fault| ServiceError::internal(format!("a session could not be started: {fault}"))));

@@ -5,14 +5,16 @@
 
 use crate::address::{Address, Reply};
 use crate::cluster::replicas::Replicas;
-use crate::error::{ErrorKind, ServiceError};
+use crate::error::ServiceError;
 use crate::meta::Meta;
+use crate::shard::content_cache::ContentCache;
 use crate::shard::indexer::Indexer;
-use crate::shard::partition::Partition;
+use crate::shard::loaded::LoadedPartitions;
 use crate::shard::read_threads::ReadThreads;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
-use crate::shard::serving::{Request, remove_checkpoint};
+use crate::shard::serving::{Place, Reads, Request, check_tenant, may_answer, not_hosted, remove_checkpoint};
 use crate::supervision::StorageFault;
+use arc_swap::ArcSwapOption;
 use parking_lot::RwLock;
 use prometheus::{IntGauge, Registry};
 use ractor::concurrency::{Duration, JoinHandle};
@@ -20,16 +22,13 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_raft::failpoints::{self, Point};
 use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::ids::{CollectionId, ReplicaId, ShardId, TenantId};
-use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::recovery::{LogEnd, RecoveryError, log_end, make_sole_voter};
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::Semaphore;
 
 /// How often idle partitions and waiting rows are looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -93,12 +92,16 @@ pub struct ShardArguments {
     pub founds: Arc<AtomicBool>,
     /// The replica that runs, for those who only look at it; held by the actor before this one until this one has ended it.
     pub group: Arc<RwLock<Option<ShardGroup>>>,
+    /// What answers reads without the actor, while the replica runs.
+    pub reads: Arc<ArcSwapOption<Reads>>,
     /// Told of the replica.
     pub replicas: Replicas,
     /// Folder of the partitions' checkpoints.
     pub folder: PathBuf,
     /// Where collections are looked up.
     pub meta: Meta,
+    /// What hits have shown lately, on this node.
+    pub cache: Arc<ContentCache>,
     /// Threads of all reads on this node.
     pub threads: Arc<ReadThreads>,
     /// How many partitions may be loaded at once on this node: loading one may build its index anew, which no search of another waits for.
@@ -154,15 +157,6 @@ impl ShardMetrics {
     }
 }
 
-type PartitionId = (TenantId, CollectionId);
-
-/// A partition that is loaded, or being loaded by whoever came first.
-#[derive(Clone)]
-pub(crate) struct Slot {
-    pub(crate) cell: Arc<OnceCell<Arc<Partition>>>,
-    used: Arc<parking_lot::Mutex<Instant>>,
-}
-
 /// The actor of one shard replica.
 pub struct ShardActor;
 
@@ -171,7 +165,7 @@ pub struct ShardState {
     arguments: ShardArguments,
     /// The replica; none when this node keeps none of the shard.
     running: Option<Running>,
-    partitions: HashMap<PartitionId, Slot>,
+    partitions: Arc<LoadedPartitions>,
     clock: JoinHandle<()>,
 }
 
@@ -190,7 +184,7 @@ impl Drop for Running {
 impl Drop for ShardState {
     fn drop(&mut self) {
         self.clock.abort();
-        self.arguments.metrics.partitions.sub(loaded(&self.partitions).count() as i64);
+        self.withdraw_reads();
     }
 }
 
@@ -208,10 +202,13 @@ impl Actor for ShardActor {
         let founds = arguments.founds.load(Ordering::Acquire);
         let keeps = founds || arguments.ground.store.replica_of(&arguments.shard.group_name()).is_some();
         let running = if keeps { Some(start_group(&arguments, founds, &myself).await?) } else { None };
+        let partitions = Arc::new(LoadedPartitions::new(arguments.metrics.clone()));
         arguments.founds.store(false, Ordering::Release);
         let clock = myself.send_interval(TICK, || ShardMessage::Tick);
         arguments.address.moved_to(myself);
-        Ok(ShardState { arguments, running, partitions: HashMap::new(), clock })
+        let state = ShardState { arguments, running, partitions, clock };
+        state.publish_reads();
+        Ok(state)
     }
 
     async fn handle(
@@ -253,6 +250,7 @@ impl Actor for ShardActor {
     }
 
     async fn post_stop(&self, _myself: ActorRef<ShardMessage>, state: &mut ShardState) -> Result<(), ActorProcessingErr> {
+        state.withdraw_reads();
         end_group(&state.arguments).await;
         Ok(())
     }
@@ -301,11 +299,12 @@ impl ShardState {
             failpoints::hit(Point::HostBefore);
             let started = start_group(&self.arguments, false, myself).await;
             self.running = Some(started.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?);
+            self.publish_reads();
         }
         failpoints::hit(Point::HostAfter);
         match &self.running {
             Some(running) => Ok(running.group.group().replica()),
-            None => Err(self.not_hosted()),
+            None => Err(not_hosted(self.arguments.shard)),
         }
     }
 
@@ -330,11 +329,27 @@ impl ShardState {
     }
 
     async fn end_replica(&mut self) {
+        self.withdraw_reads();
         self.running = None;
-        for id in self.partitions.keys().copied().collect::<Vec<_>>() {
-            self.unload(&id);
-        }
+        self.partitions.unload_all();
         end_group(&self.arguments).await;
+    }
+
+    /// Lets reads of what is loaded be answered without a message to this actor.
+    fn publish_reads(&self) {
+        if let Some(running) = &self.running {
+            let (arguments, group) = (self.arguments.clone(), running.group.clone());
+            let reads = Reads { arguments, group, partitions: self.partitions.clone() };
+            self.arguments.reads.store(Some(Arc::new(reads)));
+        }
+    }
+
+    /// Ends that; what another actor has published since stays.
+    fn withdraw_reads(&self) {
+        let published = self.arguments.reads.load();
+        if published.as_ref().is_some_and(|reads| Arc::ptr_eq(&reads.partitions, &self.partitions)) {
+            self.arguments.reads.compare_and_swap(&published, None);
+        }
     }
 
     /// Goes on alone from there, or founds the shard. Refused when what is here is not what that was decided on.
@@ -368,29 +383,29 @@ impl ShardState {
         let running = started.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?;
         let (replica, leads) = (running.group.group().replica(), running.group.group().leads());
         self.running = Some(running);
+        self.publish_reads();
         if leads { Ok(replica) } else { Err(ServiceError::unavailable("shard_unavailable", "the replica does not lead")) }
     }
 
-    fn not_hosted(&self) -> ServiceError {
-        ServiceError::new(
-            ErrorKind::NotLeader,
-            "not_hosted",
-            format!("{} has no replica on this node that can answer", self.arguments.shard),
-        )
-    }
-
     fn serve(&mut self, tenant: TenantId, freshness: ShardFreshness, request: ShardRequest, reply: Reply<ShardResponse>) {
-        // A replica that has not had everything yet does not answer: it would leave out what was acknowledged long ago.
-        let ready = self.running.as_ref().filter(|running| may_answer(running)).map(|running| running.group.clone());
-        let admitted = ready.ok_or_else(|| self.not_hosted()).and_then(|group| Ok((group, self.admit(tenant, &request)?)));
-        let (group, slot) = match admitted {
-            Ok(admitted) => admitted,
+        let ready = self.running.as_ref().filter(|running| may_answer(&running.group)).map(|running| running.group.clone());
+        let admitted = ready.ok_or_else(|| not_hosted(self.arguments.shard)).and_then(|group| {
+            let partition = check_tenant(tenant, &request)?;
+            if let ShardRequest::Propose { command } = &request
+                && let ShardCommand::DropCollection { collection, .. } = &**command
+            {
+                self.partitions.unload(&(tenant, *collection));
+            }
+            let place = partition.map_or(Place::None, |id| Place::Slot(self.partitions.slot(id)));
+            Ok(Request { tenant, place, group, arguments: self.arguments.clone() })
+        });
+        let task = match admitted {
+            Ok(task) => task,
             Err(refusal) => {
                 let _ = reply.send(Err(refusal)); // the caller may have gone
                 return;
             }
         };
-        let task = Request { tenant, slot, group, arguments: self.arguments.clone() };
         let span = tracing::Span::current();
         let serve = async move {
             let result = task.run(freshness, request).await;
@@ -399,64 +414,20 @@ impl ShardState {
         tokio::spawn(tracing::Instrument::instrument(serve, span));
     }
 
-    /// Checks that the request stays within its tenant, and finds the partition's slot when it needs one.
-    fn admit(&mut self, tenant: TenantId, request: &ShardRequest) -> Result<Option<Slot>, ServiceError> {
-        let foreign =
-            || ServiceError::new(ErrorKind::Forbidden, "foreign_tenant", "the request names another tenant than its credential");
-        let collection = match request {
-            ShardRequest::Search { collection, .. } | ShardRequest::Matching { collection, .. } => {
-                if collection.tenant != tenant {
-                    return Err(foreign());
-                }
-                collection.id
-            }
-            ShardRequest::Chunks { collection, .. }
-            | ShardRequest::Document { collection, .. }
-            | ShardRequest::Documents { collection, .. }
-            | ShardRequest::Counts { collection } => {
-                return if collection.tenant == tenant { Ok(None) } else { Err(foreign()) };
-            }
-            ShardRequest::Propose { command } => {
-                if tenant_of(command) != tenant {
-                    return Err(foreign());
-                }
-                if let ShardCommand::DropCollection { collection, .. } = &**command {
-                    self.unload(&(tenant, *collection));
-                }
-                return Ok(None);
-            }
-            ShardRequest::UnfinishedJobs if tenant != TenantId(0) => return Err(foreign()),
-            ShardRequest::Job { .. }
-            | ShardRequest::Jobs { .. }
-            | ShardRequest::JobPayload { .. }
-            | ShardRequest::ReadIndex
-            | ShardRequest::UnfinishedJobs => return Ok(None),
-        };
-        Ok(Some(self.use_partition((tenant, collection))))
-    }
-
-    fn use_partition(&mut self, id: PartitionId) -> Slot {
-        let slot = self
-            .partitions
-            .entry(id)
-            .or_insert_with(|| Slot { cell: Arc::new(OnceCell::new()), used: Arc::new(parking_lot::Mutex::new(Instant::now())) });
-        *slot.used.lock() = Instant::now();
-        slot.clone()
-    }
-
     /// Follows what was written, on every replica: partitions are kept loaded, so that their indexes follow, and files of dropped ones go.
     fn follow_writes(&mut self) {
         let Some(group) = self.running.as_ref().map(|running| running.group.clone()) else { return };
         for ((tenant, collection), dropped) in group.changes().take_touched() {
             if !dropped {
-                let slot = self.use_partition((tenant, collection));
-                if !slot.cell.initialized() {
-                    let request = Request { tenant, slot: Some(slot), group: group.clone(), arguments: self.arguments.clone() };
+                let slot = self.partitions.slot((tenant, collection));
+                if !slot.initialized() {
+                    let place = Place::Slot(slot);
+                    let request = Request { tenant, place, group: group.clone(), arguments: self.arguments.clone() };
                     tokio::spawn(request.load_behind(collection));
                 }
                 continue;
             }
-            self.unload(&(tenant, collection));
+            self.partitions.unload(&(tenant, collection));
             // The leader's files go before the deletion is answered.
             if !group.group().leads() {
                 let folder = self.arguments.partition_folder(tenant, collection);
@@ -469,66 +440,13 @@ impl ShardState {
         }
     }
 
-    fn unload(&mut self, id: &PartitionId) {
-        if let Some(slot) = self.partitions.remove(id)
-            && slot.cell.initialized()
-        {
-            self.arguments.metrics.partitions.dec();
-        }
-    }
-
     /// Follows what was written, has waiting rows indexed, and unloads what is idle or does not fit.
     fn look_after_partitions(&mut self) {
         self.follow_writes();
-        for partition in loaded(&self.partitions) {
+        for partition in &self.partitions.all() {
             self.arguments.indexer.offer(partition);
         }
-        for id in self.partitions_to_unload() {
-            self.unload(&id);
-        }
-    }
-
-    fn partitions_to_unload(&self) -> Vec<PartitionId> {
-        let now = Instant::now();
-        let mut by_use: Vec<_> = self
-            .partitions
-            .iter()
-            .filter_map(|(id, slot)| {
-                // One that is being searched or indexed stays: opened again meanwhile, there would be two on the same files.
-                let partition = slot.cell.get().filter(|partition| Arc::strong_count(partition) == 1)?;
-                Some((now.duration_since(*slot.used.lock()), partition.memory_bytes(), *id))
-            })
-            .collect();
-        by_use.sort();
-        let mut bytes = 0;
-        let mut unload = Vec::new();
-        for (position, (unused, size, id)) in by_use.into_iter().enumerate() {
-            bytes += size;
-            // The one in use stays, whatever its size.
-            if unused > self.arguments.residency.idle || (position > 0 && bytes > self.arguments.residency.bytes) {
-                unload.push(id);
-            }
-        }
-        unload
-    }
-}
-
-/// Whether a replica has had everything.
-fn may_answer(running: &Running) -> bool {
-    running.group.group().votes() || mutant::is_on(Mutant::AnswersWhileFilled)
-}
-
-fn loaded(partitions: &HashMap<PartitionId, Slot>) -> impl Iterator<Item = &Arc<Partition>> {
-    partitions.values().filter_map(|slot| slot.cell.get())
-}
-
-fn tenant_of(command: &ShardCommand) -> TenantId {
-    match command {
-        ShardCommand::Upsert { tenant, .. }
-        | ShardCommand::Delete { tenant, .. }
-        | ShardCommand::DeleteSeen { tenant, .. }
-        | ShardCommand::DropCollection { tenant, .. }
-        | ShardCommand::PutJob { tenant, .. }
-        | ShardCommand::DeleteJobs { tenant, .. } => *tenant,
+        self.partitions.unload_unused(self.arguments.residency);
+        self.partitions.count_bytes();
     }
 }

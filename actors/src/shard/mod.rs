@@ -1,12 +1,14 @@
 //! Shards: the actor of one replica, and the partitions that it keeps.
 
 pub mod actor;
+pub mod content_cache;
 pub mod indexer;
+mod loaded;
 pub mod partition;
 mod read;
 pub mod read_threads;
 pub mod request;
-mod serving;
+pub(crate) mod serving;
 
 pub use actor::{ShardActor, ShardArguments, ShardMessage};
 pub use request::{ShardRequest, ShardResponse};

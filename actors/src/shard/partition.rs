@@ -37,6 +37,7 @@ pub use error::PartitionError;
 pub use vector_index::Recall;
 
 use crate::filter::Filter;
+use crate::shard::content_cache::ContentCache;
 use analyzer::Analyzer;
 use arc_swap::ArcSwap;
 use checkpoint::{Checkpoint, Step};
@@ -95,6 +96,8 @@ pub struct PartitionContext {
     pub collection: Arc<Collection>,
     /// Folder of this partition's checkpoint; made when it is not there.
     pub folder: PathBuf,
+    /// What hits have shown lately.
+    pub cache: Arc<ContentCache>,
 }
 
 /// What is looked for.
@@ -207,7 +210,8 @@ impl Partition {
     /// Opens the partition: loads its checkpoint, builds again what is not right, and reads the rows beyond it.
     pub fn open(context: PartitionContext) -> Result<Partition, PartitionError> {
         let collection = &context.collection;
-        let source = RowSource::new(context.reader, context.tenant, collection.id, collection.vector().dimension as usize);
+        let dimension = collection.vector().dimension as usize;
+        let source = RowSource::new(context.reader, context.tenant, collection.id, dimension, context.cache);
         let analyzer = Analyzer::new(&collection.language);
         let counters = source.counters()?;
         let live = source.live_rows(0, counters.next_row.0)?;

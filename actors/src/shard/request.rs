@@ -121,10 +121,10 @@ pub enum ShardResponse {
         /// The rankings.
         answer: PartitionAnswer,
         /// When a page was asked for, one entry a hit; none where the row is gone by now.
-        shown: Option<Vec<Option<ChunkContent>>>,
+        shown: Option<Vec<Option<Arc<ChunkContent>>>>,
     },
     /// One entry a row that was asked for; none where the row is gone by now.
-    Chunks(Vec<Option<ChunkContent>>),
+    Chunks(Vec<Option<Arc<ChunkContent>>>),
     /// Documents' ids, in order, and the first row of each, which names its version.
     Matching(Vec<(String, RowId)>),
     /// Documents.
@@ -157,6 +157,14 @@ pub struct ChunkContent {
     pub title: Option<String>,
     /// Metadata of the document, as JSON text.
     pub metadata: String,
+}
+
+impl ChunkContent {
+    /// Bytes of its texts.
+    pub(crate) fn bytes(&self) -> usize {
+        let title = self.title.as_ref().map_or(0, String::len);
+        self.owner.document_id.len() + self.text.text.len() + title + self.metadata.len()
+    }
 }
 
 /// A document as it is stored.

@@ -1,17 +1,17 @@
-//! One request to a shard replica, on a task of its own.
+//! Requests to a shard replica: who may ask what, and how it is answered.
 
-use crate::error::{ServiceError, propose_error};
+use crate::error::{ErrorKind, ServiceError, propose_error};
 use crate::fusion::{Page, Ranked};
-use crate::shard::actor::{ShardArguments, Slot};
+use crate::shard::actor::ShardArguments;
+use crate::shard::loaded::{LoadedPartitions, PartitionId, Slot};
 use crate::shard::partition::{Candidate, Partition, PartitionAnswer, PartitionContext, PartitionError};
-use crate::shard::read::{read_chunks, read_chunks_of, read_document, read_documents};
+use crate::shard::read::{ContentReader, read_document, read_documents};
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
-use ragged_raft::shard::rows::RowOwner;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,12 +19,94 @@ use std::time::{Duration, Instant};
 /// How long a session read waits for its write to arrive.
 const FRESHNESS_WAIT: Duration = Duration::from_secs(5);
 
+/// Answers reads of a replica of what is loaded, without a message to its actor.
+pub struct Reads {
+    pub(super) arguments: ShardArguments,
+    pub(super) group: ShardGroup,
+    pub(super) partitions: Arc<LoadedPartitions>,
+}
+
+impl Reads {
+    /// Lets a read in. None for what is the actor's: writes, and what has to be loaded first.
+    pub(crate) fn admit(&self, tenant: TenantId, request: &ShardRequest) -> Result<Option<Request>, ServiceError> {
+        if matches!(request, ShardRequest::Propose { .. }) {
+            return Ok(None);
+        }
+        if !may_answer(&self.group) {
+            return Err(not_hosted(self.arguments.shard));
+        }
+        let place = match check_tenant(tenant, request)? {
+            None => Place::None,
+            Some(id) => match self.partitions.get(&id) {
+                Some(partition) => Place::Loaded(partition),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(Request { tenant, place, group: self.group.clone(), arguments: self.arguments.clone() }))
+    }
+}
+
+/// Whether a replica has had everything: one that has not would leave out what was acknowledged long ago.
+pub(super) fn may_answer(group: &ShardGroup) -> bool {
+    group.group().votes() || mutant::is_on(Mutant::AnswersWhileFilled)
+}
+
+/// The refusal of a node that keeps no replica which can answer.
+pub(super) fn not_hosted(shard: ShardId) -> ServiceError {
+    ServiceError::new(ErrorKind::NotLeader, "not_hosted", format!("{shard} has no replica on this node that can answer"))
+}
+
+/// Checks that a request stays within its tenant, and says which partition it needs, if any.
+pub(super) fn check_tenant(tenant: TenantId, request: &ShardRequest) -> Result<Option<PartitionId>, ServiceError> {
+    let (owner, partition) = match request {
+        ShardRequest::Search { collection, .. } | ShardRequest::Matching { collection, .. } => {
+            (collection.tenant, Some((collection.tenant, collection.id)))
+        }
+        ShardRequest::Chunks { collection, .. }
+        | ShardRequest::Document { collection, .. }
+        | ShardRequest::Documents { collection, .. }
+        | ShardRequest::Counts { collection } => (collection.tenant, None),
+        ShardRequest::Propose { command } => (tenant_of(command), None),
+        // Only the node itself may ask, as no tenant.
+        ShardRequest::UnfinishedJobs => (TenantId(0), None),
+        ShardRequest::Job { .. } | ShardRequest::Jobs { .. } | ShardRequest::JobPayload { .. } | ShardRequest::ReadIndex => {
+            return Ok(None);
+        }
+    };
+    if owner != tenant {
+        let detail = "the request names another tenant than its credential";
+        return Err(ServiceError::new(ErrorKind::Forbidden, "foreign_tenant", detail));
+    }
+    Ok(partition)
+}
+
+fn tenant_of(command: &ShardCommand) -> TenantId {
+    match command {
+        ShardCommand::Upsert { tenant, .. }
+        | ShardCommand::Delete { tenant, .. }
+        | ShardCommand::DeleteSeen { tenant, .. }
+        | ShardCommand::DropCollection { tenant, .. }
+        | ShardCommand::PutJob { tenant, .. }
+        | ShardCommand::DeleteJobs { tenant, .. } => *tenant,
+    }
+}
+
+/// The partition that a request needs.
+pub(super) enum Place {
+    /// It needs none.
+    None,
+    /// To be loaded, unless it is.
+    Slot(Slot),
+    /// It is loaded.
+    Loaded(Arc<Partition>),
+}
+
 /// A request that was admitted.
-pub(super) struct Request {
+pub(crate) struct Request {
     /// Whom it acts for.
     pub(super) tenant: TenantId,
     /// The partition that it needs, if any.
-    pub(super) slot: Option<Slot>,
+    pub(super) place: Place,
     /// The replica.
     pub(super) group: ShardGroup,
     /// What the actor was started with.
@@ -33,7 +115,7 @@ pub(super) struct Request {
 
 impl Request {
     /// Answers it.
-    pub(super) async fn run(self, freshness: ShardFreshness, request: ShardRequest) -> Result<ShardResponse, ServiceError> {
+    pub(crate) async fn run(self, freshness: ShardFreshness, request: ShardRequest) -> Result<ShardResponse, ServiceError> {
         self.wait_until_fresh(freshness).await?;
         let reader = self.group.reader();
         let tenant = self.tenant;
@@ -42,13 +124,11 @@ impl Request {
             ShardRequest::ReadIndex => self.group.linearizable().await.map(ShardResponse::Index).map_err(propose_error),
             ShardRequest::Search { collection, query, page } => {
                 let (partition, shard) = (self.partition(&collection).await?, self.arguments.shard);
+                let cache = self.arguments.cache.clone();
                 let search = move || {
                     let answer = partition.search(&query)?;
-                    let shown = page.map(|page| {
-                        let (rows, owners) = rows_shown(&page, shard, &answer);
-                        read_chunks_of(&reader, tenant, collection.id, &rows, owners)
-                    });
-                    let shown = shown.transpose()?;
+                    let contents = ContentReader { reader: &reader, cache: &cache, tenant, collection: collection.id };
+                    let shown = page.map(|page| contents.read(&rows_shown(&page, shard, &answer))).transpose()?;
                     Ok(ShardResponse::Found { answer, shown })
                 };
                 self.arguments.threads.run(search).await
@@ -61,10 +141,12 @@ impl Request {
                     .await
             }
             ShardRequest::Chunks { collection, rows } => {
-                self.arguments
-                    .threads
-                    .run(move || Ok(ShardResponse::Chunks(read_chunks(&reader, tenant, collection.id, &rows)?)))
-                    .await
+                let cache = self.arguments.cache.clone();
+                let read = move || {
+                    let contents = ContentReader { reader: &reader, cache: &cache, tenant, collection: collection.id };
+                    Ok(ShardResponse::Chunks(contents.read(&rows)?))
+                };
+                self.arguments.threads.run(read).await
             }
             ShardRequest::Document { collection, id } => {
                 self.arguments
@@ -127,9 +209,11 @@ impl Request {
 
     /// The partition, loaded by whoever comes first; the others wait for it.
     async fn partition(&self, collection: &Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
-        let Some(slot) = &self.slot else { return Err(ServiceError::internal("a request without a partition asked for one")) };
-        let partition = slot.cell.get_or_try_init(|| self.load(collection.clone())).await?;
-        Ok(partition.clone())
+        match &self.place {
+            Place::Loaded(partition) => Ok(partition.clone()),
+            Place::Slot(slot) => Ok(slot.get_or_try_init(|| self.load(collection.clone())).await?.clone()),
+            Place::None => Err(ServiceError::internal("a request without a partition asked for one")),
+        }
     }
 
     /// Loads the partition that was written to, without anybody waiting for it: only a loaded partition is indexed.
@@ -152,12 +236,14 @@ impl Request {
     async fn load(&self, collection: Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
         let (tenant, group) = (self.tenant, self.group.clone());
         let folder = self.arguments.partition_folder(tenant, collection.id);
+        let cache = self.arguments.cache.clone();
         let open = move || {
             let begun = Instant::now();
             // Watched before it is read, so that no change falls in between.
             let changes = group.changes().watch(tenant, collection.id);
             let name = collection.name.clone();
-            let partition = Partition::open(PartitionContext { reader: group.reader(), changes, tenant, collection, folder })?;
+            let partition =
+                Partition::open(PartitionContext { reader: group.reader(), changes, tenant, collection, folder, cache })?;
             tracing::info!(collection = %name, took_ms = begun.elapsed().as_millis() as u64, "partition loaded");
             Ok::<_, PartitionError>(Arc::new(partition))
         };
@@ -183,14 +269,10 @@ pub(super) async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceErro
     }
 }
 
-/// Rows of the page's hits, and whose they are.
-fn rows_shown(page: &Page, shard: ShardId, answer: &PartitionAnswer) -> (Vec<RowId>, Vec<Option<RowOwner>>) {
+/// Rows of the page's hits.
+fn rows_shown(page: &Page, shard: ShardId, answer: &PartitionAnswer) -> Vec<RowId> {
     let ranked = |ranking: &[Candidate]| ranking.iter().map(|found| Ranked { shard, candidate: found.clone() }).collect();
-    let shown = page.of(ranked(&answer.dense), ranked(&answer.text)).into_iter().map(|hit| {
-        let Candidate { row, document_id, chunk, .. } = hit.best.candidate;
-        (row, Some(RowOwner { document_id, chunk }))
-    });
-    shown.unzip()
+    page.of(ranked(&answer.dense), ranked(&answer.text)).into_iter().map(|hit| hit.best.candidate.row).collect()
 }
 
 impl From<PartitionError> for ServiceError {

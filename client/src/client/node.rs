@@ -4,6 +4,7 @@ use super::Client;
 use super::call::Call;
 use super::transport::decode;
 use crate::error::ClientError;
+use crate::memory::MemoryReport;
 use crate::status::{Health, Readiness};
 use reqwest::Method;
 
@@ -18,6 +19,11 @@ impl Client {
     pub async fn ready(&self) -> Result<Readiness, ClientError> {
         let answer = self.inner.send_accepting(&Call::read(Method::GET, &["readyz"]), 503).await?;
         decode(&answer.body)
+    }
+
+    /// Where a node's memory is.
+    pub async fn memory(&self) -> Result<MemoryReport, ClientError> {
+        self.inner.fetch(&Call::read(Method::GET, &["api", "v1", "memory"])).await
     }
 
     /// The OpenAPI document of the API.

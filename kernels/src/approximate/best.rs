@@ -3,6 +3,7 @@
 //! Scores of 16 bits are so quick to count, some tens at an instruction, that the score which parts the best from the rest is found by halving
 //! the range in which it lies. What has the score 0 is never among the best.
 
+use super::scan::BLOCK;
 use crate::instructions::choose_kernels;
 
 /// Scores that are counted together: as many as a count of 16 bits has room for.
@@ -36,19 +37,28 @@ pub(super) fn cut(scores: &[u16], count: usize) -> Option<Cut> {
 }
 
 impl Cut {
-    /// Calls `take` with the places of those of `scores` that are among the best.
+    /// Calls `take` with the places of those of `scores` that are among the best, in their order.
     pub(super) fn take(&mut self, scores: &[u16], mut take: impl FnMut(usize)) {
         let kernels = Kernels::get();
-        let mut from = 0;
-        while let Some(further) = kernels.first_at_least(&scores[from..], self.least) {
-            let place = from + further;
-            if scores[place] > self.least {
-                take(place);
-            } else if self.of_least > 0 {
-                self.of_least -= 1;
-                take(place);
+        let (blocks, rest) = scores.as_chunks::<BLOCK>();
+        for (number, block) in blocks.iter().enumerate() {
+            self.take_marked(block, kernels.marks(block, self.least), number * BLOCK, &mut take);
+        }
+        let marks = (0..rest.len()).fold(0, |marks, place| marks | u64::from(rest[place] >= self.least) << place);
+        self.take_marked(rest, marks, blocks.len() * BLOCK, &mut take);
+    }
+
+    /// Takes the scores whose bits are set: those that are at least the least.
+    fn take_marked(&mut self, scores: &[u16], mut marks: u64, start: usize, take: &mut impl FnMut(usize)) {
+        while marks != 0 {
+            let place = marks.trailing_zeros() as usize;
+            marks &= marks - 1;
+            let is_least = scores[place] == self.least;
+            if is_least && self.of_least == 0 {
+                continue;
             }
-            from = place + 1;
+            self.of_least -= usize::from(is_least);
+            take(start + place);
         }
     }
 }
@@ -56,7 +66,7 @@ impl Cut {
 /// What goes through many scores, for one instruction set.
 struct Kernels {
     at_least: unsafe fn(&[u16], u16) -> usize,
-    first_at_least: unsafe fn(&[u16], u16) -> Option<usize>,
+    marks: unsafe fn(&[u16; BLOCK], u16) -> u64,
 }
 
 choose_kernels!(Kernels { avx512::KERNELS, avx2::KERNELS, portable::KERNELS });
@@ -68,10 +78,10 @@ impl Kernels {
         unsafe { (self.at_least)(scores, limit) }
     }
 
-    /// The place of the first of `scores` that is at least `limit`.
-    fn first_at_least(&self, scores: &[u16], limit: u16) -> Option<usize> {
+    /// A bit for each of `scores` that is at least `limit`, the first in the lowest place.
+    fn marks(&self, scores: &[u16; BLOCK], limit: u16) -> u64 {
         // SAFETY: `of` has checked the instruction set.
-        unsafe { (self.first_at_least)(scores, limit) }
+        unsafe { (self.marks)(scores, limit) }
     }
 }
 
@@ -84,21 +94,21 @@ fn at_least(scores: &[u16], limit: u16) -> usize {
 }
 
 #[inline(always)]
-fn first_at_least(scores: &[u16], limit: u16) -> Option<usize> {
-    let (parts, rest) = scores.as_chunks::<64>();
-    let without = parts.iter().take_while(|part| part.iter().fold(0, |most: u16, score| most.max(*score)) < limit).count();
-    let from = without * 64;
-    let place = if without < parts.len() { &parts[without] } else { rest }.iter().position(|score| *score >= limit);
-    place.map(|place| from + place)
+fn marks(scores: &[u16; BLOCK], limit: u16) -> u64 {
+    // Most blocks have none, which is found out without a bit for each.
+    if scores.iter().fold(0, |most: u16, score| most.max(*score)) < limit {
+        return 0;
+    }
+    scores.iter().enumerate().fold(0, |marks, (place, score)| marks | u64::from(*score >= limit) << place)
 }
 
 /// Instantiates the kernels for one instruction set, given the processor features.
 macro_rules! kernels {
     ($module:ident $(, $features:literal)?) => {
         mod $module {
-            use super::Kernels;
+            use super::{BLOCK, Kernels};
 
-            pub(super) static KERNELS: Kernels = Kernels { at_least, first_at_least };
+            pub(super) static KERNELS: Kernels = Kernels { at_least, marks };
 
             $(#[target_feature(enable = $features)])?
             fn at_least(scores: &[u16], limit: u16) -> usize {
@@ -106,8 +116,8 @@ macro_rules! kernels {
             }
 
             $(#[target_feature(enable = $features)])?
-            fn first_at_least(scores: &[u16], limit: u16) -> Option<usize> {
-                super::first_at_least(scores, limit)
+            fn marks(scores: &[u16; BLOCK], limit: u16) -> u64 {
+                super::marks(scores, limit)
             }
         }
     };
@@ -153,12 +163,13 @@ mod tests {
         }
 
         #[test]
-        fn every_instruction_set_counts_and_finds_the_same(scores in prop::collection::vec(any::<u16>(), 0..200), limit in any::<u16>()) {
+        fn every_instruction_set_counts_and_marks_the_same(scores in prop::collection::vec(any::<u16>(), BLOCK..200), limit in any::<u16>()) {
             let right = scores.iter().filter(|score| **score >= limit).count();
+            let block = scores.first_chunk::<BLOCK>().unwrap();
+            let marks = (0..BLOCK).map(|place| u64::from(block[place] >= limit) << place).sum::<u64>();
             for set in Instructions::available() {
                 prop_assert_eq!(Kernels::of(set).at_least(&scores, limit), right, "{}", set);
-                let first = scores.iter().position(|score| *score >= limit);
-                prop_assert_eq!(Kernels::of(set).first_at_least(&scores, limit), first, "{}", set);
+                prop_assert_eq!(Kernels::of(set).marks(block, limit), marks, "{}", set);
             }
         }
     }

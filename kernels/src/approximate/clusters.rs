@@ -2,8 +2,9 @@
 
 use crate::cpu::aligned::AlignedBlock;
 use crate::cpu::kernels::ProductKernels;
+use crate::cpu::operand::Operand;
 use crate::cpu::packed::{Linear, PackedMatrix};
-use crate::cpu::product::{Epilogue, Operand, Product};
+use crate::cpu::product::{Epilogue, Product};
 use crate::instructions::Instructions;
 use crate::precision::Precision;
 

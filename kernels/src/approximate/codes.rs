@@ -23,7 +23,8 @@ pub(super) fn parts_of(dimension: usize) -> usize {
 }
 
 /// A part of a vector; zeros past its end.
-fn part(vector: &[f32], number: usize) -> [f32; PART] {
+#[inline(always)]
+pub(super) fn part(vector: &[f32], number: usize) -> [f32; PART] {
     let start = (number * PART).min(vector.len());
     let own = &vector[start..(start + PART).min(vector.len())];
     let mut part = [0.0; PART];
@@ -32,19 +33,6 @@ fn part(vector: &[f32], number: usize) -> [f32; PART] {
 }
 
 impl Codebook<'_> {
-    /// The inner product of each code with its part of the query, sixteen for each part.
-    pub(super) fn worth(&self, query: &[f32]) -> Vec<f32> {
-        let mut worth = vec![0.0; self.parts.len() * CODES];
-        for (number, (codes, worth)) in self.parts.iter().zip(worth.chunks_exact_mut(CODES)).enumerate() {
-            for (value, codes) in part(query, number).into_iter().zip(codes) {
-                for (worth, code) in worth.iter_mut().zip(codes) {
-                    *worth += value * code;
-                }
-            }
-        }
-        worth
-    }
-
     /// Replaces `codes` with one for each part of the vector.
     pub(super) fn encode(&self, vector: &[f32], codes: &mut Vec<u8>) {
         let nearest = Nearest::get();

@@ -3,6 +3,27 @@
 //! All methods are `unsafe` as those of [`Lanes`]: the caller promises that the processor has the instruction set, and that pointers are
 //! valid for what is read or written.
 
+/// Rows and columns of an [`Arithmetic`] whose instructions take words as they lie in memory.
+#[cfg(target_arch = "x86_64")]
+macro_rules! whole_words {
+    ($register:ty, $splat:ident, $load:ident) => {
+        type Row = $register;
+        type Columns = $register;
+
+        #[inline(always)]
+        unsafe fn load_row(from: *const u32) -> $register {
+            // SAFETY: the contract of `Arithmetic`: the word is there, and the processor has the instruction.
+            unsafe { $splat(from.cast::<i32>().read()) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_columns(from: *const u32) -> $register {
+            // SAFETY: as above, for a word of each lane.
+            unsafe { $load(from.cast()) }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod bf16;
 pub(crate) mod int8;

@@ -10,8 +10,9 @@
 use super::aligned::AlignedBlock;
 use super::attention::{Attention, AttentionBuffers};
 use super::kernels::{Kernels, ProductKernels};
-use super::packed::{Linear, PackedMatrix, words_of};
-use super::product::{Epilogue, NarrowedRows, Product};
+use super::operand::NarrowedRows;
+use super::packed::{Linear, PackedMatrix};
+use super::product::{Epilogue, Product};
 use crate::configuration::{EncoderConfiguration, Pooling};
 use crate::model::{Model, ModelError};
 use crate::precision::Precision;
@@ -65,18 +66,17 @@ impl Workspace {
     fn new(configuration: &EncoderConfiguration, kernels: &Kernels, tokens: usize, tokens_of_longest: usize) -> Self {
         let EncoderConfiguration { hidden_size, intermediate_size, .. } = *configuration;
         let feed_forward_rows = tokens.min(FEED_FORWARD_ROWS);
-        let narrowed_words = [
-            tokens * words_of(hidden_size, kernels.projections.precision),
-            tokens * words_of(hidden_size, kernels.products.precision),
-            feed_forward_rows * words_of(intermediate_size, kernels.products.precision),
-        ];
         Self {
             tokens,
             hidden: AlignedBlock::new(tokens * hidden_size),
             projections: AlignedBlock::new(tokens * 3 * hidden_size),
             context: AlignedBlock::new(tokens * hidden_size),
             intermediate: AlignedBlock::new(feed_forward_rows * intermediate_size),
-            narrowed: NarrowedRows::new(tokens, narrowed_words.into_iter().max().unwrap_or_default()),
+            narrowed: NarrowedRows::for_shapes(&[
+                (tokens, hidden_size, kernels.projections.precision),
+                (tokens, hidden_size, kernels.products.precision),
+                (feed_forward_rows, intermediate_size, kernels.products.precision),
+            ]),
             attention: AttentionBuffers::new(tokens_of_longest, configuration.head_dimension()),
         }
     }
@@ -137,6 +137,11 @@ impl Encoder {
 
     pub(crate) fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Bytes of the packed weights and of what is kept beside them.
+    pub(crate) fn weights_bytes(&self) -> usize {
+        self.block.len() * size_of::<u32>() + self.position_embeddings.len() * size_of::<f32>()
     }
 
     /// What products multiply.

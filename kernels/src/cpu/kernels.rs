@@ -8,7 +8,8 @@ use super::arithmetic::{
 };
 use super::attention::{self, Attention};
 use super::layer_norm;
-use super::product::{self, NarrowedRows, Operand, Product};
+use super::operand::{NarrowedRows, Operand};
+use super::product::{self, Product};
 #[cfg(test)]
 use crate::configuration::Activation;
 use crate::instructions::Instructions;

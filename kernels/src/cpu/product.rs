@@ -6,68 +6,15 @@
 //! in the level-2 cache.
 
 use super::activation;
-use super::aligned::AlignedBlock;
 use super::arithmetic::{Arithmetic, RowScale};
-use super::packed::{PackedMatrix, words_of};
+use super::operand::Operand;
+use super::packed::PackedMatrix;
 use crate::configuration::Activation;
 use crate::lanes::Lanes;
 use crate::precision::Precision;
 
 /// Words of a panel that are worked on together: they stay in a level-1 cache of 48 KiB beside the activations.
 const PANEL_PART_WORDS: usize = 192 * 48;
-
-/// Rows of activations as the words that a product reads.
-#[derive(Clone, Copy)]
-pub(crate) struct Operand<'a> {
-    words: &'a [u32],
-    /// How each row is read; none unless it holds whole numbers.
-    scales: &'a [RowScale],
-}
-
-impl<'a> Operand<'a> {
-    /// Rows of f32 as they are.
-    pub(crate) fn of_f32(rows: &'a [f32]) -> Self {
-        Self { words: bytemuck::cast_slice(rows), scales: &[] }
-    }
-
-    /// The bytes of a row, and how they are read.
-    #[cfg(test)]
-    pub(crate) fn row_of_bytes(&self, row: usize) -> (&'a [u8], RowScale) {
-        let depth = self.words.len() / self.scales.len();
-        (bytemuck::cast_slice(&self.words[row * depth..][..depth]), self.scales[row])
-    }
-}
-
-/// Room for rows that are narrowed.
-pub(crate) struct NarrowedRows {
-    words: AlignedBlock<u32>,
-    scales: Vec<RowScale>,
-}
-
-impl NarrowedRows {
-    /// Room for so many rows of so many words in all.
-    pub(crate) fn new(rows: usize, words: usize) -> Self {
-        Self { words: AlignedBlock::new(words), scales: vec![RowScale::default(); rows] }
-    }
-
-    /// Rows of so many values in the arithmetic's numbers.
-    ///
-    /// # Safety
-    /// The processor has the instruction set of `A`.
-    #[inline(always)]
-    pub(crate) unsafe fn narrow<'a, A: Arithmetic>(&'a mut self, rows: &'a [f32], values: usize) -> Operand<'a> {
-        if A::PRECISION == Precision::F32 {
-            return Operand::of_f32(rows);
-        }
-        let (depth, count) = (words_of(values, A::PRECISION), rows.len() / values);
-        let (words, scales) = (&mut self.words[..count * depth], &mut self.scales[..count]);
-        for ((row, words), scale) in rows.chunks_exact(values).zip(words.chunks_exact_mut(depth)).zip(&mut *scales) {
-            // SAFETY: `words` has room for the values of a row; the rest is passed on to the caller.
-            *scale = unsafe { A::narrow(row, words.as_mut_ptr()) };
-        }
-        Operand { words, scales }
-    }
-}
 
 /// What becomes of a product's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use crate::api::problem::Problem;
 use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::{Api, Call};
+use crate::memory;
 use prometheus::{
     Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
@@ -109,8 +110,8 @@ impl Metrics {
     /// Everything in the registry, in Prometheus' text format.
     pub fn text(&self) -> Result<String, prometheus::Error> {
         self.uptime_seconds.set(i64::try_from(self.started.elapsed().as_secs()).unwrap_or(i64::MAX));
-        if let Some(bytes) = resident_bytes() {
-            self.resident_bytes.set(bytes);
+        if let Ok(memory) = memory::of_process() {
+            self.resident_bytes.set(i64::try_from(memory.resident).unwrap_or(i64::MAX));
         }
         if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
             self.open_files.set(i64::try_from(files.count()).unwrap_or(i64::MAX));
@@ -119,13 +120,6 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
     }
-}
-
-fn resident_bytes() -> Option<i64> {
-    let pages: i64 = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()?;
-    // SAFETY: sysconf only reads a constant of the system.
-    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    pages.checked_mul(page_bytes)
 }
 
 /// A request being answered. When it is dropped without an answer, the client has left.

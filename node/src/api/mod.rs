@@ -16,6 +16,7 @@ pub mod import;
 pub mod jobs;
 pub mod json;
 pub mod lines;
+pub mod memory;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;

@@ -4,7 +4,7 @@ use crate::api::problem::{CONTENT_TYPE_PROBLEM, Problem};
 use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::upload_form::UploadForm;
-use crate::api::{Call, cluster, collections, documents, health, import, jobs, metrics, search};
+use crate::api::{Call, cluster, collections, documents, health, import, jobs, memory, metrics, search};
 use ragged_actors::Session;
 use std::sync::OnceLock;
 use utoipa::openapi::header::HeaderBuilder;
@@ -40,6 +40,7 @@ const BEARER: &str = "key";
         health::livez,
         health::readyz,
         metrics::metrics,
+        memory::memory,
         document,
         collections::list,
         collections::create,

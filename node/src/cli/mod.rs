@@ -18,6 +18,7 @@ mod health;
 mod import;
 mod jobs;
 mod lines;
+mod memory;
 mod output;
 mod progress;
 mod search;
@@ -95,6 +96,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Say whether nodes are alive and ready
     Health,
+    /// Say where a node's memory is
+    Memory,
     /// Print the effective configuration of a node and where each value came from
     Config(config::Arguments),
     /// Print the completion script of a shell
@@ -156,6 +159,7 @@ async fn talk(command: Command, globals: &Globals, output: &Output) -> Result<Ex
         Command::Cluster(command) => cluster::run(command, globals, output).await,
         Command::Eval(arguments) => eval::run(arguments, globals, output).await,
         Command::Health => health::run(globals, output).await,
+        Command::Memory => memory::run(globals, output).await,
         Command::Serve(_) | Command::Config(_) | Command::Completion(_) | Command::Bench(_) => {
             unreachable!("these commands were run before")
         }

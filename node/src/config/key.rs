@@ -236,6 +236,13 @@ pub const KEYS: &[Key] = &[
         meaning: "Memory for blocks of the store that were read before.",
     },
     Key {
+        path: "memory.content_cache_bytes",
+        kind: Kind::Text,
+        default: "32 MiB",
+        unit: "bytes",
+        meaning: "Memory for what hits have shown lately: found again, they need not be read from the store.",
+    },
+    Key {
         path: "memory.partitions_bytes",
         kind: Kind::Text,
         default: "1 GiB",

@@ -27,6 +27,11 @@ impl ShardReader {
         ShardReader { store, space }
     }
 
+    /// The space that the rows are in at this moment.
+    pub fn space(&self) -> u64 {
+        self.space.id()
+    }
+
     fn scope(&self, tenant: TenantId, collection: CollectionId) -> Scope {
         Scope::partition(self.space.id(), tenant, collection)
     }

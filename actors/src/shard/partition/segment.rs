@@ -10,7 +10,7 @@
 
 use super::error::PartitionError;
 use super::files;
-use super::vector_index::{self, Effort, Efforts, Recall};
+use super::vector_index::{self, Depth, Effort, Efforts, Recall};
 use half::f16;
 use memmap2::Mmap;
 use ragged_kernels::{ApproximateIndex, Scored, exact};
@@ -29,11 +29,10 @@ pub(super) const INDEXED_ROWS_MIN: usize = 8192;
 const EXACT_ROWS_MAX: u64 = 4096;
 /// Queries that the effort of searching an index is found with.
 const TRIAL_QUERIES: usize = 64;
-/// Part of the nearest rows that an index must find for the trial queries, when ten are wanted and when a hundred are: for 95 of a hundred, and
-/// for 99. Questions of people are less like the rows than trial queries are, and find less.
-const TRIAL_RECALL: f64 = 0.985;
-const TRIAL_RECALL_HIGH: f64 = 0.997;
-const TRIAL_DEPTHS: [usize; 2] = [10, 100];
+/// Part of the nearest rows that an index must find for the trial queries, for 95 of a hundred and for 99. Trial queries are about as hard as questions of
+/// people, but few: what is seen with them may be a hundredth off.
+const TRIAL_RECALL: f64 = 0.97;
+const TRIAL_RECALL_HIGH: f64 = 0.995;
 /// `vectors.f16` is compared with its checksum up to this length.
 const VERIFIED_BYTES_MAX: u64 = 64 << 20;
 
@@ -178,7 +177,7 @@ impl Segment {
             return Ok(SegmentHits { hits: Vec::new(), method: "nothing to look at" });
         }
         if let Some((index, efforts)) = &self.index
-            && let Some(effort) = efforts.for_recall(recall)
+            && let Some(effort) = efforts.for_recall(recall, wanted)
             && count > EXACT_ROWS_MAX
             && (effort.candidates(wanted) as u64) < count / 4
         {
@@ -254,22 +253,27 @@ impl Rows<'_> {
     /// The least efforts that find enough; none when even the most does not.
     fn efforts(&self, index: &ApproximateIndex) -> Option<Efforts> {
         let queries = self.trial_queries();
-        let deepest = TRIAL_DEPTHS[TRIAL_DEPTHS.len() - 1];
+        let deepest = Depth::Hundred.rows();
         let right: Vec<Vec<Scored>> =
             queries.iter().map(|query| exact::top_k(query, self.vectors, self.dimension, None, deepest)).collect();
-        let mut ladder = Effort::ladder(self.vectors.len() / self.dimension).peekable();
-        let mut least_for = |trial_recall: f64| {
-            while let Some(effort) = ladder.peek() {
-                let finds_enough = |depth| self.recall(index, *effort, depth, queries.iter().zip(&right)) >= trial_recall;
-                if TRIAL_DEPTHS.into_iter().all(finds_enough) {
-                    return Some(*effort);
+        let least = Depth::ALL.map(|depth| {
+            let mut ladder = Effort::ladder(self.vectors.len() / self.dimension, depth).peekable();
+            let mut least_for = |trial_recall: f64| {
+                while let Some(effort) = ladder.peek() {
+                    let recall = self.recall(index, *effort, depth.rows(), queries.iter().zip(&right));
+                    tracing::debug!(?depth, ?effort, recall, "tried");
+                    if recall >= trial_recall {
+                        return Some(*effort);
+                    }
+                    ladder.next();
                 }
-                ladder.next();
-            }
-            None
-        };
-        // More recall never takes less effort: the second search goes on where the first has ended.
-        Some(Efforts { usual: least_for(TRIAL_RECALL)?, high: least_for(TRIAL_RECALL_HIGH) })
+                None
+            };
+            // More recall never takes less effort: the second search goes on where the first has ended.
+            (least_for(TRIAL_RECALL), least_for(TRIAL_RECALL_HIGH))
+        });
+        let [(ten, ten_high), (hundred, hundred_high)] = least;
+        Some(Efforts { usual: [ten?, hundred?], high: [ten_high, hundred_high] })
     }
 
     /// Part of the `depth` nearest rows that is found. By score, so that of equal rows any will do.

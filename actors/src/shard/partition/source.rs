@@ -2,12 +2,14 @@
 
 use super::error::PartitionError;
 use super::facts::facts;
+use crate::shard::content_cache::{ContentCache, RowPlace};
 use half::f16;
 use ragged_raft::ReadError;
 use ragged_raft::ids::{CollectionId, RowId, TenantId};
 use ragged_raft::shard::reader::ShardReader;
 use ragged_raft::shard::rows::{DocumentHead, PartitionRow, RowOwner};
 use roaring::RoaringBitmap;
+use std::sync::Arc;
 
 /// The vector that is indexed.
 const SLOT: u8 = 0;
@@ -18,6 +20,7 @@ pub(super) struct RowSource {
     tenant: TenantId,
     collection: CollectionId,
     dimension: usize,
+    cache: Arc<ContentCache>,
 }
 
 /// A chunk with what its document adds to it.
@@ -32,8 +35,14 @@ pub(super) struct StoredRow<'a> {
 }
 
 impl RowSource {
-    pub(super) fn new(reader: ShardReader, tenant: TenantId, collection: CollectionId, dimension: usize) -> Self {
-        RowSource { reader, tenant, collection, dimension }
+    pub(super) fn new(
+        reader: ShardReader,
+        tenant: TenantId,
+        collection: CollectionId,
+        dimension: usize,
+        cache: Arc<ContentCache>,
+    ) -> Self {
+        RowSource { reader, tenant, collection, dimension, cache }
     }
 
     /// Length of the vectors.
@@ -66,8 +75,19 @@ impl RowSource {
 
     /// Whose rows are; none for those that are gone.
     pub(super) fn owners(&self, rows: &[u32]) -> Result<Vec<Option<RowOwner>>, ReadError> {
-        let rows: Vec<RowId> = rows.iter().copied().map(RowId).collect();
-        self.reader.owners(self.tenant, self.collection, &rows)
+        let space = self.reader.space();
+        let known = |row: RowId| {
+            let place = RowPlace { space, tenant: self.tenant, collection: self.collection, row };
+            self.cache.get(&place).map(|content| content.owner.clone())
+        };
+        let mut owners: Vec<Option<RowOwner>> = rows.iter().map(|row| known(RowId(*row))).collect();
+        let unknown: Vec<usize> = (0..rows.len()).filter(|number| owners[*number].is_none()).collect();
+        let unknown_rows: Vec<RowId> = unknown.iter().map(|number| RowId(rows[*number])).collect();
+        if !unknown.is_empty() {
+            let read = self.reader.owners(self.tenant, self.collection, &unknown_rows)?;
+            unknown.into_iter().zip(read).for_each(|(number, owner)| owners[number] = owner);
+        }
+        Ok(owners)
     }
 
     /// Documents in the order of their ids.

@@ -12,16 +12,18 @@ use std::path::Path;
 
 /// Vectors for each list at least: with fewer, a centroid says nothing of others.
 const ROWS_PER_LIST_MIN: usize = 40;
+/// Lists that are looked into at least.
+const PROBES_MIN: u32 = 8;
 /// Threads for building.
 const BUILD_THREADS: usize = 2;
 
-/// How hard an index is searched: the lists that are looked into, and the candidates that are scored again for ten and for a hundred rows.
+/// How hard an index is searched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Effort {
     /// Lists that are looked into.
     pub(super) probes: u32,
+    /// Candidates that are scored again for every ten rows that are wanted.
     for_ten: u32,
-    for_hundred: u32,
 }
 
 /// How many of the nearest rows a search must find.
@@ -36,51 +38,84 @@ pub enum Recall {
     Exact,
 }
 
-/// Efforts that an index is searched with.
+/// How few and how many rows a search may want, that efforts are found for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Ten or fewer.
+    Ten,
+    /// More: efforts are found for a hundred.
+    Hundred,
+}
+
+impl Depth {
+    /// Both.
+    pub(super) const ALL: [Depth; 2] = [Depth::Ten, Depth::Hundred];
+
+    /// Rows that efforts are found for.
+    pub(super) fn rows(self) -> usize {
+        match self {
+            Depth::Ten => 10,
+            Depth::Hundred => 100,
+        }
+    }
+
+    fn of(rows: usize) -> Depth {
+        if rows <= Depth::Ten.rows() { Depth::Ten } else { Depth::Hundred }
+    }
+}
+
+/// Efforts that an index is searched with, by how many rows are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Efforts {
-    /// For [`Recall::Usual`].
-    pub(super) usual: Effort,
+    /// For [`Recall::Usual`], by [`Depth`].
+    pub(super) usual: [Effort; 2],
     /// For [`Recall::High`]; none when the index does not tell the rows apart so well.
-    pub(super) high: Option<Effort>,
+    pub(super) high: [Option<Effort>; 2],
 }
 
 impl Efforts {
-    /// The effort for so much recall; none when only going through all rows gives it.
-    pub(super) fn for_recall(&self, recall: Recall) -> Option<Effort> {
+    /// The effort for so much recall of so many rows; none when only going through all rows gives it.
+    pub(super) fn for_recall(&self, recall: Recall, rows: usize) -> Option<Effort> {
+        let depth = Depth::of(rows) as usize;
         match recall {
-            Recall::Usual => Some(self.usual),
-            Recall::High => self.high,
+            Recall::Usual => Some(self.usual[depth]),
+            Recall::High => self.high[depth],
             Recall::Exact => None,
         }
     }
 }
 
 impl Effort {
-    /// Efforts for an index of so many vectors, from the least on.
-    pub(super) fn ladder(count: usize) -> impl Iterator<Item = Effort> {
+    /// Efforts for an index of so many vectors, from the least on. The more rows are wanted, the fewer candidates each of them needs, and the more lists they
+    /// lie in.
+    pub(super) fn ladder(count: usize, depth: Depth) -> impl Iterator<Item = Effort> {
         let lists = lists_for(count) as u32;
+        // Which part of the lists, and candidates for ten of ten rows and for ten of a hundred.
         let rungs = [
-            (8, 100, 400),
-            (6, 100, 400),
-            (4, 100, 400),
-            (4, 200, 600),
-            (3, 200, 600),
-            (3, 400, 1000),
-            (2, 400, 1000),
-            (2, 800, 1600),
-            (1, 800, 1600),
+            (64, 60, 30),
+            (48, 60, 30),
+            (32, 60, 30),
+            (24, 60, 30),
+            (16, 60, 30),
+            (12, 80, 40),
+            (8, 100, 40),
+            (6, 100, 40),
+            (4, 200, 60),
+            (3, 200, 60),
+            (3, 400, 100),
+            (2, 400, 100),
+            (2, 800, 160),
+            (1, 800, 160),
         ];
-        rungs.into_iter().map(move |(part, for_ten, for_hundred)| Effort {
-            probes: (lists / part).max(16).min(lists),
-            for_ten,
-            for_hundred,
+        rungs.into_iter().map(move |(part, few, many)| Effort {
+            probes: (lists / part).max(PROBES_MIN).min(lists),
+            for_ten: if depth == Depth::Ten { few } else { many },
         })
     }
 
-    /// Candidates for so many rows. The more rows are wanted, the fewer candidates each of them needs.
+    /// Candidates for so many rows.
     pub(super) fn candidates(self, rows: usize) -> usize {
-        (self.for_ten as usize).max(rows * self.for_hundred as usize / 100)
+        rows.max(Depth::Ten.rows()) * self.for_ten as usize / 10
     }
 }
 

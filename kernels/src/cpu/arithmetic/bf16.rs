@@ -29,8 +29,6 @@ unsafe fn narrowed(values: __m512) -> __m256i {
 
 impl Arithmetic for Bf16Avx512 {
     type Lanes = Avx512;
-    type Row = __m512i;
-    type Columns = __m512i;
     type Sums = __m512;
 
     const PRECISION: Precision = Precision::Bf16;
@@ -41,17 +39,7 @@ impl Arithmetic for Bf16Avx512 {
         unsafe { _mm512_setzero_ps() }
     }
 
-    #[inline(always)]
-    unsafe fn load_row(from: *const u32) -> __m512i {
-        // SAFETY: see the head of this file.
-        unsafe { _mm512_set1_epi32(from.cast::<i32>().read()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_columns(from: *const u32) -> __m512i {
-        // SAFETY: see the head of this file.
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
+    whole_words!(__m512i, _mm512_set1_epi32, _mm512_loadu_si512);
 
     #[inline(always)]
     unsafe fn multiply_add(row: __m512i, columns: __m512i, sums: __m512) -> __m512 {

@@ -4,6 +4,7 @@
 //! SAFETY of every block here: the contract of [`Arithmetic`] says that the processor has the instruction set and that pointers are valid
 //! for what is touched.
 
+#[cfg(target_arch = "x86_64")]
 use super::{Arithmetic, RowScale};
 use crate::lanes::Lanes;
 use crate::lanes::portable::Portable;
@@ -187,8 +188,6 @@ pub(crate) struct Int8AvxVnni;
 #[cfg(target_arch = "x86_64")]
 impl Arithmetic for Int8AvxVnni {
     type Lanes = Avx2;
-    type Row = __m256i;
-    type Columns = __m256i;
     type Sums = __m256i;
 
     const PRECISION: Precision = Precision::Int8;
@@ -199,17 +198,7 @@ impl Arithmetic for Int8AvxVnni {
         unsafe { _mm256_setzero_si256() }
     }
 
-    #[inline(always)]
-    unsafe fn load_row(from: *const u32) -> __m256i {
-        // SAFETY: see the head of this file.
-        unsafe { _mm256_set1_epi32(from.cast::<i32>().read()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_columns(from: *const u32) -> __m256i {
-        // SAFETY: see the head of this file.
-        unsafe { _mm256_loadu_si256(from.cast()) }
-    }
+    whole_words!(__m256i, _mm256_set1_epi32, _mm256_loadu_si256);
 
     #[inline(always)]
     unsafe fn multiply_add(row: __m256i, columns: __m256i, sums: __m256i) -> __m256i {
@@ -237,8 +226,6 @@ pub(crate) struct Int8Avx512;
 #[cfg(target_arch = "x86_64")]
 impl Arithmetic for Int8Avx512 {
     type Lanes = Avx512;
-    type Row = __m512i;
-    type Columns = __m512i;
     type Sums = __m512i;
 
     const PRECISION: Precision = Precision::Int8;
@@ -249,17 +236,7 @@ impl Arithmetic for Int8Avx512 {
         unsafe { _mm512_setzero_si512() }
     }
 
-    #[inline(always)]
-    unsafe fn load_row(from: *const u32) -> __m512i {
-        // SAFETY: see the head of this file.
-        unsafe { _mm512_set1_epi32(from.cast::<i32>().read()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_columns(from: *const u32) -> __m512i {
-        // SAFETY: see the head of this file.
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
+    whole_words!(__m512i, _mm512_set1_epi32, _mm512_loadu_si512);
 
     #[inline(always)]
     unsafe fn multiply_add(row: __m512i, columns: __m512i, sums: __m512i) -> __m512i {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::attention::AttentionBuffers;
-use crate::cpu::packed::{Linear, PackedMatrix, words_of};
+use crate::cpu::packed::{Linear, PackedMatrix};
 use crate::cpu::product::Epilogue;
 use half::bf16;
 use proptest::prelude::*;
@@ -41,7 +41,7 @@ fn activations_as_read(kernels: &ProductKernels, rows: &[f32], inputs: usize) ->
         Precision::Bf16 => rows.iter().map(|value| in_bf16(*value)).collect(),
         Precision::Int8 => {
             let count = rows.len() / inputs;
-            let mut room = NarrowedRows::new(count, count * words_of(inputs, Precision::Int8));
+            let mut room = NarrowedRows::for_shapes(&[(count, inputs, Precision::Int8)]);
             let operand = kernels.narrow(&mut room, rows, inputs);
             let as_read = |row: usize| {
                 let (bytes, scale) = operand.row_of_bytes(row);
@@ -144,7 +144,7 @@ proptest! {
             let read_weights = weights_as_read(precision, &weights, inputs, factor);
             let read_activations = activations_as_read(kernels, &activations, inputs);
             // Rows are narrowed in a room that is not clean.
-            let mut room = NarrowedRows::new(rows + 1, (rows + 1) * words_of(inputs, precision));
+            let mut room = NarrowedRows::for_shapes(&[(rows + 1, inputs, precision)]);
             kernels.narrow(&mut room, &values((rows + 1) * inputs, seed ^ 4), inputs);
             let mut out = before.clone();
             kernels.multiply(Product {
@@ -186,7 +186,7 @@ proptest! {
             if kernels.precision != Precision::Int8 {
                 continue;
             }
-            let mut room = NarrowedRows::new(1, words_of(row.len(), Precision::Int8));
+            let mut room = NarrowedRows::for_shapes(&[(1, row.len(), Precision::Int8)]);
             let (bytes, scale) = kernels.narrow(&mut room, &row, row.len()).row_of_bytes(0);
             prop_assert_eq!(bytes.len(), row.len().next_multiple_of(4));
             prop_assert!(bytes[row.len()..].iter().all(|byte| *byte == 0));

@@ -6,13 +6,14 @@ mod load;
 mod report;
 mod requests;
 
+use crate::cli::documents::parse_filter;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::globals::Globals;
 use crate::cli::output::Output;
 use crate::cli::search::ModeOption;
 use clap::Args;
 use load::{Load, Rate};
-use ragged_client::{Mode, Recall, SearchRequest};
+use ragged_client::{Filter, Mode, Recall, SearchRequest};
 use report::Report;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,6 +59,9 @@ pub struct Arguments {
     /// How many of the nearest chunks by meaning must be found: 0.95, 0.99 or exact; default 0.95
     #[arg(long)]
     recall: Option<Recall>,
+    /// Only documents whose metadata passes this filter
+    #[arg(long, value_name = "JSON", value_parser = parse_filter)]
+    filter: Option<Filter>,
     /// Hits of a search at most
     #[arg(long, short = 'n', default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
@@ -94,6 +98,7 @@ pub async fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Re
         mode: arguments.mode.map(Mode::from),
         limit: Some(arguments.limit),
         recall: arguments.recall,
+        filter: arguments.filter,
         ..SearchRequest::default()
     };
     let requests = requests::prepare(&template, &queries, &vectors)?;

@@ -1,5 +1,6 @@
 //! A real shard group on a store of its own, for tests.
 
+use crate::shard::content_cache::ContentCache;
 use crate::shard::partition::{Partition, PartitionContext};
 use half::f16;
 use ragged_raft::group::Ground;
@@ -53,6 +54,7 @@ impl TestShard {
             tenant: TENANT,
             collection: self.collection.clone(),
             folder: self.checkpoint(),
+            cache: Arc::new(ContentCache::register(1 << 20, &prometheus::Registry::new()).unwrap()),
         })
         .unwrap()
     }

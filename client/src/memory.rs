@@ -1,0 +1,45 @@
+//! Where the memory of a node is.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Answer of `GET /api/v1/memory`, about the node that answers. All sizes are bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemoryReport {
+    /// What the node has of the machine's memory: `anonymous_bytes` and `mapped_bytes`.
+    #[schema(example = 73400320)]
+    pub resident_bytes: u64,
+    /// Memory that only the node can give back: what its parts hold, stacks, and what the allocator keeps for later.
+    pub anonymous_bytes: u64,
+    /// Pages of files that the node has read lately. The system takes them back when anybody needs memory.
+    pub mapped_bytes: u64,
+    /// What the node's parts have of the allocator.
+    pub allocated_bytes: u64,
+    /// The parts that hold most of it.
+    pub parts: Vec<MemoryPart>,
+    /// `mapped_bytes`, by what the files are.
+    pub files: Vec<MappedFiles>,
+}
+
+/// A part of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemoryPart {
+    /// `encoder`, `store_block_cache`, `store_write_buffers`, `content_cache` or `partitions`.
+    #[schema(example = "partitions")]
+    pub part: String,
+    /// What it holds.
+    pub bytes: u64,
+    /// What it may hold; none when that does not change while the node runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+}
+
+/// Files that are mapped into memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MappedFiles {
+    /// `vectors`, `vector_indexes`, `text_indexes`, `model`, `program` or `other`.
+    #[schema(example = "vectors")]
+    pub kind: String,
+    /// What of them is in memory.
+    pub bytes: u64,
+}
