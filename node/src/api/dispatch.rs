@@ -5,11 +5,9 @@ use crate::api::problem::Problem;
 use crate::api::routes::{self, Answer, Handler};
 use crate::api::{Api, Call};
 use bytes::Buf;
-use futures::future::BoxFuture;
-use futures::{FutureExt, Stream};
+use futures::Stream;
 use ragged_actors::Session;
 use std::convert::Infallible;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, Span, field};
@@ -88,31 +86,24 @@ where
 }
 
 async fn answer(handler: Handler, call: Call, span: Span) -> Answer {
-    let (handler, is_quick) = match handler {
+    let handler = match handler {
         Handler::Public(handler) => return handler(&call.api),
-        Handler::Keyed(handler) => (handler, false),
-        Handler::Quick(handler) => (handler, true),
+        Handler::Keyed(handler) => handler,
     };
     let workers = call.api.workers.clone();
     let work = async move {
         let session = open_session(&call.api, &call.headers).await?;
         handler(call, session).await
     };
-    let work: BoxFuture<'static, Answer> = Box::pin(work.instrument(span));
     // When the client leaves, this is dropped, and the work ends at its next await.
-    if is_quick {
-        return AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| Err(defect()));
-    }
-    match AbortOnDropHandle::new(workers.spawn(work)).await {
+    match AbortOnDropHandle::new(workers.spawn(work.instrument(span))).await {
         Ok(answer) => answer,
-        Err(error) if error.is_panic() => Err(defect()),
+        // The panic itself is logged where it happens, within this request's span.
+        Err(error) if error.is_panic() => {
+            Err(Problem::internal("a defect of the node: its log has the details under this request's id"))
+        }
         Err(_) => Err(Problem::unavailable("stopping", "the node is stopping")),
     }
-}
-
-/// The answer to a request whose handler has panicked. The panic itself is logged where it happens, within the request's span.
-fn defect() -> Problem {
-    Problem::internal("a defect of the node: its log has the details under this request's id")
 }
 
 async fn open_session(api: &Api, headers: &HeaderMap) -> Result<Session, Problem> {

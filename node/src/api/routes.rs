@@ -22,9 +22,6 @@ pub enum Handler {
     Public(fn(&Api) -> Answer),
     /// Whoever has a key that opens a session.
     Keyed(fn(Call, Session) -> BoxFuture<'static, Answer>),
-    /// The same, for what is asked so often that a change of threads counts. It is answered on the threads that serve connections, as health is, and leaves
-    /// what takes longer than a fraction of a millisecond to others.
-    Quick(fn(Call, Session) -> BoxFuture<'static, Answer>),
 }
 
 /// A row of the table.
@@ -43,10 +40,6 @@ const fn public(path: &'static str, handler: fn(&Api) -> Answer) -> Route {
 
 const fn keyed(method: Method, path: &'static str, handler: fn(Call, Session) -> BoxFuture<'static, Answer>) -> Route {
     Route { method, path, handler: Handler::Keyed(handler) }
-}
-
-const fn quick(method: Method, path: &'static str, handler: fn(Call, Session) -> BoxFuture<'static, Answer>) -> Route {
-    Route { method, path, handler: Handler::Quick(handler) }
 }
 
 /// Everything that the node answers.
@@ -77,7 +70,7 @@ pub static ROUTES: &[Route] = &[
     keyed(Method::DELETE, "/api/v1/collections/{collection}/documents/{id}", |call, session| {
         Box::pin(documents::delete(call, session))
     }),
-    quick(Method::POST, "/api/v1/collections/{collection}/search", |call, session| Box::pin(search::search(call, session))),
+    keyed(Method::POST, "/api/v1/collections/{collection}/search", |call, session| Box::pin(search::search(call, session))),
     keyed(Method::POST, "/api/v1/collections/{collection}/search/batch", |call, session| Box::pin(search::batch(call, session))),
     keyed(Method::GET, "/api/v1/jobs", |call, session| Box::pin(jobs::list(call, session))),
     keyed(Method::GET, "/api/v1/jobs/{id}", |call, session| Box::pin(jobs::get(call, session))),

@@ -18,11 +18,6 @@ const BATCH_HITS_MAX: u64 = 10_000;
 /// Bytes of text that the hits of a batch may hold together.
 const BATCH_BYTES_MAX: usize = 64 << 20;
 
-/// Longer answers are written off the threads that serve connections: 64 KiB take about a tenth of a millisecond.
-const WRITE_INLINE_BYTES_MAX: usize = 64 << 10;
-/// Bytes of a hit beside its text, roughly.
-const HIT_BYTES: usize = 300;
-
 /// Searches of a batch that run at once: enough to keep the encoder's batches full, without one client taking every search thread.
 const BATCH_CONCURRENCY: usize = 16;
 
@@ -35,13 +30,7 @@ const BATCH_CONCURRENCY: usize = 16;
 pub async fn search(mut call: Call, session: Session) -> Answer {
     Query::parse(&call.query)?.end()?;
     let request: SearchRequest = call.json().await?;
-    let answer = run(&session, call.parameter(0)?, request).await?;
-    let bytes: usize = answer.hits.iter().map(|hit| hit.text.len() + HIT_BYTES).sum();
-    if bytes <= WRITE_INLINE_BYTES_MAX {
-        return json::ok(&answer);
-    }
-    let written = tokio::task::spawn_blocking(move || json::ok(&answer)).await;
-    written.unwrap_or_else(|error| Err(Problem::internal(format!("writing the answer failed: {error}"))))
+    json::ok(&run(&session, call.parameter(0)?, request).await?)
 }
 
 /// `POST /api/v1/collections/{collection}/search/batch`.
