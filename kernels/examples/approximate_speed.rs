@@ -3,14 +3,16 @@
 //!
 //! Usage: `approximate_speed VECTORS QUERIES DIMENSION [lists]`: files of f32 in little endian, one vector after the other. One thread searches.
 
-use ragged_kernels::{ApproximateIndex, approximate, exact};
+use ragged_kernels::approximate::{self, ApproximateIndex, Effort};
+use ragged_kernels::exact;
 use std::error::Error;
 use std::time::Instant;
 
 const DEPTH: usize = 10;
+const FOUND: usize = 3 * DEPTH;
 const BUILD_THREADS: usize = 2;
 const EFFORTS: [(usize, usize); 12] =
-    [(4, 100), (4, 200), (6, 100), (6, 200), (6, 400), (8, 200), (8, 400), (12, 200), (12, 400), (16, 200), (16, 400), (25, 800)];
+    [(1, 100), (1, 200), (2, 100), (2, 200), (3, 100), (3, 200), (4, 200), (6, 200), (6, 400), (8, 400), (12, 400), (16, 800)];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let count = vectors.len() / dimension;
     let lists = match rest.first() {
         Some(lists) => lists.parse()?,
-        None => 2 * count.isqrt(),
+        None => 4 * count.isqrt(),
     };
     let begun = Instant::now();
     let mut bytes = Vec::new();
@@ -44,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (mut found, mut scan, mut again) = (0, 0.0, 0.0);
         for (query, right) in queries.iter().zip(&right) {
             let begun = Instant::now();
-            let positions = index.search(query, probes, candidates, None);
+            let positions = index.search(query, Effort { probes, candidates, found: FOUND }, None);
             scan += begun.elapsed().as_secs_f64();
             let begun = Instant::now();
             let mut scored = exact::score(query, &vectors, dimension, &positions);

@@ -3,6 +3,10 @@
 //! For vectors of length one the inner product is the cosine. All functions here give the same score for the same
 //! row, whichever of them computes it.
 
+mod many;
+
+pub use many::top_k_of_each;
+
 use crate::instructions::choose_kernels;
 use crate::lanes::Lanes;
 use half::f16;
@@ -67,17 +71,6 @@ pub fn score(query: &[f32], rows: &[f16], dimension: usize, positions: &[u32]) -
             scores.push(scored);
         }
     });
-    scores
-}
-
-/// The scores of all rows, in their order.
-///
-/// # Panics
-/// If `query` does not have `dimension` values, or `rows` is not a whole number of rows.
-pub(crate) fn score_all(query: &[f32], rows: &[f16], dimension: usize) -> Vec<Scored> {
-    let count = count_rows(query, rows, dimension);
-    let mut scores = Vec::with_capacity(count as usize);
-    score_each(query, rows, dimension, 0..count, |scored| scores.push(scored));
     scores
 }
 
@@ -215,6 +208,11 @@ impl Best {
         if scored.score >= worst.0.score && Candidate(scored) < *worst {
             *worst = Candidate(scored);
         }
+    }
+
+    /// The positions of the best, in no order.
+    fn positions(&self) -> impl Iterator<Item = u32> {
+        self.heap.iter().map(|candidate| candidate.0.position)
     }
 
     fn into_sorted(self) -> Vec<Scored> {

@@ -1,10 +1,10 @@
 //! Builds an index of vectors.
 
+use super::bytes::{self, OwnByteRows, row_bytes};
 use super::clusters::{self, Assigner};
 use super::codes::{self, Codebook, PartCodes, parts_of};
 use super::file::{Contents, NOWHERE, Sizes};
 use super::scan::{BLOCK, byte_of};
-use crate::exact;
 use half::f16;
 use std::io::{self, Write};
 
@@ -28,20 +28,24 @@ pub fn build(vectors: &[f16], dimension: usize, lists: usize, threads: usize, to
     let vectors = Vectors { vectors, dimension };
     let sample = vectors.sample(lists.saturating_mul(SAMPLES_PER_LIST));
     let learnt = clusters::centroids(&sample, dimension, lists.clamp(1, vectors.len()), threads);
-    let centroids = exact::to_f16(&learnt);
-    // As they will be read again.
-    let rounded: Vec<f32> = centroids.iter().map(|value| value.to_f32()).collect();
+    let centroids = OwnByteRows::of(&learnt, dimension);
+    // As they will be read again: what is left of a vector is what its list's centroid, as it is scored, lacks.
+    let mut rounded = learnt;
+    rounded.chunks_exact_mut(dimension).enumerate().for_each(|(number, centroid)| centroids.rows().decode(number, centroid));
     let assigner = Assigner::new(&rounded, dimension).ok_or_else(|| invalid("this processor has no kernels"))?;
-    let codebook = learn_codes(&assigner, &rounded, &vectors.sample(CODE_SAMPLES), dimension, threads);
-    let lists = Lists::fill(&vectors, &assigner, centroids.len() / dimension, threads);
-    let codes = lists.encode(&vectors, &rounded, &codebook, threads);
+    let codebook = learn_codes(&assigner, &vectors.sample(CODE_SAMPLES), dimension, threads);
+    let lists = Lists::fill(&vectors, &assigner, threads);
+    let codes = lists.encode(&vectors, &assigner, &codebook, threads);
+    let rows = lists.rows_as_bytes(&vectors, threads);
     Contents {
-        sizes: Sizes { dimension, rows: vectors.len(), lists: lists.lengths.len(), blocks: lists.positions.len() / BLOCK },
-        centroids: &centroids,
+        sizes: Sizes { dimension, rows: vectors.len(), lists: lists.lengths.len(), blocks: lists.numbers.len() / BLOCK },
+        centroids: centroids.rows(),
         lengths: &lists.lengths,
         codebook: &codebook,
-        positions: &lists.positions,
+        numbers: &lists.numbers,
         codes: &codes,
+        positions: &lists.positions,
+        rows: rows.rows(),
     }
     .write(to)
 }
@@ -74,61 +78,78 @@ impl Vectors<'_> {
     }
 }
 
-/// Learns the codes of what is left of vectors after their centroids.
-fn learn_codes(assigner: &Assigner, centroids: &[f32], sample: &[f32], dimension: usize, threads: usize) -> Vec<PartCodes> {
-    let mut nearest = vec![0; sample.len() / dimension];
-    assigner.assign(sample, threads, &mut nearest);
+/// Learns the codes of what is left of vectors after both their centroids.
+fn learn_codes(assigner: &Assigner, sample: &[f32], dimension: usize, threads: usize) -> Vec<PartCodes> {
+    let mut pairs = vec![[0; 2]; sample.len() / dimension];
+    assigner.assign_pairs(sample, threads, &mut pairs);
     let mut left = sample.to_vec();
-    for (left, nearest) in left.chunks_exact_mut(dimension).zip(&nearest) {
-        take_away(left, centroids, *nearest as usize);
+    for (number, (left, pair)) in left.chunks_exact_mut(dimension).zip(&pairs).enumerate() {
+        assigner.take_away(left, pair[number % 2]);
     }
     codes::learn(&left, dimension)
 }
 
-/// Takes a centroid away from a vector.
-fn take_away(vector: &mut [f32], centroids: &[f32], number: usize) {
-    let dimension = vector.len();
-    let centroid = &centroids[number * dimension..(number + 1) * dimension];
-    vector.iter_mut().zip(centroid).for_each(|(value, centre)| *value -= centre);
-}
-
-/// Which vectors are in which list.
+/// Which vectors are in which lists: each is in two.
 struct Lists {
+    /// Rows in each list.
     lengths: Vec<u32>,
-    /// List by list, each filled up to whole blocks.
+    /// Numbers of rows, list by list, each filled up to whole blocks.
+    numbers: Vec<u32>,
+    /// Positions of rows, by their numbers.
     positions: Vec<u32>,
 }
 
 impl Lists {
-    fn fill(vectors: &Vectors<'_>, assigner: &Assigner, count: usize, threads: usize) -> Lists {
-        let mut nearest = vec![0u32; vectors.len()];
+    fn fill(vectors: &Vectors<'_>, assigner: &Assigner, threads: usize) -> Lists {
+        let mut pairs = vec![[0u32; 2]; vectors.len()];
         let mut block = Vec::new();
-        for (number, nearest) in nearest.chunks_mut(ROWS).enumerate() {
+        for (number, pairs) in pairs.chunks_mut(ROWS).enumerate() {
             block.clear();
-            (0..nearest.len()).for_each(|row| vectors.read(number * ROWS + row, &mut block));
-            assigner.assign(&block, threads, nearest);
+            (0..pairs.len()).for_each(|row| vectors.read(number * ROWS + row, &mut block));
+            assigner.assign_pairs(&block, threads, pairs);
         }
-        let mut lengths = vec![0u32; count];
-        nearest.iter().for_each(|list| lengths[*list as usize] += 1);
-        let mut next = Vec::with_capacity(count);
-        let mut end = 0;
-        for length in &lengths {
-            next.push(end);
-            end += (*length as usize).next_multiple_of(BLOCK);
+        let mut positions: Vec<u32> = (0..).take(pairs.len()).collect();
+        positions.sort_by_key(|position| pairs[*position as usize]);
+        let mut lists: Vec<Vec<u32>> = vec![Vec::new(); assigner.count()];
+        for (number, position) in (0u32..).zip(&positions) {
+            let [first, second] = pairs[*position as usize];
+            lists[first as usize].push(number);
+            if second != first {
+                lists[second as usize].push(number);
+            }
         }
-        let mut positions = vec![NOWHERE; end];
-        for (position, list) in (0u32..).zip(&nearest) {
-            let next = &mut next[*list as usize];
-            positions[*next] = position;
-            *next += 1;
+        let lengths = lists.iter().map(|list| list.len() as u32).collect();
+        for list in &mut lists {
+            list.resize(list.len().next_multiple_of(BLOCK), NOWHERE);
         }
-        Lists { lengths, positions }
+        Lists { lengths, numbers: lists.concat(), positions }
+    }
+
+    /// All rows as bytes, by their numbers.
+    fn rows_as_bytes(&self, vectors: &Vectors<'_>, threads: usize) -> OwnByteRows {
+        let mut rows = OwnByteRows::zeros(vectors.len(), vectors.dimension);
+        let share = vectors.len().div_ceil(threads.max(1)).max(1);
+        let width = row_bytes(vectors.dimension);
+        std::thread::scope(|scope| {
+            let places = rows.bytes.chunks_mut(share * width).zip(rows.scales.chunks_mut(share));
+            for ((bytes, scales), positions) in places.zip(self.positions.chunks(share)) {
+                scope.spawn(move || {
+                    let mut row = Vec::new();
+                    for ((bytes, scale), position) in bytes.chunks_exact_mut(width).zip(scales).zip(positions) {
+                        row.clear();
+                        vectors.read(*position as usize, &mut row);
+                        *scale = bytes::encode(&row, bytes);
+                    }
+                });
+            }
+        });
+        rows
     }
 
     /// The codes of all blocks.
-    fn encode(&self, vectors: &Vectors<'_>, centroids: &[f32], codebook: &[PartCodes], threads: usize) -> Vec<u8> {
+    fn encode(&self, vectors: &Vectors<'_>, assigner: &Assigner, codebook: &[PartCodes], threads: usize) -> Vec<u8> {
         let block_bytes = parts_of(vectors.dimension) / 2 * BLOCK;
-        let blocks = self.positions.len() / BLOCK;
+        let blocks = self.numbers.len() / BLOCK;
         let lists: Vec<usize> = self
             .lengths
             .iter()
@@ -138,12 +159,13 @@ impl Lists {
         let mut codes = vec![0u8; blocks * block_bytes];
         let share = blocks.div_ceil(threads.max(1)).max(1);
         std::thread::scope(|scope| {
-            let shares = codes.chunks_mut(share * block_bytes).zip(lists.chunks(share)).zip(self.positions.chunks(share * BLOCK));
-            for ((codes, lists), positions) in shares {
+            let shares = codes.chunks_mut(share * block_bytes).zip(lists.chunks(share)).zip(self.numbers.chunks(share * BLOCK));
+            for ((codes, lists), numbers) in shares {
                 scope.spawn(move || {
-                    let blocks = codes.chunks_exact_mut(block_bytes).zip(lists).zip(positions.chunks_exact(BLOCK));
-                    for ((block, list), positions) in blocks {
-                        encode_block(block, *list, positions, vectors, centroids, codebook);
+                    let blocks = codes.chunks_exact_mut(block_bytes).zip(lists).zip(numbers.chunks_exact(BLOCK));
+                    for ((block, list), numbers) in blocks {
+                        let positions = numbers.iter().map_while(|number| self.positions.get(*number as usize));
+                        encode_block(block, *list as u32, positions, vectors, assigner, codebook);
                     }
                 });
             }
@@ -153,19 +175,19 @@ impl Lists {
 }
 
 /// Replaces a block's codes with those of the vectors at these positions.
-fn encode_block(
+fn encode_block<'a>(
     block: &mut [u8],
-    list: usize,
-    positions: &[u32],
+    list: u32,
+    positions: impl Iterator<Item = &'a u32>,
     vectors: &Vectors<'_>,
-    centroids: &[f32],
+    assigner: &Assigner,
     codebook: &[PartCodes],
 ) {
     let (mut left, mut codes) = (Vec::new(), Vec::new());
-    for (number, position) in positions.iter().enumerate().take_while(|(_, position)| **position != NOWHERE) {
+    for (number, position) in positions.enumerate() {
         left.clear();
         vectors.read(*position as usize, &mut left);
-        take_away(&mut left, centroids, list);
+        assigner.take_away(&mut left, list);
         Codebook { parts: codebook }.encode(&left, &mut codes);
         for (pair, codes) in codes.as_chunks::<2>().0.iter().enumerate() {
             block[pair * BLOCK + byte_of(number)] = codes[0] | (codes[1] << 4);

@@ -1,13 +1,14 @@
 //! How an index lies in its file.
 //!
 //! All numbers are little-endian, every section begins at a multiple of 64 bytes: a head (magic number, version, dimension, number of rows, of lists
-//! and of blocks); the lists' centroids in f16; the lists' lengths; what the codes stand for; the rows' positions, list by list, each list
-//! filled up to whole blocks; the codes in the same order. The file carries no checksum of its own: whoever keeps it compares one of the whole.
+//! and of blocks); the lists' centroids as bytes, and their scales; the lists' lengths; what the codes stand for; the numbers of the rows, list by list, each
+//! list filled up to whole blocks; the codes in the same order; by numbers, the rows' positions, scales and bytes. Rows have numbers so that neighbours in
+//! lists are neighbours in memory. The file carries no checksum of its own: whoever keeps it compares one of the whole.
 
 use super::DIMENSION_MAX;
+use super::bytes::{ByteRows, row_bytes};
 use super::codes::{CODES, Codebook, PART, PartCodes, parts_of};
 use super::scan::BLOCK;
-use half::f16;
 use memmap2::Mmap;
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,10 +16,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// First bytes of the file, its version among them.
-const MAGIC: [u8; 8] = *b"RAGVEC\x00\x01";
+const MAGIC: [u8; 8] = *b"RAGVEC\x00\x02";
 /// Where sections begin.
 const ALIGNMENT: usize = 64;
-/// The position of a place without a row.
+/// The number of a place without a row.
 pub(super) const NOWHERE: u32 = u32::MAX;
 
 /// Why an index could not be opened.
@@ -54,10 +55,14 @@ pub(super) struct Sizes {
 /// Where the sections are.
 struct Sections {
     centroids: Range<usize>,
+    centroid_scales: Range<usize>,
     lengths: Range<usize>,
     codebook: Range<usize>,
-    positions: Range<usize>,
+    numbers: Range<usize>,
     codes: Range<usize>,
+    positions: Range<usize>,
+    row_scales: Range<usize>,
+    rows: Range<usize>,
 }
 
 impl Sizes {
@@ -79,11 +84,15 @@ impl Sizes {
             Some(start..until)
         };
         Some(Sections {
-            centroids: section(self.lists, self.dimension * 2)?,
+            centroids: section(self.lists, row_bytes(self.dimension))?,
+            centroid_scales: section(self.lists, 4)?,
             lengths: section(self.lists, 4)?,
             codebook: section(parts_of(self.dimension), size_of::<PartCodes>())?,
-            positions: section(self.blocks, BLOCK * 4)?,
+            numbers: section(self.blocks, BLOCK * 4)?,
             codes: section(self.blocks, self.block_bytes())?,
+            positions: section(self.rows, 4)?,
+            row_scales: section(self.rows, 4)?,
+            rows: section(self.rows, row_bytes(self.dimension))?,
         })
     }
 }
@@ -91,11 +100,13 @@ impl Sizes {
 /// What is written into a file.
 pub(super) struct Contents<'a> {
     pub(super) sizes: Sizes,
-    pub(super) centroids: &'a [f16],
+    pub(super) centroids: ByteRows<'a>,
     pub(super) lengths: &'a [u32],
     pub(super) codebook: &'a [PartCodes],
-    pub(super) positions: &'a [u32],
+    pub(super) numbers: &'a [u32],
     pub(super) codes: &'a [u8],
+    pub(super) positions: &'a [u32],
+    pub(super) rows: ByteRows<'a>,
 }
 
 impl Contents<'_> {
@@ -114,11 +125,15 @@ impl Contents<'_> {
             head.extend(u32::try_from(size).map_err(|_| too_large())?.to_le_bytes());
         }
         section(0, &head)?;
-        section(sections.centroids.start, bytemuck::cast_slice(self.centroids))?;
+        section(sections.centroids.start, self.centroids.bytes)?;
+        section(sections.centroid_scales.start, bytemuck::cast_slice(self.centroids.scales))?;
         section(sections.lengths.start, bytemuck::cast_slice(self.lengths))?;
         section(sections.codebook.start, bytemuck::cast_slice(self.codebook.as_flattened()))?;
+        section(sections.numbers.start, bytemuck::cast_slice(self.numbers))?;
+        section(sections.codes.start, self.codes)?;
         section(sections.positions.start, bytemuck::cast_slice(self.positions))?;
-        section(sections.codes.start, self.codes)
+        section(sections.row_scales.start, bytemuck::cast_slice(self.rows.scales))?;
+        section(sections.rows.start, self.rows.bytes)
     }
 }
 
@@ -135,8 +150,8 @@ pub struct ApproximateIndex {
 pub(super) struct List<'a> {
     /// Number of its rows.
     pub(super) len: usize,
-    /// Positions of its rows, filled up to whole blocks.
-    pub(super) positions: &'a [u32],
+    /// Numbers of its rows, filled up to whole blocks.
+    pub(super) numbers: &'a [u32],
     /// Their codes, block by block.
     pub(super) codes: &'a [u8],
 }
@@ -144,7 +159,7 @@ pub(super) struct List<'a> {
 impl List<'_> {
     /// Number of its blocks.
     pub(super) fn blocks(&self) -> usize {
-        self.positions.len() / BLOCK
+        self.numbers.len() / BLOCK
     }
 }
 
@@ -169,7 +184,7 @@ impl ApproximateIndex {
         };
         let sizes = Sizes { dimension: size(0), rows: size(1), lists: size(2), blocks: size(3) };
         let sections = sizes.sections().ok_or_else(|| damaged("its sizes are those of no index"))?;
-        if sections.codes.end != mapped.len() {
+        if sections.rows.end != mapped.len() {
             return Err(damaged("it has the wrong length"));
         }
         let mut index = ApproximateIndex { mapped, sizes, sections, starts: Vec::new() };
@@ -180,9 +195,10 @@ impl ApproximateIndex {
         });
         let starts = std::iter::once(0).chain(ends).collect();
         index.starts = starts;
-        let rows: u64 = index.lengths().iter().map(|length| u64::from(*length)).sum();
-        let is_row = |position: &u32| (*position as usize) < index.sizes.rows || *position == NOWHERE;
-        if end as usize != sizes.blocks || rows != sizes.rows as u64 || !index.positions().iter().all(is_row) {
+        let is_row = |number: &u32| (*number as usize) < sizes.rows;
+        let is_number = |number: &u32| is_row(number) || *number == NOWHERE;
+        let are_rows = index.numbers().iter().all(is_number) && index.positions().iter().all(is_row);
+        if end as usize != sizes.blocks || !are_rows {
             return Err(damaged("its lists do not hold its rows"));
         }
         Ok(index)
@@ -210,16 +226,28 @@ impl ApproximateIndex {
 
     // A mapping begins at a page and every section at a multiple of 64, so that no cast below can fail.
 
-    pub(super) fn centroids(&self) -> &[f16] {
-        bytemuck::cast_slice(&self.mapped[self.sections.centroids.clone()])
+    pub(super) fn centroids(&self) -> ByteRows<'_> {
+        let Sections { centroids, centroid_scales, .. } = &self.sections;
+        ByteRows { bytes: &self.mapped[centroids.clone()], scales: bytemuck::cast_slice(&self.mapped[centroid_scales.clone()]) }
     }
 
     fn lengths(&self) -> &[u32] {
         bytemuck::cast_slice(&self.mapped[self.sections.lengths.clone()])
     }
 
-    fn positions(&self) -> &[u32] {
+    fn numbers(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.mapped[self.sections.numbers.clone()])
+    }
+
+    /// Positions of the rows, by their numbers.
+    pub(super) fn positions(&self) -> &[u32] {
         bytemuck::cast_slice(&self.mapped[self.sections.positions.clone()])
+    }
+
+    /// The rows, by their numbers.
+    pub(super) fn byte_rows(&self) -> ByteRows<'_> {
+        let Sections { rows, row_scales, .. } = &self.sections;
+        ByteRows { bytes: &self.mapped[rows.clone()], scales: bytemuck::cast_slice(&self.mapped[row_scales.clone()]) }
     }
 
     pub(super) fn codebook(&self) -> Codebook<'_> {
@@ -239,7 +267,7 @@ impl ApproximateIndex {
         let codes = &self.mapped[self.sections.codes.clone()];
         List {
             len: self.lengths()[number] as usize,
-            positions: &self.positions()[blocks.start * BLOCK..blocks.end * BLOCK],
+            numbers: &self.numbers()[blocks.start * BLOCK..blocks.end * BLOCK],
             codes: &codes[blocks.start * block_bytes..blocks.end * block_bytes],
         }
     }

@@ -6,6 +6,9 @@ use crate::instructions::choose_kernels;
 /// The largest score of a code: leaves room for what rounding adds, so that no sum of 16 bits overflows.
 const SCORE_MAX: f32 = 57_000.0;
 
+/// The largest worth of a code in steps: four of them are added up in a byte.
+pub(super) const STEPS_MAX: u8 = 63;
+
 /// What each code is worth to a query, in steps that a sum of all codes has room for.
 pub(super) struct Tables {
     /// For each part of the vector, what each of its sixteen codes is worth above the least of them.
@@ -24,7 +27,8 @@ impl Tables {
         let mut worth = vec![[0.0; CODES]; codebook.parts.len()];
         // SAFETY: `of` has checked the instruction set.
         let range = unsafe { (kernels.weigh)(codebook.parts, query, &mut worth) };
-        let scale = (255.0 / range.widest.max(f32::MIN_POSITIVE)).min(SCORE_MAX / (range.total + spread).max(f32::MIN_POSITIVE));
+        let widest = f32::from(STEPS_MAX) / range.widest.max(f32::MIN_POSITIVE);
+        let scale = widest.min(SCORE_MAX / (range.total + spread).max(f32::MIN_POSITIVE));
         let mut steps = vec![0; worth.len() * CODES];
         // SAFETY: as above.
         unsafe { (kernels.step)(&worth, scale, steps.as_chunks_mut().0) };
@@ -87,7 +91,7 @@ fn folded(mut values: Worth, fold: impl Fn(f32, f32) -> f32) -> f32 {
 fn step(worths: &[Worth], scale: f32, steps: &mut [[u8; CODES]]) {
     for (worth, steps) in worths.iter().zip(steps) {
         // Half a step more, and a whole number of 32 bits on the way: rounding is a call on some processors.
-        *steps = worth.map(|value| (value * scale + 0.5) as i32 as u8);
+        *steps = worth.map(|value| ((value * scale + 0.5) as i32).min(i32::from(STEPS_MAX)) as u8);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What an index promises, through its interface.
 
 use super::*;
+use crate::exact;
 use half::f16;
 use proptest::prelude::*;
 use std::io::Write;
@@ -25,6 +26,11 @@ fn index(vectors: &[f16], dimension: usize, lists: usize) -> (tempfile::TempDir,
     (folder, index)
 }
 
+/// An effort that keeps every candidate.
+fn all_of(probes: usize, count: usize) -> Effort {
+    Effort { probes, candidates: 2 * count, found: count }
+}
+
 #[test]
 fn what_is_nearest_is_among_the_candidates() {
     let (dimension, count) = (48, 4000);
@@ -43,8 +49,8 @@ fn what_is_nearest_is_among_the_candidates() {
         let mut query = values(dimension, query % 40);
         exact::normalize(&mut query);
         let right = exact::top_k(&query, &vectors, dimension, None, 10);
-        let candidates = index.search(&query, 16, 100, None);
-        assert_eq!(candidates.len(), 100);
+        let candidates = index.search(&query, Effort { probes: 16, candidates: 100, found: 20 }, None);
+        assert_eq!(candidates.len(), 20);
         found += right.iter().filter(|right| candidates.contains(&right.position)).count();
         wanted += right.len();
     }
@@ -65,16 +71,16 @@ proptest! {
         let vectors = exact::to_f16(&values(count * dimension, seed));
         let (_folder, index) = index(&vectors, dimension, lists);
         let query = values(dimension, seed ^ 1);
-        let mut all = index.search(&query, lists, count, None);
+        let mut all = index.search(&query, all_of(lists, count), None);
         all.sort_unstable();
         prop_assert!(all.into_iter().eq(0..count as u32));
         let mut allowed = vec![0u8; count.div_ceil(8)];
         let right: Vec<u32> = (0..count as u32).step_by(step).collect();
         right.iter().for_each(|position| allowed[*position as usize / 8] |= 1 << (position % 8));
-        let mut some = index.search(&query, lists, count, Some(&allowed));
+        let mut some = index.search(&query, all_of(lists, count), Some(&allowed));
         some.sort_unstable();
         prop_assert_eq!(some, right);
-        let few = index.search(&query, 1, 5, None);
+        let few = index.search(&query, all_of(1, 5), None);
         prop_assert!(few.len() <= 5);
     }
 
@@ -92,7 +98,7 @@ proptest! {
         std::fs::File::create(&path).unwrap().write_all(&bytes).unwrap();
         if let Ok(index) = ApproximateIndex::open(&path) {
             prop_assert!(place >= 24, "byte {}", place);
-            prop_assert_eq!(index.search(&values(8, 1), 4, 10, None).len(), 10);
+            prop_assert_eq!(index.search(&values(8, 1), all_of(4, 10), None).len(), 10);
         }
     }
 }
@@ -104,10 +110,10 @@ fn equal_vectors_zeros_and_values_that_are_not_finite_are_kept() {
     vectors[6..12].fill(f16::NAN);
     vectors[12..18].fill(f16::INFINITY);
     let (_folder, index) = index(&vectors, 6, 16);
-    let mut found = index.search(&[1.0; 6], 16, 500, None);
+    let mut found = index.search(&[1.0; 6], all_of(16, 500), None);
     found.sort_unstable();
     assert!(found.into_iter().eq(0..500));
-    assert!(!index.search(&[1.0; 6], 4, 10, None).contains(&0), "zeros are not what is nearest");
+    assert!(!index.search(&[1.0; 6], all_of(4, 10), None).contains(&0), "zeros are not what is nearest");
 }
 
 #[test]

@@ -30,3 +30,22 @@ fn every_instruction_set_gives_the_inner_product_at_every_length() {
         }
     }
 }
+
+#[test]
+fn many_queries_at_once_find_what_each_finds_alone() {
+    let (dimension, rows, queries) = (37, 1003, 21);
+    let value = |number: usize| ((number * 7919 % 10_007) as f32 * 0.01).sin();
+    let values: Vec<f32> = (0..rows * dimension).map(value).collect();
+    let asked: Vec<f32> = (0..queries * dimension).map(|number| value(number + 12_345)).collect();
+    let rows = to_f16(&values);
+    for (k, threads) in [(0, 1), (1, 3), (10, 1), (10, 4), (2000, 2)] {
+        let found = top_k_of_each(&asked, &rows, dimension, k, threads);
+        assert_eq!(found.len(), queries);
+        for (found, query) in found.iter().zip(asked.chunks_exact(dimension)) {
+            let scores = |scored: &[Scored]| scored.iter().map(|one| one.score).collect::<Vec<_>>();
+            assert_eq!(scores(found), scores(&top_k(query, &rows, dimension, None, k)), "{k} on {threads} threads");
+        }
+    }
+    assert!(top_k_of_each(&asked, &[], dimension, 5, 2).iter().all(Vec::is_empty));
+    assert!(top_k_of_each(&[], &rows, dimension, 5, 2).is_empty());
+}

@@ -5,7 +5,7 @@
 //! - `vectors.index`: the approximate index over them, for larger segments; mapped into memory
 //! - `segment`: lengths and checksums of the others, framed by the codec; written last
 //!
-//! All checksums are compared when a segment is opened, but for `vectors.f16` beyond [`VERIFIED_BYTES_MAX`], of which only the length is:
+//! All checksums are compared when a segment is opened, but for vectors and index beyond [`VERIFIED_BYTES_MAX`], of which only the lengths are:
 //! reading gigabytes would keep the first search waiting. What is damaged is built again from the rows.
 
 use super::error::PartitionError;
@@ -33,7 +33,7 @@ const TRIAL_QUERIES: usize = 64;
 /// people, but few: what is seen with them may be a hundredth off.
 const TRIAL_RECALL: f64 = 0.97;
 const TRIAL_RECALL_HIGH: f64 = 0.995;
-/// `vectors.f16` is compared with its checksum up to this length.
+/// Vectors and index are compared with their checksums up to this length.
 const VERIFIED_BYTES_MAX: u64 = 64 << 20;
 
 const ROWS: &str = "rows";
@@ -68,6 +68,15 @@ impl FileSum {
             return Ok(());
         }
         if FileSum::of(path)? == self { Ok(()) } else { Err(PartitionError::damaged(path, "its checksum does not match")) }
+    }
+
+    /// Compares the length, and the checksum of a file of at most so many bytes.
+    fn compare_within(self, path: &Path, bytes_max: u64) -> Result<(), PartitionError> {
+        let bytes = fs::metadata(path).map_err(PartitionError::file(path))?.len();
+        if bytes != self.bytes {
+            return Err(PartitionError::damaged(path, "it has the wrong length"));
+        }
+        if bytes <= bytes_max { self.compare(path) } else { Ok(()) }
     }
 }
 
@@ -107,7 +116,7 @@ impl Segment {
             None => None,
             Some((sum, efforts)) => {
                 let path = folder.join(INDEX);
-                sum.compare(&path)?;
+                sum.compare_within(&path, VERIFIED_BYTES_MAX)?;
                 Some((vector_index::open(&path, rows.len(), dimension)?, efforts))
             }
         };
@@ -218,7 +227,7 @@ impl Rows<'_> {
         wanted: usize,
         allowed: Option<&[u8]>,
     ) -> Vec<Scored> {
-        let positions = index.search(query, effort.probes as usize, effort.candidates(wanted), allowed);
+        let positions = index.search(query, effort.for_rows(wanted), allowed);
         let mut scored = exact::score(query, self.vectors, self.dimension, &positions);
         let by_score = |one: &Scored, other: &Scored| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position));
         if wanted < scored.len() {
@@ -254,8 +263,7 @@ impl Rows<'_> {
     fn efforts(&self, index: &ApproximateIndex) -> Option<Efforts> {
         let queries = self.trial_queries();
         let deepest = Depth::Hundred.rows();
-        let right: Vec<Vec<Scored>> =
-            queries.iter().map(|query| exact::top_k(query, self.vectors, self.dimension, None, deepest)).collect();
+        let right = exact::top_k_of_each(&queries.concat(), self.vectors, self.dimension, deepest, vector_index::BUILD_THREADS);
         let least = Depth::ALL.map(|depth| {
             let mut ladder = Effort::ladder(self.vectors.len() / self.dimension, depth).peekable();
             let mut least_for = |trial_recall: f64| {
@@ -314,15 +322,12 @@ fn read_rows(path: &Path, sum: FileSum) -> Result<Vec<u32>, PartitionError> {
 }
 
 fn map_vectors(path: &Path, sum: FileSum, expected_bytes: usize) -> Result<Option<Mmap>, PartitionError> {
+    if sum.bytes != expected_bytes as u64 {
+        return Err(PartitionError::damaged(path, "it has not as many vectors as there are rows"));
+    }
+    sum.compare_within(path, VERIFIED_BYTES_MAX)?;
     let file = File::open(path).map_err(PartitionError::file(path))?;
-    let bytes = file.metadata().map_err(PartitionError::file(path))?.len();
-    if bytes != sum.bytes || bytes != expected_bytes as u64 {
-        return Err(PartitionError::damaged(path, "it has the wrong length"));
-    }
-    if bytes <= VERIFIED_BYTES_MAX {
-        sum.compare(path)?;
-    }
-    if bytes == 0 {
+    if expected_bytes == 0 {
         return Ok(None); // an empty file cannot be mapped
     }
     // SAFETY: nothing changes or shortens the file once its segment is described; it is only ever deleted, which leaves a mapping intact.

@@ -14,8 +14,11 @@ use std::path::Path;
 const ROWS_PER_LIST_MIN: usize = 40;
 /// Lists that are looked into at least.
 const PROBES_MIN: u32 = 8;
+/// Rows whose vectors are compared for each row that is wanted, and in any case: bytes place a row among its neighbours nearly as exactly as vectors do.
+const FOUND_FOR_EACH: usize = 2;
+const FOUND_MIN: usize = 10;
 /// Threads for building.
-const BUILD_THREADS: usize = 2;
+pub(super) const BUILD_THREADS: usize = 2;
 
 /// How hard an index is searched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +119,12 @@ impl Effort {
     /// Candidates for so many rows.
     pub(super) fn candidates(self, rows: usize) -> usize {
         rows.max(Depth::Ten.rows()) * self.for_ten as usize / 10
+    }
+
+    /// The effort of finding so many rows.
+    pub(super) fn for_rows(self, rows: usize) -> approximate::Effort {
+        let candidates = self.candidates(rows);
+        approximate::Effort { probes: self.probes as usize, candidates, found: candidates.min(rows * FOUND_FOR_EACH + FOUND_MIN) }
     }
 }
 
