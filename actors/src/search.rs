@@ -1,6 +1,6 @@
 //! A search: asks the collection's shards, merges their rankings, and fetches what the hits show.
 
-use crate::embedding::{Embedding, Urgency};
+use crate::embedding::Embedding;
 use crate::error::{ErrorKind, ServiceError};
 use crate::filter::Filter;
 use crate::fusion::{Hit, Mode, Page, Ranked};
@@ -215,7 +215,7 @@ impl Searcher {
             }
             (_, None, Some(query)) => {
                 self.pipeline.check_model(collection)?;
-                self.embedding.embed(collection.tenant, Urgency::Query, vec![query.clone()]).await?.into_iter().next()
+                Some(self.embedding.embed_query(collection.tenant, query).await?.to_vec())
             }
             (_, None, None) => None,
         };

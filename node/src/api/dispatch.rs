@@ -3,12 +3,14 @@
 use crate::api::body::Body;
 use crate::api::problem::Problem;
 use crate::api::routes::{self, Answer, Handler};
-use crate::api::{Api, Call};
+use crate::api::{Api, Call, json};
 use bytes::Buf;
-use futures::Stream;
+use futures::{FutureExt, Stream};
 use ragged_actors::Session;
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use tokio_util::context::TokioContext;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, Span, field};
 use warp::http::header::{AUTHORIZATION, HeaderValue};
@@ -86,24 +88,32 @@ where
 }
 
 async fn answer(handler: Handler, call: Call, span: Span) -> Answer {
-    let handler = match handler {
+    let (handler, is_quick) = match handler {
         Handler::Public(handler) => return handler(&call.api),
-        Handler::Keyed(handler) => handler,
+        Handler::Keyed(handler) => (handler, false),
+        Handler::Quick(handler) => (handler, call.body.is_within(json::PARSE_INLINE_BYTES_MAX)),
     };
     let workers = call.api.workers.clone();
     let work = async move {
         let session = open_session(&call.api, &call.headers).await?;
         handler(call, session).await
     };
-    // When the client leaves, this is dropped, and the work ends at its next await.
-    match AbortOnDropHandle::new(workers.spawn(work.instrument(span))).await {
+    let work = work.instrument(span).boxed();
+    // When the client leaves, this is dropped, and the work ends at its next await. A panic is logged where it happens, within this request's span.
+    if is_quick {
+        // Within the workers' runtime all the same: what it starts outlives the runtime that serves connections.
+        let done = TokioContext::new(AssertUnwindSafe(work).catch_unwind(), workers).await;
+        return done.unwrap_or_else(|_| Err(defect()));
+    }
+    match AbortOnDropHandle::new(workers.spawn(work)).await {
         Ok(answer) => answer,
-        // The panic itself is logged where it happens, within this request's span.
-        Err(error) if error.is_panic() => {
-            Err(Problem::internal("a defect of the node: its log has the details under this request's id"))
-        }
+        Err(error) if error.is_panic() => Err(defect()),
         Err(_) => Err(Problem::unavailable("stopping", "the node is stopping")),
     }
+}
+
+fn defect() -> Problem {
+    Problem::internal("a defect of the node: its log has the details under this request's id")
 }
 
 async fn open_session(api: &Api, headers: &HeaderMap) -> Result<Session, Problem> {

@@ -9,8 +9,8 @@ use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
 
-/// Longer texts are parsed off the threads that serve connections: 64 KiB take about a tenth of a millisecond.
-const PARSE_INLINE_BYTES_MAX: usize = 64 << 10;
+/// Longer texts are parsed, and longer answers written, off the threads that serve connections: 64 KiB take about a tenth of a millisecond.
+pub const PARSE_INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// Refuses a body that says it is something else. One that says nothing is taken for JSON.
 pub fn check_media_type(media_type: Option<&mime::Mime>) -> Result<(), Problem> {
