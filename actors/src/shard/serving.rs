@@ -1,10 +1,9 @@
 //! Requests to a shard replica: who may ask what, and how it is answered.
 
 use crate::error::{ErrorKind, ServiceError, propose_error};
-use crate::fusion::{Page, Ranked};
 use crate::shard::actor::ShardArguments;
 use crate::shard::loaded::{LoadedPartitions, PartitionId, Slot};
-use crate::shard::partition::{Candidate, Partition, PartitionAnswer, PartitionContext, PartitionError};
+use crate::shard::partition::{Partition, PartitionContext, PartitionError};
 use crate::shard::read::{ContentReader, read_document, read_documents};
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
@@ -137,8 +136,9 @@ impl Request {
                 let search = move || {
                     let answer = partition.search(&query)?;
                     let contents = replica.contents(tenant, collection.id);
-                    let shown =
-                        page.map(|page| contents.read(&rows_shown(&page, replica.arguments.shard, &answer))).transpose()?;
+                    let shown = page
+                        .map(|page| contents.read(&page.rows_of(replica.arguments.shard, &answer.dense, &answer.text)))
+                        .transpose()?;
                     Ok(ShardResponse::Found { answer, shown })
                 };
                 threads.run(search).await
@@ -275,12 +275,6 @@ pub(super) async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceErro
         }
         Err(fault) => Err(ServiceError::internal(fault.to_string())),
     }
-}
-
-/// Rows of the page's hits.
-fn rows_shown(page: &Page, shard: ShardId, answer: &PartitionAnswer) -> Vec<RowId> {
-    let ranked = |ranking: &[Candidate]| ranking.iter().map(|found| Ranked { shard, candidate: found.clone() }).collect();
-    page.of(ranked(&answer.dense), ranked(&answer.text)).into_iter().map(|hit| hit.best.candidate.row).collect()
 }
 
 impl From<PartitionError> for ServiceError {

@@ -22,6 +22,9 @@ use warp::{Filter, Rejection};
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
+/// A frequent request that takes so long is worth a line.
+const SLOW_MS: f64 = 100.0;
+
 /// Longer paths are refused before anything looks at them. The longest of ours is a name of 63 and an id of 3 times 256 bytes.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -64,7 +67,7 @@ where
         _ => routes::find(&method, path),
     };
     let template = found.as_ref().map_or("unmatched", |(route, _)| route.path);
-    let is_public = found.as_ref().is_ok_and(|(route, _)| matches!(route.handler, Handler::Public(_)));
+    let is_frequent = found.as_ref().is_ok_and(|(route, _)| matches!(route.handler, Handler::Public(_) | Handler::Quick(_)));
     let in_flight = api.metrics.begin(template, method_label(&method));
     let span = tracing::info_span!(
         "request", %request_id, %method, path = path.get(..256).unwrap_or(path), status = field::Empty, took_ms = field::Empty
@@ -83,7 +86,7 @@ where
         response.headers_mut().insert(REQUEST_ID, value);
     }
     let took_ms = in_flight.answered(response.status().as_u16()).as_secs_f64() * 1e3;
-    log(&span, response.status(), took_ms, problem, is_public);
+    log(&span, response.status(), took_ms, problem, is_frequent);
     response
 }
 
@@ -130,16 +133,20 @@ async fn open_session(api: &Api, headers: &HeaderMap) -> Result<Session, Problem
     Ok(api.engine()?.open_session(key.trim()).await?)
 }
 
-/// One line a request: an error when it is ours, nothing but `debug` for health checks.
-fn log(span: &Span, status: StatusCode, took_ms: f64, problem: Option<(&'static str, String)>, is_public: bool) {
+/// One line a request: an error when it is ours, nothing but `debug` for health checks and searches that were answered soon, of which there are many.
+fn log(span: &Span, status: StatusCode, took_ms: f64, problem: Option<(&'static str, String)>, is_frequent: bool) {
+    let is_told = problem.is_some() || !is_frequent || took_ms >= SLOW_MS;
+    if !is_told && !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
     span.record("status", status.as_u16());
     span.record("took_ms", (took_ms * 1e3).round() / 1e3);
     span.in_scope(|| match problem {
         Some((code, detail)) if status == StatusCode::INTERNAL_SERVER_ERROR => tracing::error!(code, "failed: {detail}"),
         Some((code, detail)) if status.is_server_error() => tracing::warn!(code, "not served: {detail}"),
         Some((code, detail)) => tracing::info!(code, "refused: {detail}"),
-        None if is_public => tracing::debug!("answered"),
-        None => tracing::info!("answered"),
+        None if is_told => tracing::info!("answered"),
+        None => tracing::debug!("answered"),
     });
 }
 

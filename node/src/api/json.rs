@@ -123,6 +123,15 @@ pub fn reply<T: Serialize>(status: StatusCode, value: &T) -> Result<Response, Pr
     Ok(response)
 }
 
+/// 200 with a JSON body of about so many bytes. A long one is written where no other request waits for it.
+pub async fn ok_of_size<T: Serialize + Send + 'static>(value: T, about_bytes: usize) -> Result<Response, Problem> {
+    if about_bytes <= PARSE_INLINE_BYTES_MAX {
+        return ok(&value);
+    }
+    let written = tokio::task::spawn_blocking(move || ok(&value)).await;
+    written.unwrap_or_else(|error| Err(Problem::internal(format!("writing the answer failed: {error}"))))
+}
+
 /// 200 with a JSON body.
 pub fn ok<T: Serialize>(value: &T) -> Result<Response, Problem> {
     reply(StatusCode::OK, value)
