@@ -6,7 +6,7 @@ use crate::shard::loaded::{LoadedPartitions, PartitionId, Slot};
 use crate::shard::partition::{Partition, PartitionContext, PartitionError};
 use crate::shard::read::{ContentReader, read_document, read_documents};
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
-use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
+use ragged_raft::ids::{CollectionId, ShardId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::command::ShardCommand;
