@@ -101,11 +101,16 @@ impl Meta {
 
     /// A collection, by its name. That there is none is said only when no node has acknowledged that there is.
     pub async fn find_collection(&self, tenant: TenantId, name: &str) -> Result<Option<Arc<Collection>>, ServiceError> {
-        if let Some(known) = self.known(|group| group.known_collection(tenant, name)) {
-            return Ok(Some(known));
+        match self.known(|group| group.known_collection(tenant, name)) {
+            Some(known) => Ok(Some(known)),
+            // Apart, as with all that few requests wait for: it would make the future of every request longer, which is moved about.
+            None => Box::pin(self.read_collection(tenant, name.to_owned())).await,
         }
+    }
+
+    async fn read_collection(&self, tenant: TenantId, name: String) -> Result<Option<Arc<Collection>>, ServiceError> {
         let read = async || {
-            let name = name.to_owned();
+            let name = name.clone();
             self.read(move |group| group.collection(tenant, &name)).await
         };
         if let Some(found) = read().await? {
@@ -120,11 +125,15 @@ impl Meta {
 
     /// A key, by its public id. That there is none is said only when no node has acknowledged that there is.
     pub async fn find_key(&self, id: &str) -> Result<Option<Arc<KeyRecord>>, ServiceError> {
-        if let Some(known) = self.known(|group| group.known_key(id)) {
-            return Ok(Some(known));
+        match self.known(|group| group.known_key(id)) {
+            Some(known) => Ok(Some(known)),
+            None => Box::pin(self.read_key(id.to_owned())).await,
         }
+    }
+
+    async fn read_key(&self, id: String) -> Result<Option<Arc<KeyRecord>>, ServiceError> {
         let read = async || {
-            let id = id.to_owned();
+            let id = id.clone();
             self.read(move |group| group.key(&id)).await
         };
         if let Some(found) = read().await? {
@@ -136,10 +145,10 @@ impl Meta {
 
     /// Where a shard's replicas are, as far as this node has heard.
     pub async fn find_places(&self, shard: ShardId) -> Result<Arc<ShardPlaces>, ServiceError> {
-        if let Some(known) = self.known(|group| group.known_places(shard)) {
-            return Ok(known);
+        match self.known(|group| group.known_places(shard)) {
+            Some(known) => Ok(known),
+            None => Ok(Box::pin(self.read(move |group| group.places(shard))).await?.unwrap_or_default()),
         }
-        Ok(self.read(move |group| group.places(shard)).await?.unwrap_or_default())
     }
 
     /// What the running group has in memory.

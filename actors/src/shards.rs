@@ -152,12 +152,14 @@ impl Shards {
         request: ShardRequest,
     ) -> Result<ShardResponse, ServiceError> {
         match (&request, freshness) {
-            (ShardRequest::Propose { .. } | ShardRequest::ReadIndex, _) => self.ask_leader(shard, tenant, &request).await,
+            (ShardRequest::Propose { .. } | ShardRequest::ReadIndex, _) => {
+                Box::pin(self.ask_leader(shard, tenant, &request)).await
+            }
             (_, ShardFreshness::Strong) if mutant::is_on(Mutant::StaleStrongRead) => {
                 self.read(shard, tenant, ShardFreshness::Eventual, &request).await
             }
             // What was acknowledged is in the leader's log; any replica that has applied as much can answer.
-            (_, ShardFreshness::Strong) => match self.ask_leader(shard, tenant, &ShardRequest::ReadIndex).await? {
+            (_, ShardFreshness::Strong) => match Box::pin(self.ask_leader(shard, tenant, &ShardRequest::ReadIndex)).await? {
                 ShardResponse::Index(index) => self.read(shard, tenant, ShardFreshness::AtLeast(index), &request).await,
                 other => Err(other.mismatch()),
             },
@@ -184,7 +186,7 @@ impl Shards {
             _ => Repeat::Safe,
         };
         let message = |reply| ShardMessage::Ask { tenant, freshness, request: request.clone(), reply };
-        here.address.call_if_back_within(RESTART_PATIENCE, ASK_TIMEOUT, repeat, message).await
+        Box::pin(here.address.call_if_back_within(RESTART_PATIENCE, ASK_TIMEOUT, repeat, message)).await
     }
 
     async fn ask_node(
@@ -199,7 +201,7 @@ impl Shards {
             return self.ask_here(shard, tenant, freshness, request).await.map_err(LinkError::Refused);
         }
         let call = Call::Shard { shard, tenant, freshness, request: request.clone() };
-        match self.inner.links.call(node, Lane::Calls, &call, ASK_TIMEOUT).await? {
+        match Box::pin(self.inner.links.call(node, Lane::Calls, &call, ASK_TIMEOUT)).await? {
             Answer::Shard(response) => Ok(*response),
             _ => Err(LinkError::Refused(ServiceError::internal("a node answered another question than it was asked"))),
         }

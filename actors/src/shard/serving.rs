@@ -129,8 +129,10 @@ impl Request {
         let (tenant, replica) = (self.tenant, self.replica.clone());
         let threads = &self.replica.arguments.threads;
         match request {
-            ShardRequest::Propose { command } => self.propose(command).await,
-            ShardRequest::ReadIndex => replica.group.linearizable().await.map(ShardResponse::Index).map_err(propose_error),
+            ShardRequest::Propose { command } => Box::pin(self.propose(command)).await,
+            ShardRequest::ReadIndex => {
+                Box::pin(replica.group.linearizable()).await.map(ShardResponse::Index).map_err(propose_error)
+            }
             ShardRequest::Search { collection, query, page } => {
                 let partition = self.partition(&collection).await?;
                 let search = move || {
@@ -188,12 +190,16 @@ impl Request {
         match freshness {
             ShardFreshness::Eventual => Ok(()),
             ShardFreshness::AtLeast(_) if mutant::is_on(Mutant::TokenNotAwaited) => Ok(()),
-            ShardFreshness::AtLeast(index) => self.replica.group.wait_applied(index, FRESHNESS_WAIT).await.map_err(|fault| {
-                let detail =
-                    format!("{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}", self.replica.arguments.shard);
-                ServiceError::unavailable("token_not_reached", detail)
-            }),
-            ShardFreshness::Strong => self.replica.group.linearizable().await.map(|_| ()).map_err(propose_error),
+            ShardFreshness::AtLeast(index) => {
+                Box::pin(self.replica.group.wait_applied(index, FRESHNESS_WAIT)).await.map_err(|fault| {
+                    let detail = format!(
+                        "{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}",
+                        self.replica.arguments.shard
+                    );
+                    ServiceError::unavailable("token_not_reached", detail)
+                })
+            }
+            ShardFreshness::Strong => Box::pin(self.replica.group.linearizable()).await.map(|_| ()).map_err(propose_error),
         }
     }
 
@@ -215,7 +221,7 @@ impl Request {
     async fn partition(&self, collection: &Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
         match &self.place {
             Place::Loaded(partition) => Ok(partition.clone()),
-            Place::Slot(slot) => Ok(slot.get_or_try_init(|| self.load(collection.clone())).await?.clone()),
+            Place::Slot(slot) => Ok(Box::pin(slot.get_or_try_init(|| self.load(collection.clone()))).await?.clone()),
             Place::None => Err(ServiceError::internal("a request without a partition asked for one")),
         }
     }
