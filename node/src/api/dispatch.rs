@@ -10,6 +10,7 @@ use ragged_actors::Session;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio_util::context::TokioContext;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, Span, field};
@@ -104,15 +105,19 @@ async fn answer(handler: Handler, call: Call, span: Span) -> Answer {
     let work = work.instrument(span).boxed();
     // When the client leaves, this is dropped, and the work ends at its next await. A panic is logged where it happens, within this request's span.
     if is_quick {
-        // Within the workers' runtime all the same: what it starts outlives the runtime that serves connections.
-        let done = TokioContext::new(AssertUnwindSafe(work).catch_unwind(), workers).await;
-        return done.unwrap_or_else(|_| Err(defect()));
+        return in_place(work, workers).await;
     }
     match AbortOnDropHandle::new(workers.spawn(work)).await {
         Ok(answer) => answer,
         Err(error) if error.is_panic() => Err(defect()),
         Err(_) => Err(Problem::unavailable("stopping", "the node is stopping")),
     }
+}
+
+/// Does work where it stands, but within the workers' runtime: what it starts outlives the one that serves connections.
+async fn in_place<T>(work: impl Future<Output = Result<T, Problem>>, workers: Handle) -> Result<T, Problem> {
+    let done = TokioContext::new(AssertUnwindSafe(work).catch_unwind(), workers).await;
+    done.unwrap_or_else(|_| Err(defect()))
 }
 
 fn defect() -> Problem {
@@ -230,6 +235,21 @@ mod tests {
             let request = Request::get("/metrics").header("authorization", credential).body(String::new()).unwrap();
             assert_eq!(ask(&api, request).await.2["code"], "invalid_credentials", "{credential}");
         }
+    }
+
+    #[tokio::test]
+    async fn work_in_place_belongs_to_the_workers_and_its_panic_is_its_answer() {
+        let workers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let here = std::thread::current().id();
+        let places = async {
+            let spawned = tokio::spawn(async { Handle::current().id() }).await.unwrap();
+            Ok((std::thread::current().id(), spawned))
+        };
+        let (thread, runtime) = in_place(places, workers.handle().clone()).await.unwrap();
+        assert_eq!((thread, runtime), (here, workers.handle().id()));
+        let failed = in_place::<()>(async { panic!("injected") }, workers.handle().clone()).await.unwrap_err();
+        assert_eq!((failed.status.as_u16(), failed.code), (500, "internal"));
+        workers.shutdown_background();
     }
 
     #[tokio::test]
