@@ -91,7 +91,7 @@ pub struct ShardArguments {
     pub founds: Arc<AtomicBool>,
     /// The replica that runs, for those who only look at it; held by the actor before this one until this one has ended it.
     pub group: Arc<RwLock<Option<ShardGroup>>>,
-    /// The same with what answers reads, which do without the actor.
+    /// The replica that runs, for reads, which do without the actor.
     pub reads: Arc<ArcSwapOption<Replica>>,
     /// Told of the replica.
     pub replicas: Replicas,
