@@ -198,7 +198,7 @@ mod tests {
     #[tokio::test]
     async fn searches_go_through_one_connection_until_it_ends() {
         let ok = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n|\r\n{\"a|\"";
-        let refused = "HTTP/1.1 429 No\r\ncontent-length: 81\r\n\r\n{\"type\":\"about:blank\",\"title\":\"T\",\"status\":429,\"code\":\"busy\",\"detail\":\"detail!!!\"}";
+        let refused = "HTTP/1.1 429 No\r\ncontent-length: 82\r\n\r\n{\"type\":\"about:blank\",\"title\":\"T\",\"status\":429,\"code\":\"busy\",\"detail\":\"detail!!!\"}";
         let strange = "HTTP/1.1 502 No\r\nconnection: close\r\ncontent-length: 1\r\n\r\n<";
         let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         let cut = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc";
