@@ -23,6 +23,7 @@ use crate::cluster::transport::{LinkTransport, Receptions};
 use crate::cluster::{authority, join, listener, recovery};
 use crate::embedding::{
     DeviceChoice, Embedder, EmbedderArguments, EmbedderQueue, Embedding, EmbeddingMetrics, Opened, Opening, PrecisionChoice,
+    QueryCache,
 };
 use crate::hedge::Hedge;
 use crate::ingest::jobs::{JobsActor, JobsArguments, JobsMessage, JobsMetrics};
@@ -83,6 +84,8 @@ pub struct EngineOptions {
     pub block_cache_bytes: usize,
     /// Memory for what hits have shown.
     pub content_cache_bytes: usize,
+    /// Memory for vectors of queries.
+    pub query_cache_bytes: usize,
     /// Memory that loaded partitions may hold.
     pub partitions_bytes: usize,
     /// A partition that nobody has used for so long is unloaded.
@@ -219,6 +222,7 @@ pub(crate) struct Parts {
     /// Bytes of the encoders' weights.
     pub(crate) encoder_bytes: usize,
     pub(crate) content_cache: Arc<ContentCache>,
+    pub(crate) query_cache: Arc<QueryCache>,
     /// Bytes that loaded partitions hold.
     pub(crate) partition_bytes: IntGauge,
     /// Bytes that they may hold.
@@ -275,7 +279,8 @@ impl Engine {
         let meta = Meta::new(links.clone());
         let shards = Shards::new(identity.shard_count, meta.clone(), links.clone(), Hedge::register(&registry)?);
         let queues: Vec<EmbedderQueue> = devices.iter().map(|device| EmbedderQueue::new(&device.embedder)).collect();
-        let embedding = Embedding::new(model.clone(), queues.clone());
+        let query_cache = Arc::new(QueryCache::register(options.query_cache_bytes, &registry)?);
+        let embedding = Embedding::new(model.clone(), queues.clone(), query_cache.clone());
         let pipeline = Pipeline::new(embedding.clone(), shards.clone(), PipelineMetrics::register(&registry)?);
         let searcher = Searcher::register(embedding.clone(), pipeline.clone(), shards.clone(), &registry)?;
         let sessions = Sessions::new(options.limits.in_flight_per_key);
@@ -351,6 +356,7 @@ impl Engine {
             store,
             encoder_bytes,
             content_cache,
+            query_cache,
             partition_bytes,
             partition_bytes_max: options.partitions_bytes,
             port,
@@ -639,6 +645,7 @@ fn storage_children(
             residency,
             metrics: metrics.clone(),
         };
+        let arguments = Arc::new(arguments);
         children.push(Child::new(shard.group_name(), move |above| {
             let arguments = arguments.clone();
             async move { Ok(Actor::spawn_linked(None, ShardActor, arguments, above).await?.0.get_cell()) }

@@ -1,7 +1,7 @@
 //! How the rankings of a search become one page of hits.
 
 use crate::shard::partition::Candidate;
-use ragged_raft::ids::ShardId;
+use ragged_raft::ids::{RowId, ShardId};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -79,6 +79,20 @@ impl Page {
         hits.into_iter().skip(self.offset).take(self.limit).collect()
     }
 
+    /// Rows of the page's hits, of the rankings of a shard that is the only one.
+    pub fn rows_of(&self, shard: ShardId, dense: &[Candidate], text: &[Candidate]) -> Vec<RowId> {
+        let ranking = match self.mode {
+            Mode::Dense => dense,
+            Mode::Text => text,
+            Mode::Hybrid => {
+                let ranked =
+                    |ranking: &[Candidate]| ranking.iter().map(|found| Ranked { shard, candidate: found.clone() }).collect();
+                return self.of(ranked(dense), ranked(text)).into_iter().map(|hit| hit.best.candidate.row).collect();
+            }
+        };
+        ranking.iter().skip(self.offset).take(self.limit).map(|found| found.row).collect()
+    }
+
     /// Fuses two rankings: score = sum of weight / (60 + rank). A hit of both shows the chunk that ranks higher.
     fn reciprocal_ranks(&self, dense: Vec<Ranked>, text: Vec<Ranked>) -> Vec<Hit> {
         let (dense_weight, text_weight) = self.weights;
@@ -131,4 +145,39 @@ fn single(ranking: Vec<Ranked>, parts: impl Fn(f32, u32) -> Parts) -> Vec<Hit> {
         Hit { best, score, dense, text }
     });
     hits.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ranking(rows: Vec<u32>) -> Vec<Candidate> {
+        let candidate = |(rank, row): (usize, u32)| Candidate {
+            row: RowId(row),
+            score: 1.0 / (1.0 + rank as f32),
+            document_id: (row / 3).to_string(),
+            chunk: row % 3,
+        };
+        rows.into_iter().enumerate().map(candidate).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_rows_that_a_shard_reads_are_those_of_the_page(
+            dense in proptest::collection::hash_set(0u32..60, 0..40), text in proptest::collection::hash_set(0u32..60, 0..40),
+            offset in 0usize..20, limit in 1usize..20, group_by_document: bool,
+        ) {
+            let (dense, text) = (ranking(dense.into_iter().collect()), ranking(text.into_iter().collect()));
+            let ranked = |ranking: &[Candidate]| -> Vec<Ranked> {
+                ranking.iter().map(|found| Ranked { shard: ShardId(3), candidate: found.clone() }).collect()
+            };
+            for mode in [Mode::Dense, Mode::Text, Mode::Hybrid] {
+                let page = Page { mode, weights: (1.0, 0.5), group_by_document, offset, limit };
+                let shown: Vec<RowId> =
+                    page.of(ranked(&dense), ranked(&text)).into_iter().map(|hit| hit.best.candidate.row).collect();
+                prop_assert_eq!(page.rows_of(ShardId(3), &dense, &text), shown);
+            }
+        }
+    }
 }

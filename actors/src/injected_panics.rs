@@ -28,6 +28,7 @@ async fn start(data: &Path, model_dir: PathBuf) -> Engine {
         search_threads: 4,
         block_cache_bytes: 8 << 20,
         content_cache_bytes: 1 << 20,
+        query_cache_bytes: 64 << 10,
         partitions_bytes: 64 << 20,
         partition_idle: Duration::from_secs(60),
         limits: Limits::default(),

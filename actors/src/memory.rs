@@ -6,7 +6,7 @@ use crate::error::ServiceError;
 /// What a part holds, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartMemory {
-    /// `encoder`, `store_block_cache`, `store_write_buffers`, `content_cache` or `partitions`.
+    /// `encoder`, `store_block_cache`, `store_write_buffers`, `content_cache`, `query_cache` or `partitions`.
     pub part: &'static str,
     /// What it holds.
     pub bytes: usize,
@@ -25,6 +25,7 @@ impl Engine {
             part("store_block_cache", store.block_cache_bytes, Some(store.limits.block_cache_bytes)),
             part("store_write_buffers", store.write_buffer_bytes, Some(store.limits.write_buffer_bytes)),
             part("content_cache", parts.content_cache.bytes(), Some(parts.content_cache.bytes_max())),
+            part("query_cache", parts.query_cache.bytes(), Some(parts.query_cache.bytes_max())),
             part("partitions", parts.partition_bytes.get().max(0) as usize, Some(parts.partition_bytes_max)),
         ])
     }

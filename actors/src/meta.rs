@@ -9,12 +9,13 @@ use crate::supervision::StorageFault;
 use parking_lot::RwLock;
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ragged_raft::ReadError;
 use ragged_raft::group::Ground;
-use ragged_raft::ids::{NodeId, TenantId};
+use ragged_raft::ids::{NodeId, ShardId, TenantId};
 use ragged_raft::meta::MetaGroup;
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::meta::command::{KeyRecord, MetaCommand, MetaReply};
-use ragged_raft::meta::node::NodeState;
+use ragged_raft::meta::node::{NodeState, ShardPlaces};
 use ragged_raft::mutant::{self, Mutant};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -100,23 +101,70 @@ impl Meta {
 
     /// A collection, by its name. That there is none is said only when no node has acknowledged that there is.
     pub async fn find_collection(&self, tenant: TenantId, name: &str) -> Result<Option<Arc<Collection>>, ServiceError> {
-        if let Some(found) = self.group()?.collection(tenant, name)? {
-            return Ok(Some(Arc::new(found)));
+        match self.known(|group| group.known_collection(tenant, name)) {
+            Some(known) => Ok(Some(known)),
+            // Apart, as with all that few requests wait for: it would make the future of every request longer, which is moved about.
+            None => Box::pin(self.read_collection(tenant, name.to_owned())).await,
+        }
+    }
+
+    async fn read_collection(&self, tenant: TenantId, name: String) -> Result<Option<Arc<Collection>>, ServiceError> {
+        let read = async || {
+            let name = name.clone();
+            self.read(move |group| group.collection(tenant, &name)).await
+        };
+        if let Some(found) = read().await? {
+            return Ok(Some(found));
         }
         if mutant::is_on(Mutant::MetadataNotAsked) {
             return Ok(None);
         }
         self.catch_up().await?;
-        Ok(self.group()?.collection(tenant, name)?.map(Arc::new))
+        read().await
     }
 
     /// A key, by its public id. That there is none is said only when no node has acknowledged that there is.
-    pub async fn find_key(&self, id: &str) -> Result<Option<KeyRecord>, ServiceError> {
-        if let Some(found) = self.group()?.key(id)? {
+    pub async fn find_key(&self, id: &str) -> Result<Option<Arc<KeyRecord>>, ServiceError> {
+        match self.known(|group| group.known_key(id)) {
+            Some(known) => Ok(Some(known)),
+            None => Box::pin(self.read_key(id.to_owned())).await,
+        }
+    }
+
+    async fn read_key(&self, id: String) -> Result<Option<Arc<KeyRecord>>, ServiceError> {
+        let read = async || {
+            let id = id.clone();
+            self.read(move |group| group.key(&id)).await
+        };
+        if let Some(found) = read().await? {
             return Ok(Some(found));
         }
         self.catch_up().await?;
-        Ok(self.group()?.key(id)?)
+        read().await
+    }
+
+    /// Where a shard's replicas are, as far as this node has heard.
+    pub async fn find_places(&self, shard: ShardId) -> Result<Arc<ShardPlaces>, ServiceError> {
+        match self.known(|group| group.known_places(shard)) {
+            Some(known) => Ok(known),
+            None => Ok(Box::pin(self.read(move |group| group.places(shard))).await?.unwrap_or_default()),
+        }
+    }
+
+    /// What the running group has in memory.
+    fn known<T>(&self, look_up: impl FnOnce(&MetaGroup) -> Option<T>) -> Option<T> {
+        look_up(self.group.read().as_ref()?)
+    }
+
+    /// Reads rows where nobody else waits for the disk: requests come by here on threads that answer health, too.
+    async fn read<T, F>(&self, read: F) -> Result<T, ServiceError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&MetaGroup) -> Result<T, ReadError> + Send + 'static,
+    {
+        let group = self.group()?;
+        let done = tokio::task::spawn_blocking(move || read(&group)).await;
+        Ok(done.map_err(|fault| ServiceError::internal(format!("reading the cluster's metadata failed: {fault}")))??)
     }
 
     /// Waits until this node's replica has everything that was acknowledged before the call. Those who call meanwhile share one question.

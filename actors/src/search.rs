@@ -1,6 +1,6 @@
 //! A search: asks the collection's shards, merges their rankings, and fetches what the hits show.
 
-use crate::embedding::{Embedding, Urgency};
+use crate::embedding::Embedding;
 use crate::error::{ErrorKind, ServiceError};
 use crate::filter::Filter;
 use crate::fusion::{Hit, Mode, Page, Ranked};
@@ -194,7 +194,7 @@ impl Searcher {
         let found = hits.len();
         let contents = match shown {
             Some(contents) => contents,
-            None => self.fetch(collection, &hits, search, &mut missing).await?,
+            None => Box::pin(self.fetch(collection, &hits, search, &mut missing)).await?,
         };
         let hits = hits.into_iter().zip(contents).filter_map(|(hit, content)| Some(show(hit, content?))).collect();
         Ok((found, SearchOutcome { hits, plan, missing }))
@@ -215,7 +215,7 @@ impl Searcher {
             }
             (_, None, Some(query)) => {
                 self.pipeline.check_model(collection)?;
-                self.embedding.embed(collection.tenant, Urgency::Query, vec![query.clone()]).await?.into_iter().next()
+                Some(Box::pin(self.embedding.embed_query(collection.tenant, query)).await?.to_vec())
             }
             (_, None, None) => None,
         };
@@ -295,10 +295,11 @@ impl Searcher {
         search: &Search,
         request: ShardRequest,
     ) -> Result<ShardResponse, ServiceError> {
-        let asked = self.shards.ask(shard, collection.tenant, freshness_of(&search.freshness, shard), request);
+        let freshness = freshness_of(&search.freshness, shard);
         if !search.allow_partial {
-            return asked.await;
+            return self.shards.ask(shard, collection.tenant, freshness, request).await;
         }
+        let asked = Box::pin(self.shards.ask(shard, collection.tenant, freshness, request));
         let late =
             |_| ServiceError::unavailable("shard_unavailable", format!("{shard} did not answer within {PARTIAL_PATIENCE:?}"));
         tokio::time::timeout(PARTIAL_PATIENCE, asked).await.unwrap_or_else(|elapsed| Err(late(elapsed)))

@@ -108,7 +108,7 @@ impl Engine {
         }
         let key = ApiKey::parse(bearer).map_err(|_| wrong())?;
         let record = self.parts.meta.find_key(key.id()).await?.filter(|record| key.matches(record)).ok_or_else(wrong)?;
-        let principal = Principal { tenant: record.tenant, key_id: record.id, role: record.role };
+        let principal = Principal { tenant: record.tenant, key_id: record.id.clone(), role: record.role };
         let permit = self.parts.sessions.admit(&principal).await?;
         Ok(Session { parts: self.parts.clone(), principal, _permit: permit })
     }

@@ -8,7 +8,7 @@ use crate::hedge::Hedge;
 use crate::meta::Meta;
 use crate::shard::actor::ShardMessage;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
-use crate::shard::serving::Reads;
+use crate::shard::serving::Replica;
 use arc_swap::ArcSwapOption;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -53,7 +53,7 @@ struct Inner {
 struct Here {
     address: Arc<Address<ShardMessage>>,
     group: Arc<RwLock<Option<ShardGroup>>>,
-    reads: Arc<ArcSwapOption<Reads>>,
+    reads: Arc<ArcSwapOption<Replica>>,
 }
 
 impl Here {
@@ -94,13 +94,18 @@ impl Shards {
     }
 
     /// Where the actor of a shard puts what answers reads while its replica runs.
-    pub(crate) fn reads_slot(&self, shard: ShardId) -> Result<Arc<ArcSwapOption<Reads>>, ServiceError> {
+    pub(crate) fn reads_slot(&self, shard: ShardId) -> Result<Arc<ArcSwapOption<Replica>>, ServiceError> {
         Ok(self.here(shard)?.reads.clone())
     }
 
     /// This node's replica of a shard, if it has one that runs.
     pub fn group_here(&self, shard: ShardId) -> Option<ShardGroup> {
         self.here(shard).ok()?.group.read().clone()
+    }
+
+    /// What is to be known of this node's replica of a shard, if it has one that runs.
+    fn with_group_here<T>(&self, shard: ShardId, look: impl FnOnce(&ShardGroup) -> T) -> Option<T> {
+        self.here(shard).ok()?.group.read().as_ref().map(look)
     }
 
     /// The shard that a tenant's item of this key lives in.
@@ -110,12 +115,12 @@ impl Shards {
 
     /// Whether this node's replica leads its shard, as far as it knows.
     pub fn leads_here(&self, shard: ShardId) -> bool {
-        self.group_here(shard).is_some_and(|group| group.group().leads())
+        self.with_group_here(shard, |group| group.group().leads()).unwrap_or(false)
     }
 
     /// The node where a shard is led, as far as is known here.
     pub fn leader_node(&self, shard: ShardId) -> Option<NodeId> {
-        self.group_here(shard)?.group().leader_node()
+        self.with_group_here(shard, |group| group.group().leader_node())?
     }
 
     /// The connections to other nodes.
@@ -147,12 +152,14 @@ impl Shards {
         request: ShardRequest,
     ) -> Result<ShardResponse, ServiceError> {
         match (&request, freshness) {
-            (ShardRequest::Propose { .. } | ShardRequest::ReadIndex, _) => self.ask_leader(shard, tenant, &request).await,
+            (ShardRequest::Propose { .. } | ShardRequest::ReadIndex, _) => {
+                Box::pin(self.ask_leader(shard, tenant, &request)).await
+            }
             (_, ShardFreshness::Strong) if mutant::is_on(Mutant::StaleStrongRead) => {
                 self.read(shard, tenant, ShardFreshness::Eventual, &request).await
             }
             // What was acknowledged is in the leader's log; any replica that has applied as much can answer.
-            (_, ShardFreshness::Strong) => match self.ask_leader(shard, tenant, &ShardRequest::ReadIndex).await? {
+            (_, ShardFreshness::Strong) => match Box::pin(self.ask_leader(shard, tenant, &ShardRequest::ReadIndex)).await? {
                 ShardResponse::Index(index) => self.read(shard, tenant, ShardFreshness::AtLeast(index), &request).await,
                 other => Err(other.mismatch()),
             },
@@ -179,7 +186,7 @@ impl Shards {
             _ => Repeat::Safe,
         };
         let message = |reply| ShardMessage::Ask { tenant, freshness, request: request.clone(), reply };
-        here.address.call_if_back_within(RESTART_PATIENCE, ASK_TIMEOUT, repeat, message).await
+        Box::pin(here.address.call_if_back_within(RESTART_PATIENCE, ASK_TIMEOUT, repeat, message)).await
     }
 
     async fn ask_node(
@@ -194,7 +201,7 @@ impl Shards {
             return self.ask_here(shard, tenant, freshness, request).await.map_err(LinkError::Refused);
         }
         let call = Call::Shard { shard, tenant, freshness, request: request.clone() };
-        match self.inner.links.call(node, Lane::Calls, &call, ASK_TIMEOUT).await? {
+        match Box::pin(self.inner.links.call(node, Lane::Calls, &call, ASK_TIMEOUT)).await? {
             Answer::Shard(response) => Ok(*response),
             _ => Err(LinkError::Refused(ServiceError::internal("a node answered another question than it was asked"))),
         }
@@ -205,8 +212,8 @@ impl Shards {
     }
 
     /// Nodes with a replica of a shard, this one first when it has one, the others in any order.
-    fn hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
-        let mut nodes = self.other_hosts(shard)?;
+    async fn hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
+        let mut nodes = self.other_hosts(shard).await?;
         if self.group_here(shard).is_some() || nodes.is_empty() {
             nodes.insert(0, self.own());
         }
@@ -214,9 +221,9 @@ impl Shards {
     }
 
     /// Other nodes with a replica of a shard, in any order, but those last that are slow or gone.
-    fn other_hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
+    async fn other_hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
         let own = self.own();
-        let places = self.inner.meta.group()?.places(shard)?.unwrap_or_default();
+        let places = self.inner.meta.find_places(shard).await?;
         let mut nodes: Vec<NodeId> = places.replicas.iter().map(|(node, _)| *node).filter(|node| *node != own).collect();
         nodes.shuffle(&mut rand::rng());
         nodes.sort_by_cached_key(|node| self.inner.hedge.is_overtaken(*node) || self.inner.links.is_unreachable(*node));
@@ -229,7 +236,7 @@ impl Shards {
         let changes = matches!(request, ShardRequest::Propose { .. }) && !mutant::is_on(Mutant::RetryUnknownWrite);
         let mut hint = self.leader_node(shard);
         loop {
-            let mut nodes = self.hosts(shard)?;
+            let mut nodes = self.hosts(shard).await?;
             if let Some(leader) = hint.take() {
                 nodes.retain(|node| *node != leader);
                 nodes.insert(0, leader);
@@ -294,6 +301,8 @@ impl Shards {
     ) -> Result<Result<ShardResponse, String>, ServiceError> {
         let mut candidates = Candidates::of(self, shard);
         let hedge = &self.inner.hedge;
+        // Where there is nobody else to ask, no clock is set.
+        let is_alone = self.with_group_here(shard, |group| group.group().is_alone()).unwrap_or(false);
         let slow = tokio::time::sleep(hedge.patience(request));
         tokio::pin!(slow);
         let ask = |node: NodeId, is_second: bool| async move {
@@ -302,7 +311,7 @@ impl Shards {
             (is_second, begun.elapsed(), answer)
         };
         let mut asked = FuturesUnordered::new();
-        let (mut current, mut hedged) = (None, false);
+        let (mut current, mut hedged) = (None, is_alone);
         let (mut why, mut refusal) = ("no node is known to keep one".to_owned(), None);
         loop {
             if asked.is_empty() {
@@ -310,7 +319,7 @@ impl Shards {
                 if let Some(fault) = refusal {
                     return Err(fault);
                 }
-                let Some(node) = candidates.next()? else { return Ok(Err(why)) };
+                let Some(node) = candidates.next().await? else { return Ok(Err(why)) };
                 current = Some(node);
                 asked.push(ask(node, false));
             }
@@ -329,7 +338,7 @@ impl Shards {
                 () = &mut slow, if !hedged => {
                     hedged = true;
                     // That nobody else is known is no reason to give up the one that is being asked.
-                    if let Ok(Some(node)) = candidates.next() {
+                    if let Ok(Some(node)) = candidates.next().await {
                         match hedge.may_ask() {
                             true => asked.push(ask(node, true)),
                             false => candidates.put_back(node),
@@ -366,12 +375,12 @@ struct Candidates<'a> {
 
 impl<'a> Candidates<'a> {
     fn of(shards: &'a Shards, shard: ShardId) -> Self {
-        let own = shards.group_here(shard).map(|_| shards.own());
+        let own = shards.with_group_here(shard, |_| shards.own());
         let own_is_last = own.is_some_and(|own| shards.inner.hedge.is_overtaken(own));
         Candidates { shards, shard, own, own_is_last, others: None }
     }
 
-    fn next(&mut self) -> Result<Option<NodeId>, ServiceError> {
+    async fn next(&mut self) -> Result<Option<NodeId>, ServiceError> {
         if !self.own_is_last
             && let Some(own) = self.own.take()
         {
@@ -379,7 +388,7 @@ impl<'a> Candidates<'a> {
         }
         let others = match &mut self.others {
             Some(others) => others,
-            None => self.others.insert(self.shards.other_hosts(self.shard)?.into()),
+            None => self.others.insert(self.shards.other_hosts(self.shard).await?.into()),
         };
         Ok(others.pop_front().or_else(|| self.own.take()))
     }

@@ -24,7 +24,7 @@ pub struct MemoryReport {
 /// A part of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemoryPart {
-    /// `encoder`, `store_block_cache`, `store_write_buffers`, `content_cache` or `partitions`.
+    /// `encoder`, `store_block_cache`, `store_write_buffers`, `content_cache`, `query_cache` or `partitions`.
     #[schema(example = "partitions")]
     pub part: String,
     /// What it holds.

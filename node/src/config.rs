@@ -141,6 +141,8 @@ pub struct Memory {
     pub block_cache_bytes: ByteSize,
     /// What hits have shown lately.
     pub content_cache_bytes: ByteSize,
+    /// Vectors of queries that were embedded lately.
+    pub query_cache_bytes: ByteSize,
     /// Indexes of loaded partitions.
     pub partitions_bytes: ByteSize,
     /// A partition that nobody used for so long is unloaded.
@@ -243,6 +245,8 @@ impl Config {
         let memory = ByteSize(MIB)..=ByteSize(1 << 44);
         within("memory.block_cache_bytes", self.memory.block_cache_bytes, memory.clone(), "1 MiB to 16384 GiB")?;
         within("memory.content_cache_bytes", self.memory.content_cache_bytes, memory.clone(), "1 MiB to 16384 GiB")?;
+        let queries = ByteSize(64 * KIB)..=ByteSize(1 << 44);
+        within("memory.query_cache_bytes", self.memory.query_cache_bytes, queries, "64 KiB to 16384 GiB")?;
         within("memory.partitions_bytes", self.memory.partitions_bytes, memory, "1 MiB to 16384 GiB")?;
         within("memory.partition_idle_ms", self.memory.partition_idle_ms, 1_000..=604_800_000, "1000 to 604800000 (a week)")?;
         within("limits.in_flight_per_key", self.limits.in_flight_per_key, 1..=1_000_000, "1 to 1000000")?;
@@ -308,6 +312,7 @@ fn defaults(sources: &Sources) -> Result<Config, ConfigError> {
         memory: Memory {
             block_cache_bytes: ByteSize(64 * MIB),
             content_cache_bytes: ByteSize(32 * MIB),
+            query_cache_bytes: ByteSize(8 * MIB),
             partitions_bytes: ByteSize(GIB),
             partition_idle_ms: 600_000,
         },

@@ -6,6 +6,7 @@ use crate::telemetry;
 use anyhow::Context;
 use ragged_actors::{CertificateFiles, ClusterOptions, Engine, EngineOptions, Joining, Limits, ReconcilerSettings};
 use std::io;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -19,9 +20,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUESTS_GRACE: Duration = Duration::from_secs(6);
 const ENGINE_GRACE: Duration = Duration::from_secs(3);
 
-/// Threads of the runtime that serves connections and answers health. They are apart from those that do the work, so that health answers
-/// in milliseconds while all of these compute.
-const HTTP_THREADS: usize = 2;
+/// Threads of the runtime that serves connections and answers health: two, or one for so many cores. They are apart from those that do long work, so that
+/// health answers in milliseconds while all of these compute.
+const HTTP_THREADS_MIN: usize = 2;
+const CORES_PER_HTTP_THREAD: usize = 4;
 
 /// Files that a node may have open: shards, indexes, connections. The usual soft limit of 1,024 is for programs that use `select`.
 const OPEN_FILES: u64 = 1 << 20;
@@ -102,6 +104,7 @@ fn engine_options(config: &Config) -> EngineOptions {
         search_threads: config.search.threads,
         block_cache_bytes: config.memory.block_cache_bytes.as_usize(),
         content_cache_bytes: config.memory.content_cache_bytes.as_usize(),
+        query_cache_bytes: config.memory.query_cache_bytes.as_usize(),
         partitions_bytes: config.memory.partitions_bytes.as_usize(),
         partition_idle: Duration::from_millis(config.memory.partition_idle_ms),
         limits: Limits {
@@ -145,8 +148,9 @@ struct HttpServer {
 
 impl HttpServer {
     fn start(config: &Config, api: Arc<Api>) -> anyhow::Result<HttpServer> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(HTTP_THREADS)
+            .worker_threads(HTTP_THREADS_MIN.max(cores / CORES_PER_HTTP_THREAD))
             .thread_name("http")
             .enable_all()
             .build()

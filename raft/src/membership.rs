@@ -132,6 +132,11 @@ impl Group {
         Standing::of(&self.raft().metrics().borrow_watched())
     }
 
+    /// Whether this replica is the group's only one, as far as it knows.
+    pub fn is_alone(&self) -> bool {
+        self.raft().metrics().borrow_watched().membership_config.nodes().count() <= 1
+    }
+
     /// The node where the leader lives, as far as this replica knows.
     pub fn leader_node(&self) -> Option<NodeId> {
         let metrics = self.raft().metrics();

@@ -202,6 +202,34 @@ async fn every_replica_indexes_what_is_written_and_forgets_what_is_deleted() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_nodes_remember_of_a_collection_ends_with_it() -> Result<()> {
+    let nodes = nodes(3, &[]).await?;
+    replicated(PATIENCE, &nodes[0], 3, 3).await?;
+    let query = json!({ "query": "albatross", "mode": "text", "limit": 100 });
+    for round in 0..4 {
+        nodes[round % 3].post("/collections", &json!({ "name": "birds", "spread": 2 })).await?.expect(201)?;
+        let id = format!("d{round}");
+        let token = upload(&nodes[(round + 1) % 3], &id).await?;
+        for node in &nodes {
+            finds(node, &id, &token).await?;
+            let found = node.post("/collections/birds/search", &query).await?.expect(200)?;
+            ensure!(entries(&found, "hits").count() == 1, "only what is in the collection of this name now: {found}");
+        }
+        let deleting = &nodes[(round + 2) % 3];
+        deleting.delete("/collections/birds").await?.expect(204)?;
+        ensure!(deleting.post("/collections/birds/search", &query).await?.status == 404, "it was deleted on this very node");
+        for node in &nodes {
+            let deadline = Instant::now() + PATIENCE;
+            while node.post("/collections/birds/search", &query).await?.status != 404 {
+                ensure!(Instant::now() < deadline, "a node goes on searching a collection that was deleted");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_search_without_all_shards_is_refused_unless_a_part_will_do() -> Result<()> {
     // One replica a shard: what lives on the other node is gone with it. The meta group of three goes on without one.
     let mut nodes = nodes(3, &[("RAGGED_CLUSTER_REPLICATION", "1")]).await?;

@@ -42,6 +42,34 @@ async fn memory_is_split_into_parts_and_follows_what_is_loaded() -> Result<()> {
     Ok(())
 }
 
+async fn counter(node: &Node, name: &str) -> Result<u64> {
+    let asked = reqwest::Client::new().get(node.url("/metrics")).bearer_auth(node.key()?).send().await?;
+    let text = asked.error_for_status()?.text().await?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.with_context(|| format!("{name} is not among the metrics"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_that_is_asked_again_is_not_embedded_again() -> Result<()> {
+    let node = Node::start().await?;
+    node.post("/collections", &json!({"name": "c"})).await?.expect(201)?;
+    let documents = json!({"documents": [{"id": "a", "text": "An albatross."}, {"id": "b", "text": "A lighthouse."}]});
+    node.post("/collections/c/documents", &documents).await?.expect(200)?;
+    let mut hits = Vec::new();
+    for (query, mode) in [("seabird", "dense"), ("seabird", "dense"), ("seabird", "hybrid"), ("tower", "dense")] {
+        let found = node.post("/collections/c/search", &json!({"query": query, "mode": mode})).await?.expect(200)?;
+        hits.push(found["hits"].clone());
+    }
+    ensure!(hits[0] == hits[1] && hits[0][0]["document_id"] == "a" && hits[3][0]["document_id"] == "b", "{hits:?}");
+    // The documents' two texts, and the two queries.
+    ensure!(counter(&node, "ragged_embedding_texts_total").await? == 4);
+    ensure!(counter(&node, "ragged_query_cache_hits_total").await? == 2);
+    ensure!(counter(&node, "ragged_query_cache_misses_total").await? == 2);
+    let report = node.get("/memory").await?.expect(200)?;
+    ensure!(bytes_of(&report, "parts", "part", "query_cache")? > 2 * 384 * 4, "{report}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_shows_it() -> Result<()> {
     let node = Node::start().await?;

@@ -2,6 +2,7 @@
 
 use crate::address::{Address, Repeat, Reply};
 use crate::embedding::devices::{BatchDevice, DeviceSlot, Devices, InUse, OpenLater, Spare};
+use crate::embedding::query_cache::QueryCache;
 use crate::embedding::queue::{Item, Queue};
 use crate::error::{ErrorKind, ServiceError};
 use prometheus::{Counter, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
@@ -25,6 +26,7 @@ const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 pub struct Embedding {
     model: Arc<Model>,
     queues: Arc<[EmbedderQueue]>,
+    queries: Arc<QueryCache>,
 }
 
 /// Where an embedder is reached, and how much waits there.
@@ -46,9 +48,9 @@ impl EmbedderQueue {
 }
 
 impl Embedding {
-    /// Embedding by this model through these embedders, of which there is at least one.
-    pub fn new(model: Arc<Model>, queues: Vec<EmbedderQueue>) -> Self {
-        Embedding { model, queues: queues.into() }
+    /// Embedding by this model through these embedders, of which there is at least one; vectors of queries are kept there.
+    pub fn new(model: Arc<Model>, queues: Vec<EmbedderQueue>, queries: Arc<QueryCache>) -> Self {
+        Embedding { model, queues: queues.into(), queries }
     }
 
     /// The model that makes the vectors.
@@ -64,6 +66,17 @@ impl Embedding {
     /// Whether there is an embedder to ask.
     pub fn is_running(&self) -> bool {
         self.queues.iter().any(|queue| queue.address.current().is_some())
+    }
+
+    /// The vector of a query, from memory when the tenant has asked the same lately.
+    pub async fn embed_query(&self, tenant: TenantId, query: &str) -> Result<Arc<[f32]>, ServiceError> {
+        if let Some(known) = self.queries.get(tenant, query) {
+            return Ok(known);
+        }
+        let embedded = self.embed(tenant, Urgency::Query, vec![query.to_owned()]).await?.pop();
+        let vector: Arc<[f32]> = embedded.ok_or_else(|| ServiceError::internal("a query was embedded into nothing"))?.into();
+        self.queries.keep(tenant, query, &vector);
+        Ok(vector)
     }
 
     /// Vectors of texts, each of the model's dimension and of length 1, in the texts' order.

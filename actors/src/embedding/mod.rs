@@ -4,9 +4,11 @@ mod choices;
 mod devices;
 mod embedder;
 mod opening;
+mod query_cache;
 mod queue;
 
 pub use choices::{DeviceChoice, PrecisionChoice};
 pub use devices::{BatchDevice, DeviceSlot, OpenDevice, Spare};
 pub use embedder::{Embedder, EmbedderArguments, EmbedderMessage, EmbedderQueue, Embedding, EmbeddingMetrics, Urgency};
 pub use opening::{Opened, Opening};
+pub use query_cache::QueryCache;

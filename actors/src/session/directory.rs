@@ -60,7 +60,7 @@ impl Sessions {
                 return gate.enter(principal);
             }
             // One that has just ended has closed its gate.
-            self.start_session(place.clone()).await?;
+            Box::pin(self.start_session(place.clone())).await?;
         }
     }
 

@@ -12,7 +12,7 @@ use crate::shard::indexer::Indexer;
 use crate::shard::loaded::LoadedPartitions;
 use crate::shard::read_threads::ReadThreads;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
-use crate::shard::serving::{Place, Reads, Request, check_tenant, may_answer, not_hosted, remove_checkpoint};
+use crate::shard::serving::{Place, Replica, Request, check_tenant, may_answer, not_hosted, remove_checkpoint};
 use crate::supervision::StorageFault;
 use arc_swap::ArcSwapOption;
 use parking_lot::RwLock;
@@ -80,7 +80,6 @@ pub enum ShardMessage {
 }
 
 /// What a shard actor is started with.
-#[derive(Clone)]
 pub struct ShardArguments {
     /// Told where the actor is.
     pub address: Arc<Address<ShardMessage>>,
@@ -92,8 +91,8 @@ pub struct ShardArguments {
     pub founds: Arc<AtomicBool>,
     /// The replica that runs, for those who only look at it; held by the actor before this one until this one has ended it.
     pub group: Arc<RwLock<Option<ShardGroup>>>,
-    /// What answers reads without the actor, while the replica runs.
-    pub reads: Arc<ArcSwapOption<Reads>>,
+    /// The replica that runs, for reads, which do without the actor.
+    pub reads: Arc<ArcSwapOption<Replica>>,
     /// Told of the replica.
     pub replicas: Replicas,
     /// Folder of the partitions' checkpoints.
@@ -162,7 +161,7 @@ pub struct ShardActor;
 
 /// What a shard actor knows.
 pub struct ShardState {
-    arguments: ShardArguments,
+    arguments: Arc<ShardArguments>,
     /// The replica; none when this node keeps none of the shard.
     running: Option<Running>,
     partitions: Arc<LoadedPartitions>,
@@ -171,7 +170,7 @@ pub struct ShardState {
 
 /// A replica that runs.
 struct Running {
-    group: ShardGroup,
+    replica: Arc<Replica>,
     watcher: tokio::task::JoinHandle<()>,
 }
 
@@ -191,18 +190,18 @@ impl Drop for ShardState {
 impl Actor for ShardActor {
     type Msg = ShardMessage;
     type State = ShardState;
-    type Arguments = ShardArguments;
+    type Arguments = Arc<ShardArguments>;
 
     async fn pre_start(
         &self,
         myself: ActorRef<ShardMessage>,
-        arguments: ShardArguments,
+        arguments: Arc<ShardArguments>,
     ) -> Result<ShardState, ActorProcessingErr> {
         end_group(&arguments).await; // of the actor before this one: two of one replica at a time could vote twice
         let founds = arguments.founds.load(Ordering::Acquire);
         let keeps = founds || arguments.ground.store.replica_of(&arguments.shard.group_name()).is_some();
-        let running = if keeps { Some(start_group(&arguments, founds, &myself).await?) } else { None };
         let partitions = Arc::new(LoadedPartitions::new(arguments.metrics.clone()));
+        let running = if keeps { Some(start_replica(&arguments, &partitions, founds, &myself).await?) } else { None };
         arguments.founds.store(false, Ordering::Release);
         let clock = myself.send_interval(TICK, || ShardMessage::Tick);
         arguments.address.moved_to(myself);
@@ -237,7 +236,7 @@ impl Actor for ShardActor {
             ShardMessage::Ask { tenant, freshness, request, reply } => state.serve(tenant, freshness, request, reply),
             ShardMessage::Tick => state.look_after_partitions(),
             ShardMessage::GroupFailed { replica, fault } => {
-                let current = state.running.as_ref().is_some_and(|running| running.group.group().replica() == replica);
+                let current = state.running.as_ref().is_some_and(|running| running.replica.group.group().replica() == replica);
                 if current {
                     let what = format!("{}: {fault}", state.arguments.shard);
                     return Err(StorageFault::new(what, &state.arguments.ground.store).into());
@@ -256,7 +255,12 @@ impl Actor for ShardActor {
     }
 }
 
-async fn start_group(arguments: &ShardArguments, founds: bool, myself: &ActorRef<ShardMessage>) -> Result<Running, StorageFault> {
+async fn start_replica(
+    arguments: &Arc<ShardArguments>,
+    partitions: &Arc<LoadedPartitions>,
+    founds: bool,
+    myself: &ActorRef<ShardMessage>,
+) -> Result<Running, StorageFault> {
     let beginning = if founds { Beginning::Found } else { Beginning::Join };
     let ground = Ground { beginning, ..arguments.ground.clone() };
     let started = ShardGroup::start(ground, arguments.shard).await;
@@ -271,7 +275,7 @@ async fn start_group(arguments: &ShardArguments, founds: bool, myself: &ActorRef
             let _ = myself.send_message(ShardMessage::GroupFailed { replica, fault }); // the actor may have ended as well
         }
     });
-    Ok(Running { group, watcher })
+    Ok(Running { replica: Arc::new(Replica::new(arguments.clone(), group, partitions.clone())), watcher })
 }
 
 async fn end_group(arguments: &ShardArguments) {
@@ -297,13 +301,13 @@ impl ShardState {
     async fn host(&mut self, myself: &ActorRef<ShardMessage>) -> Result<ReplicaId, ServiceError> {
         if self.running.is_none() {
             failpoints::hit(Point::HostBefore);
-            let started = start_group(&self.arguments, false, myself).await;
+            let started = start_replica(&self.arguments, &self.partitions, false, myself).await;
             self.running = Some(started.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?);
             self.publish_reads();
         }
         failpoints::hit(Point::HostAfter);
         match &self.running {
-            Some(running) => Ok(running.group.group().replica()),
+            Some(running) => Ok(running.replica.group.group().replica()),
             None => Err(not_hosted(self.arguments.shard)),
         }
     }
@@ -338,16 +342,14 @@ impl ShardState {
     /// Lets reads of what is loaded be answered without a message to this actor.
     fn publish_reads(&self) {
         if let Some(running) = &self.running {
-            let (arguments, group) = (self.arguments.clone(), running.group.clone());
-            let reads = Reads { arguments, group, partitions: self.partitions.clone() };
-            self.arguments.reads.store(Some(Arc::new(reads)));
+            self.arguments.reads.store(Some(running.replica.clone()));
         }
     }
 
     /// Ends that; what another actor has published since stays.
     fn withdraw_reads(&self) {
         let published = self.arguments.reads.load();
-        if published.as_ref().is_some_and(|reads| Arc::ptr_eq(&reads.partitions, &self.partitions)) {
+        if published.as_ref().is_some_and(|replica| Arc::ptr_eq(&replica.partitions, &self.partitions)) {
             self.arguments.reads.compare_and_swap(&published, None);
         }
     }
@@ -379,17 +381,18 @@ impl ShardState {
         };
         let separated = tokio::task::spawn_blocking(separate).await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
         separated.map_err(|why| ServiceError::unavailable("shard_unavailable", why))?;
-        let started = start_group(&self.arguments, from.is_none(), myself).await;
+        let started = start_replica(&self.arguments, &self.partitions, from.is_none(), myself).await;
         let running = started.map_err(|fault| ServiceError::unavailable("shard_unavailable", fault.to_string()))?;
-        let (replica, leads) = (running.group.group().replica(), running.group.group().leads());
+        let group = running.replica.group.group();
+        let (replica, leads) = (group.replica(), group.leads());
         self.running = Some(running);
         self.publish_reads();
         if leads { Ok(replica) } else { Err(ServiceError::unavailable("shard_unavailable", "the replica does not lead")) }
     }
 
     fn serve(&mut self, tenant: TenantId, freshness: ShardFreshness, request: ShardRequest, reply: Reply<ShardResponse>) {
-        let ready = self.running.as_ref().filter(|running| may_answer(&running.group)).map(|running| running.group.clone());
-        let admitted = ready.ok_or_else(|| not_hosted(self.arguments.shard)).and_then(|group| {
+        let ready = self.running.as_ref().map(|running| &running.replica).filter(|replica| may_answer(&replica.group)).cloned();
+        let admitted = ready.ok_or_else(|| not_hosted(self.arguments.shard)).and_then(|replica| {
             let partition = check_tenant(tenant, &request)?;
             if let ShardRequest::Propose { command } = &request
                 && let ShardCommand::DropCollection { collection, .. } = &**command
@@ -397,7 +400,7 @@ impl ShardState {
                 self.partitions.unload(&(tenant, *collection));
             }
             let place = partition.map_or(Place::None, |id| Place::Slot(self.partitions.slot(id)));
-            Ok(Request { tenant, place, group, arguments: self.arguments.clone() })
+            Ok(Request { tenant, place, replica })
         });
         let task = match admitted {
             Ok(task) => task,
@@ -416,20 +419,19 @@ impl ShardState {
 
     /// Follows what was written, on every replica: partitions are kept loaded, so that their indexes follow, and files of dropped ones go.
     fn follow_writes(&mut self) {
-        let Some(group) = self.running.as_ref().map(|running| running.group.clone()) else { return };
-        for ((tenant, collection), dropped) in group.changes().take_touched() {
+        let Some(replica) = self.running.as_ref().map(|running| running.replica.clone()) else { return };
+        for ((tenant, collection), dropped) in replica.group.changes().take_touched() {
             if !dropped {
                 let slot = self.partitions.slot((tenant, collection));
                 if !slot.initialized() {
-                    let place = Place::Slot(slot);
-                    let request = Request { tenant, place, group: group.clone(), arguments: self.arguments.clone() };
+                    let request = Request { tenant, place: Place::Slot(slot), replica: replica.clone() };
                     tokio::spawn(request.load_behind(collection));
                 }
                 continue;
             }
             self.partitions.unload(&(tenant, collection));
             // The leader's files go before the deletion is answered.
-            if !group.group().leads() {
+            if !replica.group.group().leads() {
                 let folder = self.arguments.partition_folder(tenant, collection);
                 tokio::spawn(async move {
                     if let Err(fault) = remove_checkpoint(folder).await {

@@ -84,3 +84,75 @@ impl ContentCache {
         self.contents.capacity() as usize
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ragged_raft::shard::rows::{ChunkText, RowOwner};
+
+    fn cache(bytes: usize) -> ContentCache {
+        ContentCache::register(bytes, &Registry::new()).unwrap()
+    }
+
+    fn content(text: &str) -> Arc<ChunkContent> {
+        Arc::new(ChunkContent {
+            owner: RowOwner { document_id: "d".into(), chunk: 0 },
+            text: ChunkText { start: 0, end: text.len() as u64, text: text.to_owned() },
+            title: Some("title".into()),
+            metadata: "{}".into(),
+        })
+    }
+
+    fn place(row: u32) -> RowPlace {
+        RowPlace { space: 1, tenant: TenantId(2), collection: CollectionId(3), row: RowId(row) }
+    }
+
+    #[test]
+    fn a_row_is_found_in_its_own_place_only() {
+        let cache = cache(1 << 20);
+        let own = place(4);
+        cache.keep(own, &content("albatross"));
+        assert_eq!(cache.get(&own).unwrap().text.text, "albatross");
+        let others = [
+            RowPlace { space: 9, ..own },
+            RowPlace { tenant: TenantId(9), ..own },
+            RowPlace { collection: CollectionId(9), ..own },
+            RowPlace { row: RowId(9), ..own },
+        ];
+        for other in others {
+            assert!(cache.get(&other).is_none(), "{other:?}");
+            cache.keep(other, &content("petrel"));
+        }
+        assert_eq!(cache.get(&own).unwrap().text.text, "albatross");
+    }
+
+    #[test]
+    fn it_holds_no_more_than_it_may() {
+        let cache = cache(256 << 10);
+        let text = "x".repeat(1_000);
+        for row in 0..2_000 {
+            cache.keep(place(row), &content(&text));
+            assert!(cache.bytes() <= cache.bytes_max(), "{} of {}", cache.bytes(), cache.bytes_max());
+        }
+        // What it says that it holds is what is in there.
+        let kept = (0..2_000).filter(|row| cache.get(&place(*row)).is_some()).count();
+        assert_eq!(cache.bytes(), kept * (ENTRY_BYTES + content(&text).bytes()));
+        assert!(kept > 100, "{kept}");
+    }
+
+    #[test]
+    fn a_large_content_drives_nothing_out() {
+        let cache = cache(256 << 10);
+        cache.keep(place(1), &content("albatross"));
+        cache.keep(place(2), &content(&"x".repeat(CONTENT_BYTES_MAX)));
+        assert!(cache.get(&place(1)).is_some() && cache.get(&place(2)).is_none());
+    }
+
+    #[test]
+    fn what_was_shown_is_counted_by_where_it_came_from() {
+        let cache = cache(1 << 20);
+        cache.count(3, 0);
+        cache.count(1, 6);
+        assert_eq!((cache.found.get(), cache.read.get()), (4, 6));
+    }
+}

@@ -1,17 +1,17 @@
 //! Requests to a shard replica: who may ask what, and how it is answered.
 
 use crate::error::{ErrorKind, ServiceError, propose_error};
-use crate::fusion::{Page, Ranked};
 use crate::shard::actor::ShardArguments;
 use crate::shard::loaded::{LoadedPartitions, PartitionId, Slot};
-use crate::shard::partition::{Candidate, Partition, PartitionAnswer, PartitionContext, PartitionError};
+use crate::shard::partition::{Partition, PartitionContext, PartitionError};
 use crate::shard::read::{ContentReader, read_document, read_documents};
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
-use ragged_raft::ids::{CollectionId, RowId, ShardId, TenantId};
+use ragged_raft::ids::{CollectionId, ShardId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
+use ragged_raft::shard::reader::ShardReader;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,16 +19,23 @@ use std::time::{Duration, Instant};
 /// How long a session read waits for its write to arrive.
 const FRESHNESS_WAIT: Duration = Duration::from_secs(5);
 
-/// Answers reads of a replica of what is loaded, without a message to its actor.
-pub struct Reads {
-    pub(super) arguments: ShardArguments,
+/// A replica that runs, with what its requests need. It answers reads of what is loaded without a message to its actor.
+pub struct Replica {
+    pub(super) arguments: Arc<ShardArguments>,
     pub(super) group: ShardGroup,
+    pub(super) reader: ShardReader,
     pub(super) partitions: Arc<LoadedPartitions>,
 }
 
-impl Reads {
+impl Replica {
+    /// A replica that has been started.
+    pub(super) fn new(arguments: Arc<ShardArguments>, group: ShardGroup, partitions: Arc<LoadedPartitions>) -> Self {
+        let reader = group.reader();
+        Replica { arguments, group, reader, partitions }
+    }
+
     /// Lets a read in. None for what is the actor's: writes, and what has to be loaded first.
-    pub(crate) fn admit(&self, tenant: TenantId, request: &ShardRequest) -> Result<Option<Request>, ServiceError> {
+    pub(crate) fn admit(self: Arc<Self>, tenant: TenantId, request: &ShardRequest) -> Result<Option<Request>, ServiceError> {
         if matches!(request, ShardRequest::Propose { .. }) {
             return Ok(None);
         }
@@ -42,7 +49,11 @@ impl Reads {
                 None => return Ok(None),
             },
         };
-        Ok(Some(Request { tenant, place, group: self.group.clone(), arguments: self.arguments.clone() }))
+        Ok(Some(Request { tenant, place, replica: self }))
+    }
+
+    fn contents(&self, tenant: TenantId, collection: CollectionId) -> ContentReader<'_> {
+        ContentReader { reader: &self.reader, cache: &self.arguments.cache, tenant, collection }
     }
 }
 
@@ -108,76 +119,69 @@ pub(crate) struct Request {
     /// The partition that it needs, if any.
     pub(super) place: Place,
     /// The replica.
-    pub(super) group: ShardGroup,
-    /// What the actor was started with.
-    pub(super) arguments: ShardArguments,
+    pub(super) replica: Arc<Replica>,
 }
 
 impl Request {
     /// Answers it.
     pub(crate) async fn run(self, freshness: ShardFreshness, request: ShardRequest) -> Result<ShardResponse, ServiceError> {
         self.wait_until_fresh(freshness).await?;
-        let reader = self.group.reader();
-        let tenant = self.tenant;
+        let (tenant, replica) = (self.tenant, self.replica.clone());
+        let threads = &self.replica.arguments.threads;
         match request {
-            ShardRequest::Propose { command } => self.propose(command).await,
-            ShardRequest::ReadIndex => self.group.linearizable().await.map(ShardResponse::Index).map_err(propose_error),
+            ShardRequest::Propose { command } => Box::pin(self.propose(command)).await,
+            ShardRequest::ReadIndex => {
+                Box::pin(replica.group.linearizable()).await.map(ShardResponse::Index).map_err(propose_error)
+            }
             ShardRequest::Search { collection, query, page } => {
-                let (partition, shard) = (self.partition(&collection).await?, self.arguments.shard);
-                let cache = self.arguments.cache.clone();
+                let partition = self.partition(&collection).await?;
                 let search = move || {
                     let answer = partition.search(&query)?;
-                    let contents = ContentReader { reader: &reader, cache: &cache, tenant, collection: collection.id };
-                    let shown = page.map(|page| contents.read(&rows_shown(&page, shard, &answer))).transpose()?;
+                    let contents = replica.contents(tenant, collection.id);
+                    let shown = page
+                        .map(|page| contents.read(&page.rows_of(replica.arguments.shard, &answer.dense, &answer.text)))
+                        .transpose()?;
                     Ok(ShardResponse::Found { answer, shown })
                 };
-                self.arguments.threads.run(search).await
+                threads.run(search).await
             }
             ShardRequest::Matching { collection, filter, after, limit } => {
                 let partition = self.partition(&collection).await?;
-                self.arguments
-                    .threads
+                threads
                     .run(move || Ok(ShardResponse::Matching(partition.matching_documents(&filter, after.as_deref(), limit)?)))
                     .await
             }
             ShardRequest::Chunks { collection, rows } => {
-                let cache = self.arguments.cache.clone();
-                let read = move || {
-                    let contents = ContentReader { reader: &reader, cache: &cache, tenant, collection: collection.id };
-                    Ok(ShardResponse::Chunks(contents.read(&rows)?))
-                };
-                self.arguments.threads.run(read).await
+                threads.run(move || Ok(ShardResponse::Chunks(replica.contents(tenant, collection.id).read(&rows)?))).await
             }
             ShardRequest::Document { collection, id } => {
-                self.arguments
-                    .threads
+                threads
                     .run(move || {
-                        let document = read_document(&reader, tenant, collection.id, &id)?;
+                        let document = read_document(&replica.reader, tenant, collection.id, &id)?;
                         Ok(ShardResponse::Documents(document.into_iter().collect()))
                     })
                     .await
             }
             ShardRequest::Documents { collection, after, limit, with_text } => {
-                let read = move || read_documents(&reader, tenant, collection.id, after.as_deref(), limit, with_text);
-                self.arguments.threads.run(move || Ok(ShardResponse::Documents(read()?))).await
+                let read = move || read_documents(&replica.reader, tenant, collection.id, after.as_deref(), limit, with_text);
+                threads.run(move || Ok(ShardResponse::Documents(read()?))).await
             }
             ShardRequest::Counts { collection } => {
-                self.arguments
-                    .threads
-                    .run(move || Ok(ShardResponse::Counts(reader.partition(tenant, collection.id)?.unwrap_or_default())))
+                threads
+                    .run(move || Ok(ShardResponse::Counts(replica.reader.partition(tenant, collection.id)?.unwrap_or_default())))
                     .await
             }
             ShardRequest::Job { id } => {
-                self.arguments.threads.run(move || Ok(ShardResponse::Jobs(reader.job(tenant, id)?.into_iter().collect()))).await
+                threads.run(move || Ok(ShardResponse::Jobs(replica.reader.job(tenant, id)?.into_iter().collect()))).await
             }
             ShardRequest::Jobs { before, limit } => {
-                self.arguments.threads.run(move || Ok(ShardResponse::Jobs(reader.jobs(tenant, before, limit)?))).await
+                threads.run(move || Ok(ShardResponse::Jobs(replica.reader.jobs(tenant, before, limit)?))).await
             }
             ShardRequest::UnfinishedJobs => {
-                self.arguments.threads.run(move || Ok(ShardResponse::Unfinished(reader.unfinished_jobs()?))).await
+                threads.run(move || Ok(ShardResponse::Unfinished(replica.reader.unfinished_jobs()?))).await
             }
             ShardRequest::JobPayload { id } => {
-                self.arguments.threads.run(move || Ok(ShardResponse::Payload(reader.job_payload(tenant, id)?))).await
+                threads.run(move || Ok(ShardResponse::Payload(replica.reader.job_payload(tenant, id)?))).await
             }
         }
     }
@@ -186,21 +190,27 @@ impl Request {
         match freshness {
             ShardFreshness::Eventual => Ok(()),
             ShardFreshness::AtLeast(_) if mutant::is_on(Mutant::TokenNotAwaited) => Ok(()),
-            ShardFreshness::AtLeast(index) => self.group.wait_applied(index, FRESHNESS_WAIT).await.map_err(|fault| {
-                let detail =
-                    format!("{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}", self.arguments.shard);
-                ServiceError::unavailable("token_not_reached", detail)
-            }),
-            ShardFreshness::Strong => self.group.linearizable().await.map(|_| ()).map_err(propose_error),
+            ShardFreshness::AtLeast(index) => {
+                Box::pin(self.replica.group.wait_applied(index, FRESHNESS_WAIT)).await.map_err(|fault| {
+                    let detail = format!(
+                        "{} has not seen the token's write within {FRESHNESS_WAIT:?}: {fault}",
+                        self.replica.arguments.shard
+                    );
+                    ServiceError::unavailable("token_not_reached", detail)
+                })
+            }
+            ShardFreshness::Strong => Box::pin(self.replica.group.linearizable()).await.map(|_| ()).map_err(propose_error),
         }
     }
 
     async fn propose(self, command: Arc<ShardCommand>) -> Result<ShardResponse, ServiceError> {
         let dropped = match &*command {
-            ShardCommand::DropCollection { collection, .. } => Some(self.arguments.partition_folder(self.tenant, *collection)),
+            ShardCommand::DropCollection { collection, .. } => {
+                Some(self.replica.arguments.partition_folder(self.tenant, *collection))
+            }
             _ => None,
         };
-        let applied = self.group.propose(Arc::unwrap_or_clone(command)).await.map_err(propose_error)?;
+        let applied = self.replica.group.propose(Arc::unwrap_or_clone(command)).await.map_err(propose_error)?;
         if let Some(folder) = dropped {
             remove_checkpoint(folder).await?;
         }
@@ -211,21 +221,21 @@ impl Request {
     async fn partition(&self, collection: &Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
         match &self.place {
             Place::Loaded(partition) => Ok(partition.clone()),
-            Place::Slot(slot) => Ok(slot.get_or_try_init(|| self.load(collection.clone())).await?.clone()),
+            Place::Slot(slot) => Ok(Box::pin(slot.get_or_try_init(|| self.load(collection.clone()))).await?.clone()),
             Place::None => Err(ServiceError::internal("a request without a partition asked for one")),
         }
     }
 
     /// Loads the partition that was written to, without anybody waiting for it: only a loaded partition is indexed.
     pub(super) async fn load_behind(self, collection: CollectionId) {
-        let meta = self.arguments.meta.clone();
+        let meta = self.replica.arguments.meta.clone();
         let find = move || Ok::<_, ServiceError>(meta.group()?.collection_by_id(collection)?);
         let found =
             tokio::task::spawn_blocking(find).await.unwrap_or_else(|fault| Err(ServiceError::internal(fault.to_string())));
         let loaded = match found {
             // It is deleted, or its making has not arrived here: then a search loads it, or the next write.
             Ok(None) => return,
-            Ok(Some(collection)) => self.partition(&Arc::new(collection)).await.map(|_| ()),
+            Ok(Some(collection)) => self.partition(&collection).await.map(|_| ()),
             Err(fault) => Err(fault),
         };
         if let Err(fault) = loaded {
@@ -234,24 +244,28 @@ impl Request {
     }
 
     async fn load(&self, collection: Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
-        let (tenant, group) = (self.tenant, self.group.clone());
-        let folder = self.arguments.partition_folder(tenant, collection.id);
-        let cache = self.arguments.cache.clone();
+        let (tenant, replica) = (self.tenant, self.replica.clone());
         let open = move || {
             let begun = Instant::now();
             // Watched before it is read, so that no change falls in between.
-            let changes = group.changes().watch(tenant, collection.id);
+            let changes = replica.group.changes().watch(tenant, collection.id);
             let name = collection.name.clone();
-            let partition =
-                Partition::open(PartitionContext { reader: group.reader(), changes, tenant, collection, folder, cache })?;
+            let partition = Partition::open(PartitionContext {
+                reader: replica.reader.clone(),
+                changes,
+                tenant,
+                folder: replica.arguments.partition_folder(tenant, collection.id),
+                collection,
+                cache: replica.arguments.cache.clone(),
+            })?;
             tracing::info!(collection = %name, took_ms = begun.elapsed().as_millis() as u64, "partition loaded");
             Ok::<_, PartitionError>(Arc::new(partition))
         };
-        let _turn = self.arguments.loads.acquire().await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
+        let _turn = self.replica.arguments.loads.acquire().await.map_err(|fault| ServiceError::internal(fault.to_string()))?;
         let partition = tokio::task::spawn_blocking(open)
             .await
             .map_err(|fault| ServiceError::internal(format!("a partition could not be loaded: {fault}")))??;
-        self.arguments.metrics.partitions.inc();
+        self.replica.arguments.metrics.partitions.inc();
         Ok(partition)
     }
 }
@@ -267,12 +281,6 @@ pub(super) async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceErro
         }
         Err(fault) => Err(ServiceError::internal(fault.to_string())),
     }
-}
-
-/// Rows of the page's hits.
-fn rows_shown(page: &Page, shard: ShardId, answer: &PartitionAnswer) -> Vec<RowId> {
-    let ranked = |ranking: &[Candidate]| ranking.iter().map(|found| Ranked { shard, candidate: found.clone() }).collect();
-    page.of(ranked(&answer.dense), ranked(&answer.text)).into_iter().map(|hit| hit.best.candidate.row).collect()
 }
 
 impl From<PartitionError> for ServiceError {

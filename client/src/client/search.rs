@@ -1,10 +1,9 @@
 //! Routes of searches.
 
 use super::Client;
-use super::call::{Body, Call};
+use super::call::Call;
 use crate::error::ClientError;
 use crate::search::{Consistency, SearchBatch, SearchBatchResponse, SearchRequest, SearchResponse};
-use bytes::Bytes;
 use reqwest::Method;
 use std::borrow::Cow;
 
@@ -20,12 +19,6 @@ impl Client {
         let searches = requests.iter().map(|request| self.with_token(collection, request).into_owned()).collect();
         let path = ["api", "v1", "collections", collection, "search", "batch"];
         self.inner.fetch(&Call::read(Method::POST, &path).json(&SearchBatch { searches })?).await
-    }
-
-    /// Sends a search that was written as JSON before, and gives the answer as it came: for measuring, where neither
-    /// writing nor reading JSON should count. It carries no token of its own accord.
-    pub async fn search_prepared(&self, collection: &str, request: Bytes) -> Result<Bytes, ClientError> {
-        Ok(self.inner.send(&search_call(collection).body(Body::Json(request))).await?.body)
     }
 
     /// The request with the token of the last write, where it says nothing about freshness itself.

@@ -76,6 +76,11 @@ impl Body {
         }
     }
 
+    /// Whether the client has said that it is no longer than that.
+    pub fn is_within(&self, limit_bytes: usize) -> bool {
+        self.declared_bytes.is_some_and(|declared| declared <= limit_bytes as u64)
+    }
+
     /// The next bytes, or none at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let Some(stream) = &mut self.stream else { return Ok(None) };

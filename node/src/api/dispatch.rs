@@ -3,12 +3,15 @@
 use crate::api::body::Body;
 use crate::api::problem::Problem;
 use crate::api::routes::{self, Answer, Handler};
-use crate::api::{Api, Call};
+use crate::api::{Api, Call, json};
 use bytes::Buf;
-use futures::Stream;
+use futures::{FutureExt, Stream};
 use ragged_actors::Session;
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio_util::context::TokioContext;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, Span, field};
 use warp::http::header::{AUTHORIZATION, HeaderValue};
@@ -19,6 +22,9 @@ use warp::{Filter, Rejection};
 
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// A frequent request that takes so long is worth a line.
+const SLOW_MS: f64 = 100.0;
 
 /// Longer paths are refused before anything looks at them. The longest of ours is a name of 63 and an id of 3 times 256 bytes.
 const PATH_BYTES_MAX: usize = 4096;
@@ -62,7 +68,7 @@ where
         _ => routes::find(&method, path),
     };
     let template = found.as_ref().map_or("unmatched", |(route, _)| route.path);
-    let is_public = found.as_ref().is_ok_and(|(route, _)| matches!(route.handler, Handler::Public(_)));
+    let is_frequent = found.as_ref().is_ok_and(|(route, _)| matches!(route.handler, Handler::Public(_) | Handler::Quick(_)));
     let in_flight = api.metrics.begin(template, method_label(&method));
     let span = tracing::info_span!(
         "request", %request_id, %method, path = path.get(..256).unwrap_or(path), status = field::Empty, took_ms = field::Empty
@@ -81,29 +87,41 @@ where
         response.headers_mut().insert(REQUEST_ID, value);
     }
     let took_ms = in_flight.answered(response.status().as_u16()).as_secs_f64() * 1e3;
-    log(&span, response.status(), took_ms, problem, is_public);
+    log(&span, response.status(), took_ms, problem, is_frequent);
     response
 }
 
 async fn answer(handler: Handler, call: Call, span: Span) -> Answer {
-    let handler = match handler {
+    let (handler, is_quick) = match handler {
         Handler::Public(handler) => return handler(&call.api),
-        Handler::Keyed(handler) => handler,
+        Handler::Keyed(handler) => (handler, false),
+        Handler::Quick(handler) => (handler, call.body.is_within(json::PARSE_INLINE_BYTES_MAX)),
     };
     let workers = call.api.workers.clone();
     let work = async move {
         let session = open_session(&call.api, &call.headers).await?;
         handler(call, session).await
     };
-    // When the client leaves, this is dropped, and the work ends at its next await.
-    match AbortOnDropHandle::new(workers.spawn(work.instrument(span))).await {
+    let work = work.instrument(span).boxed();
+    // When the client leaves, this is dropped, and the work ends at its next await. A panic is logged where it happens, within this request's span.
+    if is_quick {
+        return in_place(work, workers).await;
+    }
+    match AbortOnDropHandle::new(workers.spawn(work)).await {
         Ok(answer) => answer,
-        // The panic itself is logged where it happens, within this request's span.
-        Err(error) if error.is_panic() => {
-            Err(Problem::internal("a defect of the node: its log has the details under this request's id"))
-        }
+        Err(error) if error.is_panic() => Err(defect()),
         Err(_) => Err(Problem::unavailable("stopping", "the node is stopping")),
     }
+}
+
+/// Does work where it stands, but within the workers' runtime: what it starts outlives the one that serves connections.
+async fn in_place<T>(work: impl Future<Output = Result<T, Problem>>, workers: Handle) -> Result<T, Problem> {
+    let done = TokioContext::new(AssertUnwindSafe(work).catch_unwind(), workers).await;
+    done.unwrap_or_else(|_| Err(defect()))
+}
+
+fn defect() -> Problem {
+    Problem::internal("a defect of the node: its log has the details under this request's id")
 }
 
 async fn open_session(api: &Api, headers: &HeaderMap) -> Result<Session, Problem> {
@@ -120,16 +138,20 @@ async fn open_session(api: &Api, headers: &HeaderMap) -> Result<Session, Problem
     Ok(api.engine()?.open_session(key.trim()).await?)
 }
 
-/// One line a request: an error when it is ours, nothing but `debug` for health checks.
-fn log(span: &Span, status: StatusCode, took_ms: f64, problem: Option<(&'static str, String)>, is_public: bool) {
+/// One line a request: an error when it is ours, nothing but `debug` for health checks and searches that were answered soon, of which there are many.
+fn log(span: &Span, status: StatusCode, took_ms: f64, problem: Option<(&'static str, String)>, is_frequent: bool) {
+    let is_told = problem.is_some() || !is_frequent || took_ms >= SLOW_MS;
+    if !is_told && !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
     span.record("status", status.as_u16());
     span.record("took_ms", (took_ms * 1e3).round() / 1e3);
     span.in_scope(|| match problem {
         Some((code, detail)) if status == StatusCode::INTERNAL_SERVER_ERROR => tracing::error!(code, "failed: {detail}"),
         Some((code, detail)) if status.is_server_error() => tracing::warn!(code, "not served: {detail}"),
         Some((code, detail)) => tracing::info!(code, "refused: {detail}"),
-        None if is_public => tracing::debug!("answered"),
-        None => tracing::info!("answered"),
+        None if is_told => tracing::info!("answered"),
+        None => tracing::debug!("answered"),
     });
 }
 
@@ -213,6 +235,21 @@ mod tests {
             let request = Request::get("/metrics").header("authorization", credential).body(String::new()).unwrap();
             assert_eq!(ask(&api, request).await.2["code"], "invalid_credentials", "{credential}");
         }
+    }
+
+    #[tokio::test]
+    async fn work_in_place_belongs_to_the_workers_and_its_panic_is_its_answer() {
+        let workers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let here = std::thread::current().id();
+        let places = async {
+            let spawned = tokio::spawn(async { Handle::current().id() }).await.unwrap();
+            Ok((std::thread::current().id(), spawned))
+        };
+        let (thread, runtime) = in_place(places, workers.handle().clone()).await.unwrap();
+        assert_eq!((thread, runtime), (here, workers.handle().id()));
+        let failed = in_place::<()>(async { panic!("injected") }, workers.handle().clone()).await.unwrap_err();
+        assert_eq!((failed.status.as_u16(), failed.code), (500, "internal"));
+        workers.shutdown_background();
     }
 
     #[tokio::test]

@@ -9,8 +9,8 @@ use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
 
-/// Longer texts are parsed off the threads that serve connections: 64 KiB take about a tenth of a millisecond.
-const PARSE_INLINE_BYTES_MAX: usize = 64 << 10;
+/// Longer texts are parsed, and longer answers written, off the threads that serve connections: 64 KiB take about a tenth of a millisecond.
+pub const PARSE_INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// Refuses a body that says it is something else. One that says nothing is taken for JSON.
 pub fn check_media_type(media_type: Option<&mime::Mime>) -> Result<(), Problem> {
@@ -121,6 +121,15 @@ pub fn reply<T: Serialize>(status: StatusCode, value: &T) -> Result<Response, Pr
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
+}
+
+/// 200 with a JSON body of about so many bytes. A long one is written where no other request waits for it.
+pub async fn ok_of_size<T: Serialize + Send + 'static>(value: T, about_bytes: usize) -> Result<Response, Problem> {
+    if about_bytes <= PARSE_INLINE_BYTES_MAX {
+        return ok(&value);
+    }
+    let written = tokio::task::spawn_blocking(move || ok(&value)).await;
+    written.unwrap_or_else(|error| Err(Problem::internal(format!("writing the answer failed: {error}"))))
 }
 
 /// 200 with a JSON body.

@@ -15,7 +15,7 @@ const LIMIT_DEFAULT: u32 = 10;
 const BATCH_MAX: usize = 256;
 /// Hits that the searches of a batch may ask for together.
 const BATCH_HITS_MAX: u64 = 10_000;
-/// Bytes of text that the hits of a batch may hold together.
+/// Bytes of texts, titles and metadata that the hits of a batch may hold together.
 const BATCH_BYTES_MAX: usize = 64 << 20;
 
 /// Searches of a batch that run at once: enough to keep the encoder's batches full, without one client taking every search thread.
@@ -30,7 +30,9 @@ const BATCH_CONCURRENCY: usize = 16;
 pub async fn search(mut call: Call, session: Session) -> Answer {
     Query::parse(&call.query)?.end()?;
     let request: SearchRequest = call.json().await?;
-    json::ok(&run(&session, call.parameter(0)?, request).await?)
+    let answer = run(&session, call.parameter(0)?, request).await?;
+    let bytes = answer.hits.iter().map(bytes_shown).sum();
+    json::ok_of_size(answer, bytes).await
 }
 
 /// `POST /api/v1/collections/{collection}/search/batch`.
@@ -60,15 +62,19 @@ pub async fn batch(mut call: Call, session: Session) -> Answer {
     let mut running = futures::stream::iter(running).buffered(BATCH_CONCURRENCY);
     let (mut results, mut bytes) = (Vec::new(), 0);
     while let Some(answer) = running.try_next().await? {
-        bytes += answer.hits.iter().map(|hit| hit.text.len()).sum::<usize>();
+        bytes += answer.hits.iter().map(bytes_shown).sum::<usize>();
         if bytes > BATCH_BYTES_MAX {
-            let detail =
-                format!("searches: their hits hold more than {} MiB of text, ask for fewer at once", BATCH_BYTES_MAX >> 20);
+            let detail = format!("searches: their hits hold more than {} MiB, ask for fewer at once", BATCH_BYTES_MAX >> 20);
             return Err(Problem::invalid("answer_too_large", detail));
         }
         results.push(answer);
     }
-    json::ok(&SearchBatchResponse { results, took_ms: took_ms(began) })
+    json::ok_of_size(SearchBatchResponse { results, took_ms: took_ms(began) }, bytes).await
+}
+
+/// Bytes of what a hit shows.
+fn bytes_shown(hit: &Hit) -> usize {
+    hit.text.len() + hit.title.as_ref().map_or(0, String::len) + hit.metadata.text().len()
 }
 
 async fn run(session: &Session, collection: &str, request: SearchRequest) -> Result<SearchResponse, Problem> {

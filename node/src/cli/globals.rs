@@ -1,10 +1,12 @@
 //! Options that every command has, and the client that they describe.
 
+use crate::cli::bench::Target;
 use crate::cli::error::CliError;
 use crate::cli::settings;
 use clap::Args;
 use ragged_client::{Client, RetryPolicy};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The node that commands talk to when none is named.
@@ -65,16 +67,11 @@ impl Globals {
         Ok(builder.build()?)
     }
 
-    /// A client for each node, that neither tries again nor adds anything to what is measured.
-    pub fn measuring_clients(&self) -> Result<Vec<Client>, CliError> {
+    /// Where searches of a collection are sent to be measured, a target for each node.
+    pub fn targets(&self, collection: &str) -> Result<Vec<Arc<Target>>, CliError> {
         let endpoints = self.endpoints();
         let key = settings::key(self, &endpoints)?;
-        let client = |endpoint: &String| {
-            let builder = Client::builder().endpoint(endpoint).retry(RetryPolicy::never()).read_your_writes(false);
-            let builder = if let Some(key) = &key { builder.key(key.as_str()) } else { builder };
-            Ok(builder.build()?)
-        };
-        endpoints.iter().map(client).collect()
+        endpoints.iter().map(|endpoint| Target::new(endpoint, key.as_deref(), collection)).collect()
     }
 
     /// A client of one node that asks once and needs no key.

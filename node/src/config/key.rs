@@ -243,6 +243,13 @@ pub const KEYS: &[Key] = &[
         meaning: "Memory for what hits have shown lately: found again, they need not be read from the store.",
     },
     Key {
+        path: "memory.query_cache_bytes",
+        kind: Kind::Text,
+        default: "8 MiB",
+        unit: "bytes",
+        meaning: "Memory for vectors of queries that were embedded lately, each tenant's apart: asked again, they need not be embedded.",
+    },
+    Key {
         path: "memory.partitions_bytes",
         kind: Kind::Text,
         default: "1 GiB",

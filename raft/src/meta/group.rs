@@ -1,4 +1,5 @@
-//! The meta group on this node: proposes, and reads its rows. Nothing is kept in memory, so that a start does not grow with what there is.
+//! The meta group on this node: proposes, and reads its rows. What requests need again and again is kept once it was read, and nothing is read ahead, so
+//! that a start does not grow with what there is.
 
 use crate::codec;
 use crate::group::{Ground, Group, ProposeError, StartError};
@@ -6,9 +7,11 @@ use crate::ids::{CollectionId, NodeId, ShardId, TenantId};
 use crate::keys::{RowKind, Scope, end_of};
 use crate::meta::collection::Collection;
 use crate::meta::command::{KeyRecord, MetaCommand, MetaReply};
+use crate::meta::kept::KeptRows;
 use crate::meta::machine::{MetaApplication, collection_key};
 use crate::meta::node::{Authority, NodeRow, PlacedShard, ShardPlaces};
 use crate::store::ReadError;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use ulid::Ulid;
@@ -43,6 +46,7 @@ pub struct Founding {
 #[derive(Clone)]
 pub struct MetaGroup {
     group: Group,
+    kept: Arc<KeptRows>,
 }
 
 impl MetaGroup {
@@ -50,7 +54,7 @@ impl MetaGroup {
     pub async fn start(ground: Ground) -> Result<MetaGroup, StartError> {
         let store = ground.store.clone();
         let application = |replica| Arc::new(MetaApplication { store: store.clone(), space: store.space(replica) }) as Arc<_>;
-        Ok(MetaGroup { group: Group::start(ground, "meta", application).await? })
+        Ok(MetaGroup { group: Group::start(ground, "meta", application).await?, kept: Arc::default() })
     }
 
     /// The group itself.
@@ -83,17 +87,27 @@ impl MetaGroup {
     }
 
     /// A key, by its public id.
-    pub fn key(&self, id: &str) -> Result<Option<KeyRecord>, ReadError> {
-        self.row(Scope::replica(self.space()).key(RowKind::ApiKey, id.as_bytes()))
+    pub fn key(&self, id: &str) -> Result<Option<Arc<KeyRecord>>, ReadError> {
+        self.row_to_keep(self.key_of_key(id))
+    }
+
+    /// The same from memory, when it was read since the last entry was applied.
+    pub fn known_key(&self, id: &str) -> Option<Arc<KeyRecord>> {
+        self.kept_row(&self.key_of_key(id))
     }
 
     /// A collection, by its name.
-    pub fn collection(&self, tenant: TenantId, name: &str) -> Result<Option<Collection>, ReadError> {
-        self.row(collection_key(self.space(), tenant, name))
+    pub fn collection(&self, tenant: TenantId, name: &str) -> Result<Option<Arc<Collection>>, ReadError> {
+        self.row_to_keep(collection_key(self.space(), tenant, name))
+    }
+
+    /// The same from memory, when it was read since the last entry was applied.
+    pub fn known_collection(&self, tenant: TenantId, name: &str) -> Option<Arc<Collection>> {
+        self.kept_row(&collection_key(self.space(), tenant, name))
     }
 
     /// A collection, by its id; none once it is deleted.
-    pub fn collection_by_id(&self, id: CollectionId) -> Result<Option<Collection>, ReadError> {
+    pub fn collection_by_id(&self, id: CollectionId) -> Result<Option<Arc<Collection>>, ReadError> {
         let name: Option<(TenantId, String)> =
             self.row(Scope::replica(self.space()).key(RowKind::CollectionName, &id.0.to_be_bytes()))?;
         let Some((tenant, name)) = name else { return Ok(None) };
@@ -135,8 +149,13 @@ impl MetaGroup {
     }
 
     /// Where a shard's replicas are; none before it has been noted.
-    pub fn places(&self, shard: ShardId) -> Result<Option<ShardPlaces>, ReadError> {
-        self.row(Scope::replica(self.space()).key(RowKind::ShardPlaces, &shard.0.to_be_bytes()))
+    pub fn places(&self, shard: ShardId) -> Result<Option<Arc<ShardPlaces>>, ReadError> {
+        self.row_to_keep(self.key_of_places(shard))
+    }
+
+    /// The same from memory, when it was read since the last entry was applied.
+    pub fn known_places(&self, shard: ShardId) -> Option<Arc<ShardPlaces>> {
+        self.kept_row(&self.key_of_places(shard))
     }
 
     /// Where all shards' replicas are, in the order of the shards.
@@ -154,8 +173,29 @@ impl MetaGroup {
         self.group.space().id()
     }
 
-    fn row<T: serde::de::DeserializeOwned>(&self, key: Vec<u8>) -> Result<Option<T>, ReadError> {
+    fn key_of_key(&self, id: &str) -> Vec<u8> {
+        Scope::replica(self.space()).key(RowKind::ApiKey, id.as_bytes())
+    }
+
+    fn key_of_places(&self, shard: ShardId) -> Vec<u8> {
+        Scope::replica(self.space()).key(RowKind::ShardPlaces, &shard.0.to_be_bytes())
+    }
+
+    fn row<T: DeserializeOwned>(&self, key: Vec<u8>) -> Result<Option<T>, ReadError> {
         self.group.store().row(&key)
+    }
+
+    fn kept_row<T: Send + Sync + 'static>(&self, key: &[u8]) -> Option<Arc<T>> {
+        self.kept.get(self.group.applied_index(), key)
+    }
+
+    fn row_to_keep<T: DeserializeOwned + Send + Sync + 'static>(&self, key: Vec<u8>) -> Result<Option<Arc<T>>, ReadError> {
+        let as_of = self.group.applied_index(); // before it is read: what is applied meanwhile is then read again
+        let row = self.group.store().row(&key)?.map(Arc::new);
+        if let Some(row) = &row {
+            self.kept.keep(as_of, key, Arc::clone(row));
+        }
+        Ok(row)
     }
 
     fn scan(&self, from: &[u8], prefix: &[u8], limit: usize) -> Result<Vec<Collection>, ReadError> {

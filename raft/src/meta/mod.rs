@@ -3,6 +3,7 @@
 pub mod collection;
 pub mod command;
 pub mod group;
+mod kept;
 mod machine;
 pub mod node;
 

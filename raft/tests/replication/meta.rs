@@ -47,7 +47,7 @@ async fn a_cluster_is_founded_once_and_keeps_its_collections() {
     let cluster = meta.cluster().unwrap().unwrap();
     assert_eq!(meta.found(founding()).await.unwrap(), MetaReply::AlreadyExists);
     assert_eq!(meta.cluster().unwrap(), Some(cluster.clone()));
-    assert_eq!(meta.key("admin").unwrap(), Some(key("admin")));
+    assert_eq!(meta.key("admin").unwrap().as_deref(), Some(&key("admin")));
 
     let a = created(&meta, TENANT, "a", 2).await;
     let b = created(&meta, TENANT, "b", 4).await;
@@ -60,8 +60,8 @@ async fn a_cluster_is_founded_once_and_keeps_its_collections() {
         assert!(matches!(meta.propose(&create(TENANT, "c", spread)).await.unwrap().1, MetaReply::LimitExceeded(_)));
     }
     assert!(matches!(meta.propose(&create(TENANT, &"x".repeat(300), 1)).await.unwrap().1, MetaReply::LimitExceeded(_)));
-    assert_eq!(meta.collection(TenantId(2), "a").unwrap(), Some(other.clone()));
-    assert_eq!(meta.collection_by_id(other.id).unwrap(), Some(other));
+    assert_eq!(meta.collection(TenantId(2), "a").unwrap().as_deref(), Some(&other));
+    assert_eq!(meta.collection_by_id(other.id).unwrap().as_deref(), Some(&other));
     assert_eq!(meta.collections(TENANT, None, 10).unwrap(), [a.clone(), b.clone()]);
     assert_eq!(meta.collections(TENANT, Some("a"), 10).unwrap(), std::slice::from_ref(&b));
 
@@ -76,14 +76,47 @@ async fn a_cluster_is_founded_once_and_keeps_its_collections() {
 
     meta.propose(&MetaCommand::PutKey { key: key("second") }).await.unwrap();
     meta.propose(&MetaCommand::DeleteKey { id: "admin".into() }).await.unwrap();
-    assert_eq!((meta.key("admin").unwrap(), meta.key("second").unwrap()), (None, Some(key("second"))));
+    assert_eq!((meta.key("admin").unwrap().as_deref(), meta.key("second").unwrap().as_deref()), (None, Some(&key("second"))));
 
     meta.group().shutdown().await;
     drop((meta, store));
     let meta = MetaGroup::start(Ground::alone(reopen(folder.path()))).await.unwrap();
     assert_eq!(meta.cluster().unwrap(), Some(cluster));
     assert_eq!(meta.collections(TENANT, None, 10).unwrap().len(), 2);
-    assert_eq!(meta.key("second").unwrap(), Some(key("second")));
+    assert_eq!(meta.key("second").unwrap().as_deref(), Some(&key("second")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_a_row_ends_with_the_change_that_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let meta = MetaGroup::start(Ground::alone(open(folder.path()))).await.unwrap();
+    meta.found(founding()).await.unwrap();
+    assert_eq!(meta.known_key("admin"), None, "nothing is read ahead");
+    for round in 0..50u8 {
+        let record = KeyRecord { secret_sha256: [round; 32], ..key("k") };
+        meta.propose(&MetaCommand::PutKey { key: record.clone() }).await.unwrap();
+        assert_eq!(meta.known_key("k"), None);
+        assert_eq!(meta.key("k").unwrap().as_deref(), Some(&record));
+        assert_eq!(meta.known_key("k").as_deref(), Some(&record));
+        // Readers that are in the middle of reading keep nothing that outlives the deletion.
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let meta = meta.clone();
+                std::thread::spawn(move || while meta.key("k").unwrap().is_some() {})
+            })
+            .collect();
+        meta.propose(&MetaCommand::DeleteKey { id: "k".into() }).await.unwrap();
+        assert_eq!((meta.known_key("k"), meta.key("k").unwrap()), (None, None));
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert_eq!(meta.known_key("k"), None);
+    }
+    let collection = created(&meta, TENANT, "a", 1).await;
+    assert_eq!(meta.collection(TENANT, "a").unwrap().as_deref(), Some(&collection));
+    assert_eq!(meta.known_collection(TENANT, "a").as_deref(), Some(&collection));
+    assert_eq!(meta.known_collection(TenantId(2), "a"), None);
+    meta.propose(&MetaCommand::DeleteCollection { tenant: TENANT, name: "a".into() }).await.unwrap();
+    assert_eq!(meta.known_collection(TENANT, "a"), None);
+    meta.group().shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

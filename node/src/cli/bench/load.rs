@@ -1,8 +1,8 @@
 //! Sends searches and measures how long they take.
 
+use crate::cli::bench::connection::{Connection, Target};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use ragged_client::{Client, ClientError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,9 +30,7 @@ pub enum Rate {
 /// What is sent how.
 pub struct Load {
     /// The nodes; connections are spread over them.
-    pub clients: Vec<Client>,
-    /// Name of the collection.
-    pub collection: String,
+    pub targets: Vec<Arc<Target>>,
     /// Searches; sent in turn, again and again. Never empty.
     pub requests: Vec<Bytes>,
     /// Connections, each with one request at a time.
@@ -124,8 +122,8 @@ impl Load {
         let requests: Arc<[Bytes]> = self.requests.clone().into();
         let workers: Vec<_> = (0..self.connections)
             .map(|index| {
-                let client = self.clients[index % self.clients.len()].clone();
-                tokio::spawn(work(client, self.collection.clone(), Arc::clone(&requests), Arc::clone(&shared)))
+                let connection = Connection::new(Arc::clone(&self.targets[index % self.targets.len()]));
+                tokio::spawn(work(connection, Arc::clone(&requests), Arc::clone(&shared)))
             })
             .collect();
         let mut all = Measured { latencies_us: histogram(), errors: BTreeMap::new(), unserved: 0, elapsed: Duration::ZERO };
@@ -167,16 +165,13 @@ fn announce(shared: &Shared, connections: usize) {
     shared.due.add_permits(connections);
 }
 
-async fn work(client: Client, collection: String, requests: Arc<[Bytes]>, shared: Arc<Shared>) -> Measured {
+async fn work(mut connection: Connection, requests: Arc<[Bytes]>, shared: Arc<Shared>) -> Measured {
     let plan = &shared.load;
-    let send = async |index: u64| {
-        let request = requests[(index % requests.len() as u64) as usize].clone();
-        client.search_prepared(&collection, request).await
-    };
+    let request = |index: u64| &requests[(index % requests.len() as u64) as usize];
     // In a closed loop in any case: a node that cannot keep up must not begin with what it has not done yet.
     while Instant::now() < plan.counts_from {
         let index = shared.warming.fetch_add(1, Ordering::Relaxed);
-        if send(index).await.is_err() {
+        if connection.search(request(index)).await.is_err() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -196,26 +191,18 @@ async fn work(client: Client, collection: String, requests: Arc<[Bytes]>, shared
             return measured;
         }
         let due = plan.due(index);
-        let answer = send(index).await;
+        let answer = connection.search(request(index)).await;
         measured.record(due, plan.counts_from, answer);
     }
 }
 
 impl Measured {
-    fn record(&mut self, due: Instant, counts_from: Instant, answer: Result<Bytes, ClientError>) {
+    fn record(&mut self, due: Instant, counts_from: Instant, answer: Result<&[u8], String>) {
         self.elapsed = self.elapsed.max(counts_from.elapsed());
         match answer {
             Ok(_) => self.latencies_us.saturating_record(due.elapsed().as_micros() as u64),
-            Err(error) => *self.errors.entry(error_name(&error)).or_default() += 1,
+            Err(error) => *self.errors.entry(error).or_default() += 1,
         }
-    }
-}
-
-fn error_name(error: &ClientError) -> String {
-    match error {
-        ClientError::Problem(problem) => problem.code.clone(),
-        ClientError::Unreachable { .. } => "unreachable".to_owned(),
-        other => other.to_string(),
     }
 }
 
@@ -237,10 +224,8 @@ mod tests {
     }
 
     fn load(endpoint: &str, connections: usize, rate: Rate, measured_ms: u64) -> Load {
-        let client = Client::builder().endpoint(endpoint).retry(ragged_client::RetryPolicy::never()).build().unwrap();
         Load {
-            clients: vec![client],
-            collection: "c".to_owned(),
+            targets: vec![Target::new(endpoint, None, "c").unwrap()],
             requests: vec![Bytes::from_static(b"{}")],
             connections,
             rate,

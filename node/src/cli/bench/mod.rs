@@ -1,10 +1,13 @@
 //! `ragged bench`: the throughput and latency of searches.
 //!
-//! `requests` prepares what is sent, `load` sends it and measures, `report` says what was measured.
+//! `requests` prepares what is sent, `load` sends it over `connection`s and measures, `report` says what was measured.
 
+mod connection;
 mod load;
 mod report;
 mod requests;
+
+pub use connection::Target;
 
 use crate::cli::documents::parse_filter;
 use crate::cli::error::{CliError, Exit};
@@ -110,15 +113,14 @@ pub async fn run(arguments: Arguments, globals: &Globals, output: &Output) -> Re
         arguments.warmup
     ));
     let load = Load {
-        clients: globals.measuring_clients()?,
-        collection: arguments.collection.clone(),
+        targets: globals.targets(&arguments.collection)?,
         requests,
         connections: arguments.clients as usize,
         rate: arguments.rate,
         measured: Duration::from_secs_f64(arguments.seconds),
         warmup: Duration::from_secs_f64(arguments.warmup),
     };
-    let report = Report::new(&load, arguments.mode.map(Mode::from), load.run().await);
+    let report = Report::new(&load, arguments.collection, arguments.mode.map(Mode::from), load.run().await);
     output.either(&report, || report.describe())?;
     Ok(if report.errors.is_empty() && report.unserved == 0 { Exit::Success } else { report.exit() })
 }

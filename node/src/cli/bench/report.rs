@@ -46,13 +46,13 @@ pub struct Latency {
 
 impl Report {
     /// The report of a load.
-    pub fn new(load: &Load, mode: Option<Mode>, measured: Measured) -> Report {
+    pub fn new(load: &Load, collection: String, mode: Option<Mode>, measured: Measured) -> Report {
         let latencies = &measured.latencies_us;
         let ms = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1e3;
         let elapsed_s = measured.elapsed.as_secs_f64();
         Report {
             benchmark: "search",
-            collection: load.collection.clone(),
+            collection,
             mode,
             clients: load.connections,
             rate_per_s: match load.rate {
