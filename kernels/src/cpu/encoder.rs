@@ -10,10 +10,11 @@
 use super::aligned::AlignedBlock;
 use super::attention::{Attention, AttentionBuffers};
 use super::kernels::{Kernels, ProductKernels};
-use super::operand::NarrowedRows;
+use super::operand::{NarrowedRows, PassedRows};
 use super::packed::{Linear, PackedMatrix};
-use super::product::{Epilogue, Product};
+use super::product::{Epilogue, Product, Results};
 use crate::configuration::{EncoderConfiguration, Pooling};
+use crate::instructions::Instructions;
 use crate::model::{Model, ModelError};
 use crate::precision::Precision;
 use crate::tokenizer::TokenSequence;
@@ -54,9 +55,9 @@ struct Layer {
 pub(crate) struct Workspace {
     tokens: usize,
     hidden: AlignedBlock,
-    projections: AlignedBlock,
-    context: AlignedBlock,
-    intermediate: AlignedBlock,
+    projections: PassedRows,
+    context: PassedRows,
+    intermediate: PassedRows,
     /// What a product reads.
     narrowed: NarrowedRows,
     attention: AttentionBuffers,
@@ -66,16 +67,17 @@ impl Workspace {
     fn new(configuration: &EncoderConfiguration, kernels: &Kernels, tokens: usize, tokens_of_longest: usize) -> Self {
         let EncoderConfiguration { hidden_size, intermediate_size, .. } = *configuration;
         let feed_forward_rows = tokens.min(FEED_FORWARD_ROWS);
+        let passed = kernels.rows.passed;
         Self {
             tokens,
             hidden: AlignedBlock::new(tokens * hidden_size),
-            projections: AlignedBlock::new(tokens * 3 * hidden_size),
-            context: AlignedBlock::new(tokens * hidden_size),
-            intermediate: AlignedBlock::new(feed_forward_rows * intermediate_size),
+            projections: PassedRows::new(passed, tokens, 3 * hidden_size),
+            context: PassedRows::new(passed, tokens, hidden_size),
+            intermediate: PassedRows::new(passed, feed_forward_rows, intermediate_size),
             narrowed: NarrowedRows::for_shapes(&[
-                (tokens, hidden_size, kernels.projections.precision),
-                (tokens, hidden_size, kernels.products.precision),
-                (feed_forward_rows, intermediate_size, kernels.products.precision),
+                (tokens, hidden_size, kernels.projections.layout),
+                (tokens, hidden_size, kernels.products.layout),
+                (feed_forward_rows, intermediate_size, kernels.products.layout),
             ]),
             attention: AttentionBuffers::new(tokens_of_longest, configuration.head_dimension()),
         }
@@ -89,7 +91,7 @@ impl Encoder {
         let hidden = configuration.hidden_size;
         let intermediate = configuration.intermediate_size;
         let size = |products: &ProductKernels, inputs, outputs| {
-            PackedMatrix::size(inputs, outputs, products.panel_columns, products.precision)
+            PackedMatrix::size(inputs, outputs, products.panel_columns, products.layout)
         };
         let Kernels { projections, products, .. } = kernels;
         let layer_size = size(projections, hidden, 3 * hidden)
@@ -146,7 +148,12 @@ impl Encoder {
 
     /// What products multiply.
     pub(crate) fn precision(&self) -> Precision {
-        self.kernels.products.precision
+        self.kernels.products.layout.precision
+    }
+
+    /// The instruction set that products are computed with.
+    pub(crate) fn instructions(&self) -> Instructions {
+        self.kernels.products.instructions
     }
 
     /// The vectors of `sequences`, one after the other, each of Euclidean length one. The caller has checked that
@@ -195,14 +202,13 @@ impl Encoder {
     fn attend(&self, layer: &Layer, sequences: &[&TokenSequence], tokens: usize, workspace: &mut Workspace) {
         let configuration = self.model.configuration();
         let hidden = configuration.hidden_size;
-        let rows = &mut workspace.hidden[..tokens * hidden];
-        let projections = &mut workspace.projections[..tokens * 3 * hidden];
-        let context = &mut workspace.context[..tokens * hidden];
+        let Workspace { hidden: rows, projections, context, narrowed, attention, .. } = workspace;
+        let rows = &mut rows[..tokens * hidden];
         self.kernels.projections.multiply(Product {
             block: &self.block,
             matrix: &layer.projections,
-            activations: self.kernels.projections.narrow(&mut workspace.narrowed, rows, hidden),
-            out: projections,
+            activations: self.kernels.projections.narrow(narrowed, rows, hidden),
+            out: projections.results(tokens),
             rows: tokens,
             epilogue: Epilogue::Store,
         });
@@ -210,19 +216,19 @@ impl Encoder {
         for sequence in sequences {
             let last = first + sequence.len();
             self.kernels.rows.attend(Attention {
-                projections: &projections[first * 3 * hidden..last * 3 * hidden],
-                out: &mut context[first * hidden..last * hidden],
+                projections: projections.from(first),
+                out: context.rows_mut(first..last),
                 tokens: sequence.len(),
                 heads: configuration.heads,
-                buffers: &mut workspace.attention,
+                buffers: attention,
             });
             first = last;
         }
         self.kernels.products.multiply(Product {
             block: &self.block,
             matrix: &layer.attention_output,
-            activations: self.kernels.products.narrow(&mut workspace.narrowed, context, hidden),
-            out: rows,
+            activations: self.kernels.products.operand(narrowed, context, tokens),
+            out: Results::Values(rows),
             rows: tokens,
             epilogue: Epilogue::Add,
         });
@@ -232,26 +238,26 @@ impl Encoder {
     fn feed_forward(&self, layer: &Layer, tokens: usize, workspace: &mut Workspace) {
         let configuration = self.model.configuration();
         let hidden = configuration.hidden_size;
-        let rows = &mut workspace.hidden[..tokens * hidden];
+        let Workspace { hidden: rows, intermediate, narrowed, .. } = workspace;
+        let rows = &mut rows[..tokens * hidden];
         // Parts of nearly equal size, so that no small remainder pays for streaming all the weights.
         let parts = tokens.div_ceil(FEED_FORWARD_ROWS);
         let part_rows = tokens.div_ceil(parts).next_multiple_of(8).min(FEED_FORWARD_ROWS);
         for rows in rows.chunks_mut(part_rows * hidden) {
             let count = rows.len() / hidden;
-            let intermediate = &mut workspace.intermediate[..count * configuration.intermediate_size];
             self.kernels.products.multiply(Product {
                 block: &self.block,
                 matrix: &layer.intermediate,
-                activations: self.kernels.products.narrow(&mut workspace.narrowed, rows, hidden),
-                out: intermediate,
+                activations: self.kernels.products.narrow(narrowed, rows, hidden),
+                out: intermediate.results(count),
                 rows: count,
                 epilogue: Epilogue::Activate(configuration.activation),
             });
             self.kernels.products.multiply(Product {
                 block: &self.block,
                 matrix: &layer.output,
-                activations: self.kernels.products.narrow(&mut workspace.narrowed, intermediate, configuration.intermediate_size),
-                out: rows,
+                activations: self.kernels.products.operand(narrowed, intermediate, count),
+                out: Results::Values(rows),
                 rows: count,
                 epilogue: Epilogue::Add,
             });
@@ -318,9 +324,9 @@ impl Packer<'_> {
         let values: Vec<_> = tensors.iter().map(|(rows, biases, factor)| (rows.values(), biases.values(), *factor)).collect();
         let layers: Vec<Linear<'_>> =
             values.iter().map(|(weights, biases, factor)| Linear { weights, biases, factor: *factor }).collect();
-        let ProductKernels { panel_columns, precision, .. } = *kernels;
-        let matrix = PackedMatrix::pack(self.block, self.next, inputs, panel_columns, precision, &layers);
-        self.next += PackedMatrix::size(inputs, matrix.outputs, panel_columns, precision);
+        let ProductKernels { panel_columns, layout, .. } = *kernels;
+        let matrix = PackedMatrix::pack(self.block, self.next, inputs, panel_columns, layout, &layers);
+        self.next += PackedMatrix::size(inputs, matrix.outputs, panel_columns, layout);
         Ok(matrix)
     }
 }
