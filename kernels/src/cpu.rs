@@ -11,6 +11,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod layout;
 pub(crate) mod operand;
 pub(crate) mod packed;
+pub(crate) mod prepared;
 pub(crate) mod product;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tile_attention;
@@ -26,6 +27,7 @@ use crate::tokenizer::TokenSequence;
 use encoder::{Encoder, Workspace};
 use kernels::Kernels;
 use parking_lot::Mutex;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use workers::{Group, Workers};
 
@@ -56,7 +58,21 @@ impl CpuDevice {
     /// [`DeviceError::PrecisionUnavailable`] where the processor does not have the instructions; if the weights cannot be read or a thread
     /// cannot be started.
     pub fn new(model: Arc<Model>, threads: usize, precision: Precision) -> Result<Self, DeviceError> {
-        Self::with_instructions(model, threads, precision, Instructions::detect())
+        Self::start(model, threads, precision, Instructions::detect(), None)
+    }
+
+    /// As [`CpuDevice::new`], with the packed weights in a file in `folder`, made when there is none for this model, precision and processor. It is
+    /// mapped: what of it is not used can leave the memory. Where it cannot be written, the weights are packed in memory.
+    ///
+    /// # Errors
+    /// Those of `new`.
+    pub fn with_prepared_weights(
+        model: Arc<Model>,
+        threads: usize,
+        precision: Precision,
+        folder: &Path,
+    ) -> Result<Self, DeviceError> {
+        Self::start(model, threads, precision, Instructions::detect(), Some(folder))
     }
 
     /// The fastest precision of this processor that finds as well as f32: bf16 with AMX, and with AVX-512 BF16 where that is measured to be
@@ -76,13 +92,23 @@ impl CpuDevice {
         precision: Precision,
         instructions: Instructions,
     ) -> Result<Self, DeviceError> {
+        Self::start(model, threads, precision, instructions, None)
+    }
+
+    fn start(
+        model: Arc<Model>,
+        threads: usize,
+        precision: Precision,
+        instructions: Instructions,
+        prepared: Option<&Path>,
+    ) -> Result<Self, DeviceError> {
         if !instructions.is_available() {
             return Err(DeviceError::InstructionsUnavailable(instructions));
         }
         let unavailable = DeviceError::PrecisionUnavailable { precision, instructions };
         let kernels = Kernels::of(instructions, precision).ok_or(unavailable)?;
         let threads = threads.clamp(1, THREADS_MAX);
-        let encoder = Arc::new(Encoder::new(model, kernels)?);
+        let encoder = Arc::new(Encoder::new(model, kernels, prepared)?);
         Ok(Self {
             name: format!("cpu ({precision}, {}, {threads} threads)", encoder.instructions()),
             threads,

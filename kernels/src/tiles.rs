@@ -148,7 +148,12 @@ mod tile_registers {
         /// # Safety
         /// `rows` is valid for reads of 16 `BLOCKS` rows of 64 bytes, `stride_bytes` apart, and `panel` for 16 lines of 128 bytes.
         #[inline(always)]
-        pub(crate) unsafe fn multiply_add<const BLOCKS: usize>(&mut self, rows: *const u8, stride_bytes: usize, panel: *const u32) {
+        pub(crate) unsafe fn multiply_add<const BLOCKS: usize>(
+            &mut self,
+            rows: *const u8,
+            stride_bytes: usize,
+            panel: *const u32,
+        ) {
             const { assert!(BLOCKS == 1 || BLOCKS == 2) };
             // SAFETY: tiles are configured, and the caller promises what is read.
             unsafe {

@@ -12,12 +12,14 @@ use super::attention::{Attention, AttentionBuffers};
 use super::kernels::{Kernels, ProductKernels};
 use super::operand::{NarrowedRows, PassedRows};
 use super::packed::{Linear, PackedMatrix};
+use super::prepared::PackedWeights;
 use super::product::{Epilogue, Product, Results};
 use crate::configuration::{EncoderConfiguration, Pooling};
 use crate::instructions::Instructions;
 use crate::model::{Model, ModelError};
 use crate::precision::Precision;
 use crate::tokenizer::TokenSequence;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Rows that pass through the feed-forward network together. Its weights stream from memory once for each such
@@ -29,7 +31,7 @@ pub(crate) struct Encoder {
     model: Arc<Model>,
     kernels: Kernels,
     /// All packed matrices.
-    block: AlignedBlock<u32>,
+    block: PackedWeights,
     /// For each position, its embedding plus that of token type 0.
     position_embeddings: Vec<f32>,
     embedding_norm: LayerNorm,
@@ -85,43 +87,40 @@ impl Workspace {
 }
 
 impl Encoder {
-    /// Packs the weights of `model` for `kernels`.
-    pub(crate) fn new(model: Arc<Model>, kernels: Kernels) -> Result<Self, ModelError> {
+    /// Packs the weights of `model` for `kernels`, or takes them as they have been packed into a file in `prepared`.
+    pub(crate) fn new(model: Arc<Model>, kernels: Kernels, prepared: Option<&Path>) -> Result<Self, ModelError> {
         let configuration = model.configuration();
         let hidden = configuration.hidden_size;
         let intermediate = configuration.intermediate_size;
-        let size = |products: &ProductKernels, inputs, outputs| {
-            PackedMatrix::size(inputs, outputs, products.panel_columns, products.layout)
-        };
         let Kernels { projections, products, .. } = kernels;
-        let layer_size = size(projections, hidden, 3 * hidden)
-            + size(products, hidden, hidden)
-            + size(products, hidden, intermediate)
-            + size(products, intermediate, hidden);
-        let mut block = AlignedBlock::new(configuration.layers * layer_size);
-        let mut packer = Packer { model: &model, block: &mut block, next: 0 };
-        let query_scale = 1.0 / (configuration.head_dimension() as f32).sqrt();
+        let mut words = 0;
+        let mut place = |kernels: &ProductKernels, inputs, outputs| {
+            let ProductKernels { panel_columns, layout, .. } = *kernels;
+            let matrix = PackedMatrix::at(words, inputs, outputs, panel_columns, layout);
+            words += PackedMatrix::size(inputs, outputs, panel_columns, layout);
+            matrix
+        };
         let mut layers = Vec::with_capacity(configuration.layers);
         for index in 0..configuration.layers {
             let name = |part: &str| format!("encoder.layer.{index}.{part}");
             layers.push(Layer {
-                projections: packer.pack(
-                    projections,
-                    hidden,
-                    &[
-                        (&name("attention.self.query"), query_scale),
-                        (&name("attention.self.key"), 1.0),
-                        (&name("attention.self.value"), 1.0),
-                    ],
-                )?,
-                attention_output: packer.pack(products, hidden, &[(&name("attention.output.dense"), 1.0)])?,
+                projections: place(projections, hidden, 3 * hidden),
+                attention_output: place(products, hidden, hidden),
                 attention_norm: LayerNorm::load(&model, &name("attention.output.LayerNorm"))?,
-                intermediate: packer.pack(products, hidden, &[(&name("intermediate.dense"), 1.0)])?,
-                output: packer.pack(products, intermediate, &[(&name("output.dense"), 1.0)])?,
+                intermediate: place(products, hidden, intermediate),
+                output: place(products, intermediate, hidden),
                 output_norm: LayerNorm::load(&model, &name("output.LayerNorm"))?,
             });
-            model.weights().release_pages();
         }
+        let make = || pack(&model, &layers, words);
+        let block = match prepared {
+            Some(folder) => {
+                let form = |kernels: &ProductKernels| format!("{:?} in panels of {}", kernels.layout, kernels.panel_columns);
+                let description = format!("{} {}, {}", model.revision(), form(projections), form(products));
+                PackedWeights::prepared(folder, &description, words, make)?
+            }
+            None => PackedWeights::Memory(make()?),
+        };
         let mut position_embeddings = vec![0.0; configuration.positions * hidden];
         let positions = model.weights().tensor("embeddings.position_embeddings.weight")?.values().into_owned();
         let types = model.weights().tensor("embeddings.token_type_embeddings.weight")?;
@@ -141,9 +140,9 @@ impl Encoder {
         &self.model
     }
 
-    /// Bytes of the packed weights and of what is kept beside them.
+    /// Bytes of memory that the packed weights take, and what is kept beside them; not what lies in a file.
     pub(crate) fn weights_bytes(&self) -> usize {
-        self.block.len() * size_of::<u32>() + self.position_embeddings.len() * size_of::<f32>()
+        self.block.memory_bytes() + self.position_embeddings.len() * size_of::<f32>()
     }
 
     /// What products multiply.
@@ -216,7 +215,7 @@ impl Encoder {
         for sequence in sequences {
             let last = first + sequence.len();
             self.kernels.rows.attend(Attention {
-                projections: projections.from(first),
+                projections: projections.rows_from(first),
                 out: context.rows_mut(first..last),
                 tokens: sequence.len(),
                 heads: configuration.heads,
@@ -304,29 +303,34 @@ impl LayerNorm {
     }
 }
 
-/// Packs one matrix after the other into a block.
-struct Packer<'a> {
-    model: &'a Model,
-    block: &'a mut [u32],
-    next: usize,
+/// Packs the matrices of all layers, which take so many words.
+fn pack(model: &Model, layers: &[Layer], words: usize) -> Result<AlignedBlock<u32>, ModelError> {
+    let mut block = AlignedBlock::new(words);
+    let query_scale = 1.0 / (model.configuration().head_dimension() as f32).sqrt();
+    for (index, layer) in layers.iter().enumerate() {
+        let name = |part: &str| format!("encoder.layer.{index}.{part}");
+        let projections =
+            [(name("attention.self.query"), query_scale), (name("attention.self.key"), 1.0), (name("attention.self.value"), 1.0)];
+        fill(model, &layer.projections, &mut block, &projections)?;
+        fill(model, &layer.attention_output, &mut block, &[(name("attention.output.dense"), 1.0)])?;
+        fill(model, &layer.intermediate, &mut block, &[(name("intermediate.dense"), 1.0)])?;
+        fill(model, &layer.output, &mut block, &[(name("output.dense"), 1.0)])?;
+        model.weights().release_pages();
+    }
+    Ok(block)
 }
 
-impl Packer<'_> {
-    /// Packs the named linear layers, which have the same `inputs`, side by side, each multiplied by its factor.
-    fn pack(&mut self, kernels: &ProductKernels, inputs: usize, layers: &[(&str, f32)]) -> Result<PackedMatrix, ModelError> {
-        let weights = self.model.weights();
-        let mut tensors = Vec::with_capacity(layers.len());
-        for (name, factor) in layers {
-            let rows = weights.tensor(&format!("{name}.weight"))?;
-            let biases = weights.tensor(&format!("{name}.bias"))?;
-            tensors.push((rows, biases, *factor));
-        }
-        let values: Vec<_> = tensors.iter().map(|(rows, biases, factor)| (rows.values(), biases.values(), *factor)).collect();
-        let layers: Vec<Linear<'_>> =
-            values.iter().map(|(weights, biases, factor)| Linear { weights, biases, factor: *factor }).collect();
-        let ProductKernels { panel_columns, layout, .. } = *kernels;
-        let matrix = PackedMatrix::pack(self.block, self.next, inputs, panel_columns, layout, &layers);
-        self.next += PackedMatrix::size(inputs, matrix.outputs, panel_columns, layout);
-        Ok(matrix)
+/// Packs the named linear layers side by side, each multiplied by its factor.
+fn fill(model: &Model, matrix: &PackedMatrix, block: &mut [u32], layers: &[(String, f32)]) -> Result<(), ModelError> {
+    let mut tensors = Vec::with_capacity(layers.len());
+    for (name, factor) in layers {
+        let rows = model.weights().tensor(&format!("{name}.weight"))?;
+        let biases = model.weights().tensor(&format!("{name}.bias"))?;
+        tensors.push((rows, biases, *factor));
     }
+    let values: Vec<_> = tensors.iter().map(|(rows, biases, factor)| (rows.values(), biases.values(), *factor)).collect();
+    let layers: Vec<Linear<'_>> =
+        values.iter().map(|(weights, biases, factor)| Linear { weights, biases, factor: *factor }).collect();
+    matrix.fill(block, &layers);
+    Ok(())
 }

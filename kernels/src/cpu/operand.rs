@@ -104,8 +104,8 @@ impl PassedRows {
         self.layout.words(self.values)
     }
 
-    /// The words of these rows and what follows them.
-    pub(crate) fn from(&self, row: usize) -> &[u32] {
+    /// The words of this row and of all that follow it.
+    pub(crate) fn rows_from(&self, row: usize) -> &[u32] {
         &self.words[row * self.depth()..]
     }
 

@@ -57,6 +57,15 @@ impl PackedMatrix {
         (columns * (layout.words(inputs) + values_of_column(layout.precision))).next_multiple_of(16)
     }
 
+    /// A matrix of this shape that begins with the word `start` of a block.
+    pub(crate) fn at(start: usize, inputs: usize, outputs: usize, panel_columns: usize, layout: RowLayout) -> Self {
+        let padded = outputs.next_multiple_of(panel_columns);
+        let depth = layout.words(inputs);
+        let panels = start..start + padded * depth;
+        let columns = panels.end..panels.end + padded * values_of_column(layout.precision);
+        Self { layout, panels, columns, inputs, depth, outputs, panel_columns }
+    }
+
     /// Packs linear layers, all with so many inputs, into `block[start..]`, which is zero. They become one matrix.
     pub(crate) fn pack(
         block: &mut [u32],
@@ -66,24 +75,27 @@ impl PackedMatrix {
         layout: RowLayout,
         layers: &[Linear<'_>],
     ) -> Self {
-        let outputs: usize = layers.iter().map(|layer| layer.biases.len()).sum();
-        let padded = outputs.next_multiple_of(panel_columns);
-        let depth = layout.words(inputs);
-        let panels = start..start + padded * depth;
-        let columns = panels.end..panels.end + padded * values_of_column(layout.precision);
-        let matrix = Self { layout, panels, columns, inputs, depth, outputs, panel_columns };
+        let outputs = layers.iter().map(|layer| layer.biases.len()).sum();
+        let matrix = Self::at(start, inputs, outputs, panel_columns, layout);
+        matrix.fill(block, layers);
+        matrix
+    }
+
+    /// Packs linear layers, which have the matrix's inputs and together its outputs, into its place in the block, which is zero.
+    pub(crate) fn fill(&self, block: &mut [u32], layers: &[Linear<'_>]) {
+        assert_eq!(layers.iter().map(|layer| layer.biases.len()).sum::<usize>(), self.outputs);
+        let panel_columns = self.panel_columns;
         let mut column = 0;
         for layer in layers {
-            assert_eq!(layer.weights.len(), layer.biases.len() * inputs, "one bias for each row");
+            assert_eq!(layer.weights.len(), layer.biases.len() * self.inputs, "one bias for each row");
             let mut row = 0;
             while row < layer.biases.len() {
                 let count = (panel_columns - (column + row) % panel_columns).min(layer.biases.len() - row);
-                matrix.pack_into_panel(block, column + row, layer, row..row + count);
+                self.pack_into_panel(block, column + row, layer, row..row + count);
                 row += count;
             }
             column += layer.biases.len();
         }
-        matrix
     }
 
     /// Packs some rows of a layer, whose columns begin with `column` and are all in its panel.

@@ -7,8 +7,8 @@
 
 use super::activation;
 use super::arithmetic::{Arithmetic, RowScale};
-use super::operand::Operand;
 use super::layout::RowLayout;
+use super::operand::Operand;
 use super::packed::PackedMatrix;
 use crate::configuration::Activation;
 use crate::lanes::Lanes;

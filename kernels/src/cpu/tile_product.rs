@@ -155,7 +155,8 @@ pub(crate) unsafe fn multiply(product: &mut Product<'_>) {
             let mut ahead = panel.wrapping_add(depth * PANEL_COLUMNS);
             for first in (0..rows).step_by(BLOCK_ROWS) {
                 let count = (rows - first).min(BLOCK_ROWS);
-                let task = Task { rows: product.activations.words.as_ptr().add(first * depth), depth, steps, panel, ahead, share };
+                let task =
+                    Task { rows: product.activations.words.as_ptr().add(first * depth), depth, steps, panel, ahead, share };
                 if count > TILE_ROWS {
                     task.run::<2>(&mut tiles, &mut sums, &mut unfinished);
                 } else {

@@ -222,8 +222,10 @@ proptest! {
                     );
                     if passes_on {
                         let found = passed[row][column];
+                        // Half of the last of eight bits, and what GELU may be off.
+                        let tolerance = expected.abs() / 255.0 + 4e-5 * product.abs().max(1.0) + 3e-5;
                         prop_assert!(
-                            (found - expected).abs() < expected.abs() / 255.0 + 5e-5,
+                            (found - expected).abs() < tolerance,
                             "{}: row {} column {}: {} {}", name, row, column, found, expected
                         );
                     }
@@ -275,7 +277,7 @@ proptest! {
             out.rows_mut(0..tokens).fill(u32::MAX);
             let mut buffers = AttentionBuffers::new(tokens + seed as usize % 3, dimension);
             kernels.attend(Attention {
-                projections: passed.from(0),
+                projections: passed.rows_from(0),
                 out: out.rows_mut(0..tokens),
                 tokens,
                 heads,
@@ -400,8 +402,8 @@ fn gelu_of_halves_is_exact_beyond_their_eight_bits() {
         unsafe { gelu_of_halves(Portable::load(inputs.as_ptr())).store(found.as_mut_ptr()) };
         for (x, found) in inputs.iter().zip(found) {
             let x = f64::from(*x);
-            let error = (f64::from(found) - gelu(x)).abs() / (x.abs() / 4.0).max(1.0);
-            assert!(error <= 1.3e-4, "{x}: {found}");
+            let most = if x.abs() <= 4.0 { 3e-5 } else { 4e-5 * x.abs() };
+            assert!((f64::from(found) - gelu(x)).abs() <= most, "{x}: {found}");
         }
     }
 }
