@@ -68,13 +68,13 @@ pub(crate) unsafe fn gelu<L: Lanes>(x: L) -> L {
 #[inline(always)]
 pub(crate) unsafe fn gelu_of_halves<L: Lanes>(x: L) -> L {
     const COEFFICIENTS: [f32; 8] = [
-        -6.063_817_9e-9,
+        -6.063_818e-9,
         2.439_904_3e-7,
         -5.859_045_4e-6,
         9.492_518e-5,
         -1.112_769_9e-3,
         9.815_523e-3,
-        -6.632_318_3e-2,
+        -6.632_318e-2,
         3.988_807_5e-1,
     ];
     // SAFETY: passed on to the caller.

@@ -83,10 +83,13 @@ fn pack_keys(head: &Head<'_>, buffers: &mut AttentionBuffers) {
         }
         for column in 0..present {
             let key = &head.halves[(first + column) * head.stride..][..head.dimension];
-            let places = panel[column..].iter_mut().step_by(PANEL_COLUMNS);
-            for (place, pair) in places.zip(key.chunks(2)) {
-                *place = u32::from(pair[0]) | pair.get(1).map_or(0, |half| u32::from(*half) << 16);
+            let (pairs, rest) = key.as_chunks::<2>();
+            let mut places = panel[column..].iter_mut().step_by(PANEL_COLUMNS);
+            for ([low, high], place) in pairs.iter().zip(&mut places) {
+                *place = u32::from(*low) | u32::from(*high) << 16;
             }
+            // The last one of an odd number.
+            rest.iter().zip(places).for_each(|(half, place)| *place = u32::from(*half));
         }
     }
 }
