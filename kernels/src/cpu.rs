@@ -76,7 +76,7 @@ impl CpuDevice {
     }
 
     /// The fastest precision of this processor that finds as well as f32: bf16 with AMX, and with AVX-512 BF16 where that is measured to be
-    /// faster than f32. bf16 was within 0.0005 of the nDCG@10 of f32 on both datasets of the example `encoder_quality`; int8 was not within 0.002 on one.
+    /// faster than f32. bf16 was within 0.0011 of the nDCG@10 of f32 on both datasets of the example `encoder_quality`; int8 was not within 0.002 on one.
     pub fn fastest_as_good_as_f32() -> Precision {
         let is_bf16 = Instructions::Amx.is_available() || halves::are_faster_with_vectors();
         if is_bf16 { Precision::Bf16 } else { Precision::F32 }
