@@ -65,6 +65,7 @@ pub(crate) unsafe fn gelu<L: Lanes>(x: L) -> L {
 ///
 /// # Safety
 /// The processor has the instruction set of `L`.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) unsafe fn gelu_of_halves<L: Lanes>(x: L) -> L {
     const COEFFICIENTS: [f32; 8] = [
