@@ -5,11 +5,18 @@ pub(crate) mod aligned;
 pub(crate) mod arithmetic;
 pub(crate) mod attention;
 pub(crate) mod encoder;
+pub(crate) mod halves;
 pub(crate) mod kernels;
 pub(crate) mod layer_norm;
+pub(crate) mod layout;
 pub(crate) mod operand;
 pub(crate) mod packed;
+pub(crate) mod prepared;
 pub(crate) mod product;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tile_attention;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tile_product;
 pub(crate) mod workers;
 
 use crate::device::{Device, DeviceError, check_sequences};
@@ -18,8 +25,9 @@ use crate::model::Model;
 use crate::precision::Precision;
 use crate::tokenizer::TokenSequence;
 use encoder::{Encoder, Workspace};
-use kernels::{Kernels, ProductKernels};
+use kernels::Kernels;
 use parking_lot::Mutex;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use workers::{Group, Workers};
 
@@ -36,7 +44,6 @@ const THREADS_MAX: usize = 1_024;
 pub struct CpuDevice {
     name: String,
     threads: usize,
-    instructions: Instructions,
     encoder: Arc<Encoder>,
     workers: Workers,
     /// Buffers for calling threads, when none is using them.
@@ -51,14 +58,28 @@ impl CpuDevice {
     /// [`DeviceError::PrecisionUnavailable`] where the processor does not have the instructions; if the weights cannot be read or a thread
     /// cannot be started.
     pub fn new(model: Arc<Model>, threads: usize, precision: Precision) -> Result<Self, DeviceError> {
-        Self::with_instructions(model, threads, precision, Instructions::detect())
+        Self::start(model, threads, precision, Instructions::detect(), None)
     }
 
-    /// The fastest precision of this processor that finds as well as f32: bf16 with the instructions for it, which was within 0.0005 of the
-    /// nDCG@10 of f32 on both datasets of the example `encoder_quality`; int8 was not within 0.002 on one.
+    /// As [`CpuDevice::new`], with the packed weights in a file in `folder`, made when there is none for this model, precision and processor. It is
+    /// mapped: what of it is not used can leave the memory. Where it cannot be written, the weights are packed in memory.
+    ///
+    /// # Errors
+    /// Those of `new`.
+    pub fn with_prepared_weights(
+        model: Arc<Model>,
+        threads: usize,
+        precision: Precision,
+        folder: &Path,
+    ) -> Result<Self, DeviceError> {
+        Self::start(model, threads, precision, Instructions::detect(), Some(folder))
+    }
+
+    /// The fastest precision of this processor that finds as well as f32: bf16 with AMX, and with AVX-512 BF16 where that is measured to be
+    /// faster than f32. bf16 was within 0.0011 of the nDCG@10 of f32 on both datasets of the example `encoder_quality`; int8 was not within 0.002 on one.
     pub fn fastest_as_good_as_f32() -> Precision {
-        let has_halves = ProductKernels::of(Instructions::detect(), Precision::Bf16).is_some();
-        if has_halves { Precision::Bf16 } else { Precision::F32 }
+        let is_bf16 = Instructions::Amx.is_available() || halves::are_faster_with_vectors();
+        if is_bf16 { Precision::Bf16 } else { Precision::F32 }
     }
 
     /// As [`CpuDevice::new`], with a named instruction set.
@@ -71,17 +92,26 @@ impl CpuDevice {
         precision: Precision,
         instructions: Instructions,
     ) -> Result<Self, DeviceError> {
+        Self::start(model, threads, precision, instructions, None)
+    }
+
+    fn start(
+        model: Arc<Model>,
+        threads: usize,
+        precision: Precision,
+        instructions: Instructions,
+        prepared: Option<&Path>,
+    ) -> Result<Self, DeviceError> {
         if !instructions.is_available() {
             return Err(DeviceError::InstructionsUnavailable(instructions));
         }
         let unavailable = DeviceError::PrecisionUnavailable { precision, instructions };
         let kernels = Kernels::of(instructions, precision).ok_or(unavailable)?;
         let threads = threads.clamp(1, THREADS_MAX);
-        let encoder = Arc::new(Encoder::new(model, kernels)?);
+        let encoder = Arc::new(Encoder::new(model, kernels, prepared)?);
         Ok(Self {
-            name: format!("cpu ({precision}, {instructions}, {threads} threads)"),
+            name: format!("cpu ({precision}, {}, {threads} threads)", encoder.instructions()),
             threads,
-            instructions,
             workers: Workers::start(&encoder, threads)?,
             encoder,
             caller_workspace: Mutex::new(None),
@@ -93,9 +123,9 @@ impl CpuDevice {
         self.encoder.precision()
     }
 
-    /// The instruction set in use.
+    /// The instruction set that products are computed with.
     pub fn instructions(&self) -> Instructions {
-        self.instructions
+        self.encoder.instructions()
     }
 
     /// Number of threads for batches.

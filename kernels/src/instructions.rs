@@ -1,5 +1,6 @@
-//! Which vector instructions of the processor are used.
+//! Which instructions of the processor are used.
 
+use crate::tiles;
 use std::fmt;
 
 /// Gives a type of kernels `get()`, those of the widest set that this processor has, and `of(instructions)`, from constants for each set.
@@ -15,7 +16,11 @@ macro_rules! choose_kernels {
             fn of(instructions: $crate::instructions::Instructions) -> &'static Self {
                 match instructions {
                     #[cfg(target_arch = "x86_64")]
-                    $crate::instructions::Instructions::Avx512 if instructions.is_available() => &$avx512,
+                    $crate::instructions::Instructions::Amx | $crate::instructions::Instructions::Avx512
+                        if instructions.is_available() =>
+                    {
+                        &$avx512
+                    }
                     #[cfg(target_arch = "x86_64")]
                     $crate::instructions::Instructions::Avx2 if instructions.is_available() => &$avx2,
                     _ => &$portable,
@@ -26,9 +31,11 @@ macro_rules! choose_kernels {
 }
 pub(crate) use choose_kernels;
 
-/// A set of vector instructions for which this crate has kernels.
+/// A set of instructions for which this crate has kernels. Each contains those that are narrower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Instructions {
+    /// x86-64 with AMX BF16: products of tiles of 16 x 32 halves; for all else AVX-512 with BF16.
+    Amx,
     /// x86-64 with AVX-512 F, BW, DQ and VL: 16 lanes of f32.
     Avx512,
     /// x86-64 with AVX2, FMA and F16C: 8 lanes of f32.
@@ -38,15 +45,19 @@ pub enum Instructions {
 }
 
 impl Instructions {
+    /// All, the widest first.
+    pub const ALL: [Instructions; 4] = [Instructions::Amx, Instructions::Avx512, Instructions::Avx2, Instructions::Portable];
+
     /// The widest set that this processor has.
     pub fn detect() -> Self {
         // The standard library caches what the processor answered, so this is a load and a few bit tests.
-        [Instructions::Avx512, Instructions::Avx2].into_iter().find(|set| set.is_available()).unwrap_or(Instructions::Portable)
+        Self::ALL.into_iter().find(|set| set.is_available()).unwrap_or(Instructions::Portable)
     }
 
     /// Whether this processor has the set.
     pub fn is_available(self) -> bool {
         match self {
+            Instructions::Amx => tiles::is_available(),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -66,12 +77,13 @@ impl Instructions {
 
     /// All sets that this processor has, widest first.
     pub fn available() -> Vec<Self> {
-        [Instructions::Avx512, Instructions::Avx2, Instructions::Portable].into_iter().filter(|set| set.is_available()).collect()
+        Self::ALL.into_iter().filter(|set| set.is_available()).collect()
     }
 
-    /// The name in lower case: `avx512`, `avx2` or `portable`.
+    /// The name in lower case: `amx`, `avx512`, `avx2` or `portable`.
     pub fn name(self) -> &'static str {
         match self {
+            Instructions::Amx => "amx",
             Instructions::Avx512 => "avx512",
             Instructions::Avx2 => "avx2",
             Instructions::Portable => "portable",

@@ -32,6 +32,7 @@ pub use tokenizer::{TextTokenizer, TokenSequence, TokenizeError};
 pub use weights::{Tensor, Weights};
 
 mod lanes;
+mod tiles;
 
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]

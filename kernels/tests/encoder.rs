@@ -151,6 +151,22 @@ fn many_callers_at_once_get_their_own_vectors() {
 }
 
 #[test]
+fn weights_that_are_prepared_in_a_file_give_the_same_vectors() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let batch = sequences(&[40, 3, 200]);
+    for precision in Precision::ALL {
+        let Ok(device) = CpuDevice::new(Arc::clone(&model), 2, precision) else { continue };
+        let expected = device.embed(&batch).expect("vectors");
+        for _ in ["made", "found"] {
+            let prepared = CpuDevice::with_prepared_weights(Arc::clone(&model), 2, precision, folder.path()).expect("a device");
+            assert!(prepared.embed(&batch).expect("vectors") == expected, "{}", prepared.name());
+            assert!(prepared.weights_bytes() < device.weights_bytes());
+        }
+    }
+}
+
+#[test]
 fn no_sequences_give_no_vectors() {
     let Some(model) = model() else { return };
     let device = device_of_f32(&model, 1);
@@ -198,10 +214,16 @@ fn unusual_numbers_of_threads_work() {
 #[test]
 fn instructions_that_the_processor_lacks_are_refused() {
     let Some(model) = model() else { return };
-    for set in [Instructions::Avx512, Instructions::Avx2, Instructions::Portable] {
+    for set in Instructions::ALL {
         let device = CpuDevice::with_instructions(Arc::clone(&model), 1, Precision::F32, set);
         match device {
-            Ok(device) => assert!(set.is_available() && device.instructions() == set),
+            // Tiles multiply only halves.
+            Ok(device) => {
+                assert!(set.is_available());
+                assert!(
+                    device.instructions() == set || set == Instructions::Amx && device.instructions() == Instructions::Avx512
+                );
+            }
             Err(DeviceError::InstructionsUnavailable(named)) => {
                 assert!(named == set && !set.is_available());
             }

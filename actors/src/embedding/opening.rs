@@ -33,7 +33,7 @@ pub struct Opening<'a> {
     pub precision: PrecisionChoice,
     /// Tokens of a batch of the processor at most; GPUs have larger ones.
     pub batch_tokens: usize,
-    /// Folder of compiled kernels.
+    /// Folder of compiled kernels and packed weights.
     pub kernels: PathBuf,
 }
 
@@ -47,7 +47,7 @@ impl Opening<'_> {
             PrecisionChoice::Auto => CpuDevice::fastest_as_good_as_f32(),
             PrecisionChoice::Named(precision) => precision,
         };
-        let cpu = Arc::new(CpuDevice::new(model.clone(), self.threads, precision)?);
+        let cpu = Arc::new(CpuDevice::with_prepared_weights(model.clone(), self.threads, precision, &self.kernels)?);
         tracing::info!(device = cpu.name(), "the processor can embed");
         let cpu = BatchDevice { device: cpu, batch_tokens: self.batch_tokens };
         let gpus = match self.choice {

@@ -4,7 +4,7 @@ use crate::cpu::aligned::AlignedBlock;
 use crate::cpu::kernels::ProductKernels;
 use crate::cpu::operand::Operand;
 use crate::cpu::packed::{Linear, PackedMatrix};
-use crate::cpu::product::{Epilogue, Product};
+use crate::cpu::product::{Epilogue, Product, Results};
 use crate::instructions::Instructions;
 use crate::precision::Precision;
 
@@ -44,11 +44,11 @@ impl Assigner {
             .chunks_exact(dimension)
             .map(|centroid| -0.5 * centroid.iter().map(|value| value * value).sum::<f32>())
             .collect();
-        let ProductKernels { panel_columns, precision, .. } = *kernels;
-        let mut block = AlignedBlock::new(PackedMatrix::size(dimension, count, panel_columns, precision));
+        let ProductKernels { panel_columns, layout, .. } = *kernels;
+        let mut block = AlignedBlock::new(PackedMatrix::size(dimension, count, panel_columns, layout));
         // Nearest is whose inner product less half its square is the largest.
         let layer = Linear { weights: centroids, biases: &halves, factor: 1.0 };
-        let matrix = PackedMatrix::pack(&mut block, 0, dimension, panel_columns, precision, &[layer]);
+        let matrix = PackedMatrix::pack(&mut block, 0, dimension, panel_columns, layout, &[layer]);
         Some(Assigner { kernels, block, matrix, dimension, centroids: centroids.to_vec(), halves })
     }
 
@@ -138,7 +138,7 @@ impl Assigner {
             block: &self.block,
             matrix: &self.matrix,
             activations: Operand::of_f32(vectors),
-            out: scores,
+            out: Results::Values(scores),
             rows,
             epilogue: Epilogue::Store,
         });

@@ -3,28 +3,30 @@
 use super::activation::exp;
 use super::aligned::AlignedBlock;
 use super::arithmetic::Arithmetic;
-use super::packed::{values_in_word, words_of};
+use super::layout::{values_in_word, words_of};
 use super::product::tile;
 use crate::lanes::Lanes;
 use crate::precision::Precision;
 
 /// The widest panel of any instruction set, in values: buffers are sized for it.
 const PANEL_COLUMNS_MAX: usize = 32;
-/// The tallest tile of any instruction set, in rows.
-const TILE_ROWS_MAX: usize = 8;
+/// The tallest block of rows of any instruction set.
+const BLOCK_ROWS_MAX: usize = 32;
+/// Words that any instruction set has a row be a multiple of.
+const WHOLE_WORDS_MAX: usize = 16;
 
 /// Buffers for one head, used again for every head and sequence. Words are those of the arithmetic.
 pub(crate) struct AttentionBuffers {
     tokens_max: usize,
-    head_dimension: usize,
+    pub(super) head_dimension: usize,
     /// Keys of one head, transposed: panels of tokens, each words of the head's dimension x panel columns.
-    keys: AlignedBlock<u32>,
+    pub(super) keys: AlignedBlock<u32>,
     /// Values of one head: panels of the head's columns, each words of the tokens x panel columns.
-    values: AlignedBlock<u32>,
-    /// Scores of a tile's rows against all tokens.
-    scores: AlignedBlock,
-    /// Rows of a tile, and rows that share words, once narrowed.
-    narrowed: AlignedBlock<u32>,
+    pub(super) values: AlignedBlock<u32>,
+    /// Scores of a block's rows against all tokens.
+    pub(super) scores: AlignedBlock,
+    /// Rows of a block, and rows that share words, once narrowed.
+    pub(super) narrowed: AlignedBlock<u32>,
 }
 
 impl AttentionBuffers {
@@ -35,10 +37,10 @@ impl AttentionBuffers {
         Self {
             tokens_max,
             head_dimension,
-            keys: AlignedBlock::new(tokens * head_dimension),
+            keys: AlignedBlock::new(tokens * head_dimension.next_multiple_of(WHOLE_WORDS_MAX)),
             values: AlignedBlock::new(tokens * columns),
-            scores: AlignedBlock::new(TILE_ROWS_MAX * tokens),
-            narrowed: AlignedBlock::new(TILE_ROWS_MAX * tokens.max(columns)),
+            scores: AlignedBlock::new(BLOCK_ROWS_MAX * tokens),
+            narrowed: AlignedBlock::new(BLOCK_ROWS_MAX * tokens.max(columns)),
         }
     }
 
@@ -48,13 +50,13 @@ impl AttentionBuffers {
     }
 }
 
-/// Attention of one sequence.
+/// Attention of one sequence. Rows are in the layout that its kernels pass on.
 pub(crate) struct Attention<'a> {
     /// For each token: queries, keys and values of all heads, 3 x heads x head dimension. The queries are already
-    /// divided by the square root of the head dimension.
-    pub(crate) projections: &'a [f32],
+    /// divided by the square root of the head dimension. More may follow.
+    pub(crate) projections: &'a [u32],
     /// For each token the heads' results side by side: heads x head dimension.
-    pub(crate) out: &'a mut [f32],
+    pub(crate) out: &'a mut [u32],
     pub(crate) tokens: usize,
     pub(crate) heads: usize,
     pub(crate) buffers: &'a mut AttentionBuffers,
@@ -62,13 +64,13 @@ pub(crate) struct Attention<'a> {
 
 /// Computes softmax(Q K^T) V for each head (Vaswani et al., "Attention Is All You Need", 2017, equation 1; the
 /// division by the root of the head dimension is in the weights of Q). `ROWS` is at most 8, and a panel of
-/// `VECTORS` vectors has at most 32 columns. The arithmetic is one without scales.
+/// `VECTORS` vectors has at most 32 columns. The arithmetic is one without scales. Rows are f32.
 ///
 /// # Safety
 /// The processor has the instruction set of `A`.
 #[inline(always)]
 pub(crate) unsafe fn attend<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(attention: &mut Attention<'_>) {
-    const { assert!(ROWS <= TILE_ROWS_MAX && !matches!(A::PRECISION, Precision::Int8)) };
+    const { assert!(ROWS <= 8 && !matches!(A::PRECISION, Precision::Int8)) };
     let panel_columns = VECTORS * A::Lanes::WIDTH;
     let Attention { projections, out, tokens, heads, buffers } = attention;
     let (tokens, heads) = (*tokens, *heads);
@@ -76,7 +78,8 @@ pub(crate) unsafe fn attend<A: Arithmetic, const ROWS: usize, const VECTORS: usi
     let hidden = heads * dimension;
     assert!(PANEL_COLUMNS_MAX.is_multiple_of(panel_columns));
     assert!(tokens <= buffers.tokens_max);
-    assert_eq!(projections.len(), tokens * 3 * hidden);
+    let projections: &[f32] = bytemuck::cast_slice(&projections[..tokens * 3 * hidden]);
+    let out: &mut [f32] = bytemuck::cast_slice_mut(out);
     assert_eq!(out.len(), tokens * hidden);
     for head in 0..heads {
         let keys = &projections[hidden + head * dimension..];

@@ -10,13 +10,16 @@
 use super::aligned::AlignedBlock;
 use super::attention::{Attention, AttentionBuffers};
 use super::kernels::{Kernels, ProductKernels};
-use super::operand::NarrowedRows;
+use super::operand::{NarrowedRows, PassedRows};
 use super::packed::{Linear, PackedMatrix};
-use super::product::{Epilogue, Product};
+use super::prepared::PackedWeights;
+use super::product::{Epilogue, Product, Results};
 use crate::configuration::{EncoderConfiguration, Pooling};
+use crate::instructions::Instructions;
 use crate::model::{Model, ModelError};
 use crate::precision::Precision;
 use crate::tokenizer::TokenSequence;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Rows that pass through the feed-forward network together. Its weights stream from memory once for each such
@@ -28,7 +31,7 @@ pub(crate) struct Encoder {
     model: Arc<Model>,
     kernels: Kernels,
     /// All packed matrices.
-    block: AlignedBlock<u32>,
+    block: PackedWeights,
     /// For each position, its embedding plus that of token type 0.
     position_embeddings: Vec<f32>,
     embedding_norm: LayerNorm,
@@ -54,9 +57,9 @@ struct Layer {
 pub(crate) struct Workspace {
     tokens: usize,
     hidden: AlignedBlock,
-    projections: AlignedBlock,
-    context: AlignedBlock,
-    intermediate: AlignedBlock,
+    projections: PassedRows,
+    context: PassedRows,
+    intermediate: PassedRows,
     /// What a product reads.
     narrowed: NarrowedRows,
     attention: AttentionBuffers,
@@ -66,16 +69,17 @@ impl Workspace {
     fn new(configuration: &EncoderConfiguration, kernels: &Kernels, tokens: usize, tokens_of_longest: usize) -> Self {
         let EncoderConfiguration { hidden_size, intermediate_size, .. } = *configuration;
         let feed_forward_rows = tokens.min(FEED_FORWARD_ROWS);
+        let passed = kernels.rows.passed;
         Self {
             tokens,
             hidden: AlignedBlock::new(tokens * hidden_size),
-            projections: AlignedBlock::new(tokens * 3 * hidden_size),
-            context: AlignedBlock::new(tokens * hidden_size),
-            intermediate: AlignedBlock::new(feed_forward_rows * intermediate_size),
+            projections: PassedRows::new(passed, tokens, 3 * hidden_size),
+            context: PassedRows::new(passed, tokens, hidden_size),
+            intermediate: PassedRows::new(passed, feed_forward_rows, intermediate_size),
             narrowed: NarrowedRows::for_shapes(&[
-                (tokens, hidden_size, kernels.projections.precision),
-                (tokens, hidden_size, kernels.products.precision),
-                (feed_forward_rows, intermediate_size, kernels.products.precision),
+                (tokens, hidden_size, kernels.projections.layout),
+                (tokens, hidden_size, kernels.products.layout),
+                (feed_forward_rows, intermediate_size, kernels.products.layout),
             ]),
             attention: AttentionBuffers::new(tokens_of_longest, configuration.head_dimension()),
         }
@@ -83,43 +87,40 @@ impl Workspace {
 }
 
 impl Encoder {
-    /// Packs the weights of `model` for `kernels`.
-    pub(crate) fn new(model: Arc<Model>, kernels: Kernels) -> Result<Self, ModelError> {
+    /// Packs the weights of `model` for `kernels`, or takes them as they have been packed into a file in `prepared`.
+    pub(crate) fn new(model: Arc<Model>, kernels: Kernels, prepared: Option<&Path>) -> Result<Self, ModelError> {
         let configuration = model.configuration();
         let hidden = configuration.hidden_size;
         let intermediate = configuration.intermediate_size;
-        let size = |products: &ProductKernels, inputs, outputs| {
-            PackedMatrix::size(inputs, outputs, products.panel_columns, products.precision)
-        };
         let Kernels { projections, products, .. } = kernels;
-        let layer_size = size(projections, hidden, 3 * hidden)
-            + size(products, hidden, hidden)
-            + size(products, hidden, intermediate)
-            + size(products, intermediate, hidden);
-        let mut block = AlignedBlock::new(configuration.layers * layer_size);
-        let mut packer = Packer { model: &model, block: &mut block, next: 0 };
-        let query_scale = 1.0 / (configuration.head_dimension() as f32).sqrt();
+        let mut words = 0;
+        let mut place = |kernels: &ProductKernels, inputs, outputs| {
+            let ProductKernels { panel_columns, layout, .. } = *kernels;
+            let matrix = PackedMatrix::at(words, inputs, outputs, panel_columns, layout);
+            words += PackedMatrix::size(inputs, outputs, panel_columns, layout);
+            matrix
+        };
         let mut layers = Vec::with_capacity(configuration.layers);
         for index in 0..configuration.layers {
             let name = |part: &str| format!("encoder.layer.{index}.{part}");
             layers.push(Layer {
-                projections: packer.pack(
-                    projections,
-                    hidden,
-                    &[
-                        (&name("attention.self.query"), query_scale),
-                        (&name("attention.self.key"), 1.0),
-                        (&name("attention.self.value"), 1.0),
-                    ],
-                )?,
-                attention_output: packer.pack(products, hidden, &[(&name("attention.output.dense"), 1.0)])?,
+                projections: place(projections, hidden, 3 * hidden),
+                attention_output: place(products, hidden, hidden),
                 attention_norm: LayerNorm::load(&model, &name("attention.output.LayerNorm"))?,
-                intermediate: packer.pack(products, hidden, &[(&name("intermediate.dense"), 1.0)])?,
-                output: packer.pack(products, intermediate, &[(&name("output.dense"), 1.0)])?,
+                intermediate: place(products, hidden, intermediate),
+                output: place(products, intermediate, hidden),
                 output_norm: LayerNorm::load(&model, &name("output.LayerNorm"))?,
             });
-            model.weights().release_pages();
         }
+        let make = || pack(&model, &layers, words);
+        let block = match prepared {
+            Some(folder) => {
+                let form = |kernels: &ProductKernels| format!("{:?} in panels of {}", kernels.layout, kernels.panel_columns);
+                let description = format!("{} {}, {}", model.revision(), form(projections), form(products));
+                PackedWeights::prepared(folder, &description, words, make)?
+            }
+            None => PackedWeights::Memory(make()?),
+        };
         let mut position_embeddings = vec![0.0; configuration.positions * hidden];
         let positions = model.weights().tensor("embeddings.position_embeddings.weight")?.values().into_owned();
         let types = model.weights().tensor("embeddings.token_type_embeddings.weight")?;
@@ -139,14 +140,19 @@ impl Encoder {
         &self.model
     }
 
-    /// Bytes of the packed weights and of what is kept beside them.
+    /// Bytes of memory that the packed weights take, and what is kept beside them; not what lies in a file.
     pub(crate) fn weights_bytes(&self) -> usize {
-        self.block.len() * size_of::<u32>() + self.position_embeddings.len() * size_of::<f32>()
+        self.block.memory_bytes() + self.position_embeddings.len() * size_of::<f32>()
     }
 
     /// What products multiply.
     pub(crate) fn precision(&self) -> Precision {
-        self.kernels.products.precision
+        self.kernels.products.layout.precision
+    }
+
+    /// The instruction set that products are computed with.
+    pub(crate) fn instructions(&self) -> Instructions {
+        self.kernels.products.instructions
     }
 
     /// The vectors of `sequences`, one after the other, each of Euclidean length one. The caller has checked that
@@ -195,14 +201,13 @@ impl Encoder {
     fn attend(&self, layer: &Layer, sequences: &[&TokenSequence], tokens: usize, workspace: &mut Workspace) {
         let configuration = self.model.configuration();
         let hidden = configuration.hidden_size;
-        let rows = &mut workspace.hidden[..tokens * hidden];
-        let projections = &mut workspace.projections[..tokens * 3 * hidden];
-        let context = &mut workspace.context[..tokens * hidden];
+        let Workspace { hidden: rows, projections, context, narrowed, attention, .. } = workspace;
+        let rows = &mut rows[..tokens * hidden];
         self.kernels.projections.multiply(Product {
             block: &self.block,
             matrix: &layer.projections,
-            activations: self.kernels.projections.narrow(&mut workspace.narrowed, rows, hidden),
-            out: projections,
+            activations: self.kernels.projections.narrow(narrowed, rows, hidden),
+            out: projections.results(tokens),
             rows: tokens,
             epilogue: Epilogue::Store,
         });
@@ -210,19 +215,19 @@ impl Encoder {
         for sequence in sequences {
             let last = first + sequence.len();
             self.kernels.rows.attend(Attention {
-                projections: &projections[first * 3 * hidden..last * 3 * hidden],
-                out: &mut context[first * hidden..last * hidden],
+                projections: projections.rows_from(first),
+                out: context.rows_mut(first..last),
                 tokens: sequence.len(),
                 heads: configuration.heads,
-                buffers: &mut workspace.attention,
+                buffers: attention,
             });
             first = last;
         }
         self.kernels.products.multiply(Product {
             block: &self.block,
             matrix: &layer.attention_output,
-            activations: self.kernels.products.narrow(&mut workspace.narrowed, context, hidden),
-            out: rows,
+            activations: self.kernels.products.operand(narrowed, context, tokens),
+            out: Results::Values(rows),
             rows: tokens,
             epilogue: Epilogue::Add,
         });
@@ -232,26 +237,26 @@ impl Encoder {
     fn feed_forward(&self, layer: &Layer, tokens: usize, workspace: &mut Workspace) {
         let configuration = self.model.configuration();
         let hidden = configuration.hidden_size;
-        let rows = &mut workspace.hidden[..tokens * hidden];
+        let Workspace { hidden: rows, intermediate, narrowed, .. } = workspace;
+        let rows = &mut rows[..tokens * hidden];
         // Parts of nearly equal size, so that no small remainder pays for streaming all the weights.
         let parts = tokens.div_ceil(FEED_FORWARD_ROWS);
         let part_rows = tokens.div_ceil(parts).next_multiple_of(8).min(FEED_FORWARD_ROWS);
         for rows in rows.chunks_mut(part_rows * hidden) {
             let count = rows.len() / hidden;
-            let intermediate = &mut workspace.intermediate[..count * configuration.intermediate_size];
             self.kernels.products.multiply(Product {
                 block: &self.block,
                 matrix: &layer.intermediate,
-                activations: self.kernels.products.narrow(&mut workspace.narrowed, rows, hidden),
-                out: intermediate,
+                activations: self.kernels.products.narrow(narrowed, rows, hidden),
+                out: intermediate.results(count),
                 rows: count,
                 epilogue: Epilogue::Activate(configuration.activation),
             });
             self.kernels.products.multiply(Product {
                 block: &self.block,
                 matrix: &layer.output,
-                activations: self.kernels.products.narrow(&mut workspace.narrowed, intermediate, configuration.intermediate_size),
-                out: rows,
+                activations: self.kernels.products.operand(narrowed, intermediate, count),
+                out: Results::Values(rows),
                 rows: count,
                 epilogue: Epilogue::Add,
             });
@@ -298,29 +303,34 @@ impl LayerNorm {
     }
 }
 
-/// Packs one matrix after the other into a block.
-struct Packer<'a> {
-    model: &'a Model,
-    block: &'a mut [u32],
-    next: usize,
+/// Packs the matrices of all layers, which take so many words.
+fn pack(model: &Model, layers: &[Layer], words: usize) -> Result<AlignedBlock<u32>, ModelError> {
+    let mut block = AlignedBlock::new(words);
+    let query_scale = 1.0 / (model.configuration().head_dimension() as f32).sqrt();
+    for (index, layer) in layers.iter().enumerate() {
+        let name = |part: &str| format!("encoder.layer.{index}.{part}");
+        let projections =
+            [(name("attention.self.query"), query_scale), (name("attention.self.key"), 1.0), (name("attention.self.value"), 1.0)];
+        fill(model, &layer.projections, &mut block, &projections)?;
+        fill(model, &layer.attention_output, &mut block, &[(name("attention.output.dense"), 1.0)])?;
+        fill(model, &layer.intermediate, &mut block, &[(name("intermediate.dense"), 1.0)])?;
+        fill(model, &layer.output, &mut block, &[(name("output.dense"), 1.0)])?;
+        model.weights().release_pages();
+    }
+    Ok(block)
 }
 
-impl Packer<'_> {
-    /// Packs the named linear layers, which have the same `inputs`, side by side, each multiplied by its factor.
-    fn pack(&mut self, kernels: &ProductKernels, inputs: usize, layers: &[(&str, f32)]) -> Result<PackedMatrix, ModelError> {
-        let weights = self.model.weights();
-        let mut tensors = Vec::with_capacity(layers.len());
-        for (name, factor) in layers {
-            let rows = weights.tensor(&format!("{name}.weight"))?;
-            let biases = weights.tensor(&format!("{name}.bias"))?;
-            tensors.push((rows, biases, *factor));
-        }
-        let values: Vec<_> = tensors.iter().map(|(rows, biases, factor)| (rows.values(), biases.values(), *factor)).collect();
-        let layers: Vec<Linear<'_>> =
-            values.iter().map(|(weights, biases, factor)| Linear { weights, biases, factor: *factor }).collect();
-        let ProductKernels { panel_columns, precision, .. } = *kernels;
-        let matrix = PackedMatrix::pack(self.block, self.next, inputs, panel_columns, precision, &layers);
-        self.next += PackedMatrix::size(inputs, matrix.outputs, panel_columns, precision);
-        Ok(matrix)
+/// Packs the named linear layers side by side, each multiplied by its factor.
+fn fill(model: &Model, matrix: &PackedMatrix, block: &mut [u32], layers: &[(String, f32)]) -> Result<(), ModelError> {
+    let mut tensors = Vec::with_capacity(layers.len());
+    for (name, factor) in layers {
+        let rows = model.weights().tensor(&format!("{name}.weight"))?;
+        let biases = model.weights().tensor(&format!("{name}.bias"))?;
+        tensors.push((rows, biases, *factor));
     }
+    let values: Vec<_> = tensors.iter().map(|(rows, biases, factor)| (rows.values(), biases.values(), *factor)).collect();
+    let layers: Vec<Linear<'_>> =
+        values.iter().map(|(weights, biases, factor)| Linear { weights, biases, factor: *factor }).collect();
+    matrix.fill(block, &layers);
+    Ok(())
 }

@@ -7,8 +7,10 @@ use super::arithmetic::{
     int8::{Int8Avx2, Int8Avx512, Int8AvxVnni},
 };
 use super::attention::{self, Attention};
+use super::halves;
 use super::layer_norm;
-use super::operand::{NarrowedRows, Operand};
+use super::layout::RowLayout;
+use super::operand::{NarrowedRows, Operand, PassedRows};
 use super::product::{self, Product};
 #[cfg(test)]
 use crate::configuration::Activation;
@@ -33,23 +35,30 @@ impl Kernels {
     /// The kernels of `instructions` for `precision`, if this processor has them.
     ///
     /// Whole numbers are too coarse for attention: half of what they cost in exactness, they would cost there, for a quarter of the
-    /// products. It is computed in halves where the processor has them, else in f32.
+    /// products. It is computed in halves where the processor is fast with them, else in f32.
     pub(crate) fn of(instructions: Instructions, precision: Precision) -> Option<Self> {
+        // Tiles multiply only halves.
+        let instructions = match (instructions, precision) {
+            (Instructions::Amx, Precision::F32 | Precision::Int8) => Instructions::Avx512,
+            _ => instructions,
+        };
         let products = ProductKernels::of(instructions, precision)?;
-        let halves = || ProductKernels::of(instructions, Precision::Bf16);
+        let halves = || ProductKernels::of(instructions, Precision::Bf16).filter(|_| halves::are_faster_with_vectors());
         let projections = match precision {
             Precision::F32 | Precision::Bf16 => products,
             Precision::Int8 => halves().or_else(|| ProductKernels::of(instructions, Precision::F32))?,
         };
-        Some(Self { projections, products, rows: RowKernels::of(instructions, projections.precision)? })
+        Some(Self { projections, products, rows: RowKernels::of(instructions, projections.layout.precision)? })
     }
 }
 
 /// Products of one instruction set and arithmetic. A table is only handed out by [`ProductKernels::of`], after the processor was asked
 /// whether it has the instructions, so that calling its functions is safe.
 pub(crate) struct ProductKernels {
-    /// What is multiplied.
-    pub(crate) precision: Precision,
+    /// The instruction set.
+    pub(crate) instructions: Instructions,
+    /// What is multiplied, and how its rows lie.
+    pub(crate) layout: RowLayout,
     /// Columns of a panel of weights.
     pub(crate) panel_columns: usize,
     narrow: for<'a> unsafe fn(&'a mut NarrowedRows, &'a [f32], usize) -> Operand<'a>,
@@ -63,6 +72,9 @@ impl ProductKernels {
             return None;
         }
         match (instructions, precision) {
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Amx, Precision::Bf16) => Some(&amx::PRODUCTS),
+            (Instructions::Amx, _) => Self::of(Instructions::Avx512, precision),
             #[cfg(target_arch = "x86_64")]
             (Instructions::Avx512, Precision::F32) => Some(&avx512::PRODUCTS),
             #[cfg(target_arch = "x86_64")]
@@ -90,6 +102,14 @@ impl ProductKernels {
         unsafe { (self.narrow)(room, rows, values) }
     }
 
+    /// Rows that other kernels have passed on.
+    pub(crate) fn operand<'a>(&self, room: &'a mut NarrowedRows, passed: &'a PassedRows, rows: usize) -> Operand<'a> {
+        if passed.layout() == self.layout {
+            return passed.operand(rows);
+        }
+        self.narrow(room, passed.rows_of_f32(rows), passed.values())
+    }
+
     /// See [`product::multiply`].
     pub(crate) fn multiply(&self, mut product: Product<'_>) {
         // SAFETY: the table exists only where the processor has the instruction set.
@@ -99,6 +119,8 @@ impl ProductKernels {
 
 /// Attention and normalisation of one instruction set. A table is only handed out by [`RowKernels::of`], as that of products.
 pub(crate) struct RowKernels {
+    /// How rows lie that attention reads and writes.
+    pub(crate) passed: RowLayout,
     attend: unsafe fn(&mut Attention<'_>),
     layer_norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
     // Parts of products and attention, by themselves only in tests.
@@ -115,6 +137,9 @@ impl RowKernels {
             return None;
         }
         match (instructions, precision) {
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Amx, Precision::Bf16) => Some(&amx::ROWS),
+            (Instructions::Amx, _) => Self::of(Instructions::Avx512, precision),
             #[cfg(target_arch = "x86_64")]
             (Instructions::Avx512, Precision::F32) => Some(&avx512_rows::ROWS),
             #[cfg(target_arch = "x86_64")]
@@ -155,12 +180,15 @@ impl RowKernels {
 
 /// Instantiates products: the arithmetic, rows and vectors of a tile, and the processor features that the entry functions enable.
 macro_rules! products {
-    ($module:ident, $arithmetic:ty, $rows:literal x $vectors:literal $(, $features:literal)?) => {
+    ($module:ident, $instructions:ident, $arithmetic:ty, $rows:literal x $vectors:literal $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
+            const LAYOUT: RowLayout = RowLayout::dense(<$arithmetic>::PRECISION);
+
             pub(super) static PRODUCTS: ProductKernels = ProductKernels {
-                precision: <$arithmetic>::PRECISION,
+                instructions: Instructions::$instructions,
+                layout: LAYOUT,
                 panel_columns: $vectors * <<$arithmetic as Arithmetic>::Lanes as crate::lanes::Lanes>::WIDTH,
                 narrow,
                 multiply,
@@ -169,7 +197,7 @@ macro_rules! products {
             $(#[target_feature(enable = $features)])?
             unsafe fn narrow<'a>(room: &'a mut NarrowedRows, rows: &'a [f32], values: usize) -> Operand<'a> {
                 // SAFETY: `ProductKernels::of` has checked the instruction set.
-                unsafe { room.narrow::<$arithmetic>(rows, values) }
+                unsafe { room.narrow::<$arithmetic>(rows, values, LAYOUT) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -190,6 +218,7 @@ macro_rules! rows {
             type Lanes = <$arithmetic as Arithmetic>::Lanes;
 
             pub(super) static ROWS: RowKernels = RowKernels {
+                passed: RowLayout::F32,
                 attend,
                 layer_norm,
                 #[cfg(test)]
@@ -205,21 +234,21 @@ macro_rules! rows {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn layer_norm(rows: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32) {
+            pub(super) unsafe fn layer_norm(rows: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32) {
                 // SAFETY: `RowKernels::of` has checked the instruction set.
                 unsafe { layer_norm::layer_norm::<Lanes>(rows, scale, shift, epsilon) }
             }
 
             #[cfg(test)]
             $(#[target_feature(enable = $features)])?
-            unsafe fn activate(values: &mut [f32], function: Activation) {
+            pub(super) unsafe fn activate(values: &mut [f32], function: Activation) {
                 // SAFETY: `RowKernels::of` has checked the instruction set; the slice is valid for its length.
                 unsafe { crate::cpu::activation::apply::<Lanes>(values.as_mut_ptr(), values.len(), function) }
             }
 
             #[cfg(test)]
             $(#[target_feature(enable = $features)])?
-            unsafe fn softmax(values: &mut [f32]) {
+            pub(super) unsafe fn softmax(values: &mut [f32]) {
                 if values.is_empty() {
                     return;
                 }
@@ -238,13 +267,56 @@ macro_rules! rows {
     };
 }
 
+/// Products and attention in tiles; everything else as with AVX-512.
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    use super::*;
+    use crate::cpu::{tile_attention, tile_product};
+
+    pub(super) static PRODUCTS: ProductKernels = ProductKernels {
+        instructions: Instructions::Amx,
+        layout: RowLayout::TILES,
+        panel_columns: tile_product::PANEL_COLUMNS,
+        narrow,
+        multiply,
+    };
+
+    pub(super) static ROWS: RowKernels = RowKernels {
+        passed: RowLayout::TILES,
+        attend,
+        layer_norm: avx512_rows::layer_norm,
+        #[cfg(test)]
+        activate: avx512_rows::activate,
+        #[cfg(test)]
+        softmax: avx512_rows::softmax,
+    };
+
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn narrow<'a>(room: &'a mut NarrowedRows, rows: &'a [f32], values: usize) -> Operand<'a> {
+        // SAFETY: `ProductKernels::of` has checked the instruction set.
+        unsafe { room.narrow::<Bf16Avx512>(rows, values, RowLayout::TILES) }
+    }
+
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn multiply(product: &mut Product<'_>) {
+        // SAFETY: `ProductKernels::of` has checked the instruction set.
+        unsafe { tile_product::multiply(product) }
+    }
+
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn attend(attention: &mut Attention<'_>) {
+        // SAFETY: `RowKernels::of` has checked the instruction set.
+        unsafe { tile_attention::attend(attention) }
+    }
+}
+
 // AVX-512 has 32 registers: 8 x 3 sums leave room for three vectors of a panel and broadcast activations.
 #[cfg(target_arch = "x86_64")]
-products!(avx512, F32<Avx512>, 8 x 3, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+products!(avx512, Avx512, F32<Avx512>, 8 x 3, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-products!(avx512_bf16, Bf16Avx512, 8 x 3, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+products!(avx512_bf16, Avx512, Bf16Avx512, 8 x 3, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-products!(avx512_int8, Int8Avx512, 8 x 3, "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+products!(avx512_int8, Avx512, Int8Avx512, 8 x 3, "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 rows!(avx512_rows, F32<Avx512>, 8 x 2, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
@@ -252,26 +324,26 @@ rows!(avx512_bf16_rows, Bf16Avx512, 8 x 2, "avx512bf16,avx512f,avx512bw,avx512dq
 
 // AVX2 has 16 registers: 6 x 2 sums, two vectors of a panel, and two for activations.
 #[cfg(target_arch = "x86_64")]
-products!(avx2, F32<Avx2>, 6 x 2, "avx2,fma,f16c");
+products!(avx2, Avx2, F32<Avx2>, 6 x 2, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-products!(avx_vnni_int8, Int8AvxVnni, 6 x 2, "avxvnni,avx2,fma,f16c");
+products!(avx_vnni_int8, Avx2, Int8AvxVnni, 6 x 2, "avxvnni,avx2,fma,f16c");
 // Even and odd bytes take two registers each.
 #[cfg(target_arch = "x86_64")]
-products!(avx2_int8, Int8Avx2, 4 x 2, "avx2,fma,f16c");
+products!(avx2_int8, Avx2, Int8Avx2, 4 x 2, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 rows!(avx2_rows, F32<Avx2>, 6 x 2, "avx2,fma,f16c");
 
 // NEON has 32 registers of four lanes, SSE2 has 16; each of these vectors takes two.
 #[cfg(target_arch = "aarch64")]
-products!(portable, F32<Portable>, 6 x 2);
+products!(portable, Portable, F32<Portable>, 6 x 2);
 #[cfg(target_arch = "aarch64")]
-products!(portable_int8, Int8Portable, 6 x 2);
+products!(portable_int8, Portable, Int8Portable, 6 x 2);
 #[cfg(target_arch = "aarch64")]
 rows!(portable_rows, F32<Portable>, 6 x 2);
 #[cfg(not(target_arch = "aarch64"))]
-products!(portable, F32<Portable>, 4 x 1);
+products!(portable, Portable, F32<Portable>, 4 x 1);
 #[cfg(not(target_arch = "aarch64"))]
-products!(portable_int8, Int8Portable, 4 x 1);
+products!(portable_int8, Portable, Int8Portable, 4 x 1);
 #[cfg(not(target_arch = "aarch64"))]
 rows!(portable_rows, F32<Portable>, 4 x 1);
 

@@ -4,6 +4,7 @@
 //! columns depth-first: for each word of inputs (one f32, two bf16, four bytes), the panel's columns side by side, so that a tile reads it
 //! from front to back.
 
+use super::layout::{RowLayout, values_in_word};
 use crate::precision::Precision;
 use half::bf16;
 use std::ops::Range;
@@ -24,7 +25,8 @@ pub(crate) struct Linear<'a> {
 /// Where a packed matrix lies in the block of all weights, and its shape.
 #[derive(Debug, Clone)]
 pub(crate) struct PackedMatrix {
-    pub(crate) precision: Precision,
+    /// How the rows lie that it is multiplied with.
+    pub(crate) layout: RowLayout,
     /// Words of the block: panels, each `depth` x `panel_columns`, the last one padded with zeros.
     pub(crate) panels: Range<usize>,
     /// Words of the block, each an f32, for each column of the panels: the biases; for whole numbers after them each column's scale, and
@@ -39,15 +41,6 @@ pub(crate) struct PackedMatrix {
     pub(crate) panel_columns: usize,
 }
 
-/// Values in a word.
-pub(crate) const fn values_in_word(precision: Precision) -> usize {
-    match precision {
-        Precision::F32 => 1,
-        Precision::Bf16 => 2,
-        Precision::Int8 => 4,
-    }
-}
-
 /// Values that describe a column, beside its weights.
 const fn values_of_column(precision: Precision) -> usize {
     match precision {
@@ -56,17 +49,21 @@ const fn values_of_column(precision: Precision) -> usize {
     }
 }
 
-/// Words of a row of so many values.
-pub(crate) fn words_of(values: usize, precision: Precision) -> usize {
-    values.div_ceil(values_in_word(precision))
-}
-
 impl PackedMatrix {
     /// Words of the block that a matrix of this shape takes.
-    pub(crate) fn size(inputs: usize, outputs: usize, panel_columns: usize, precision: Precision) -> usize {
+    pub(crate) fn size(inputs: usize, outputs: usize, panel_columns: usize, layout: RowLayout) -> usize {
         let columns = outputs.next_multiple_of(panel_columns);
         // Rounded up so that every matrix begins on a cache line.
-        (columns * (words_of(inputs, precision) + values_of_column(precision))).next_multiple_of(16)
+        (columns * (layout.words(inputs) + values_of_column(layout.precision))).next_multiple_of(16)
+    }
+
+    /// A matrix of this shape that begins with the word `start` of a block.
+    pub(crate) fn at(start: usize, inputs: usize, outputs: usize, panel_columns: usize, layout: RowLayout) -> Self {
+        let padded = outputs.next_multiple_of(panel_columns);
+        let depth = layout.words(inputs);
+        let panels = start..start + padded * depth;
+        let columns = panels.end..panels.end + padded * values_of_column(layout.precision);
+        Self { layout, panels, columns, inputs, depth, outputs, panel_columns }
     }
 
     /// Packs linear layers, all with so many inputs, into `block[start..]`, which is zero. They become one matrix.
@@ -75,27 +72,30 @@ impl PackedMatrix {
         start: usize,
         inputs: usize,
         panel_columns: usize,
-        precision: Precision,
+        layout: RowLayout,
         layers: &[Linear<'_>],
     ) -> Self {
-        let outputs: usize = layers.iter().map(|layer| layer.biases.len()).sum();
-        let padded = outputs.next_multiple_of(panel_columns);
-        let depth = words_of(inputs, precision);
-        let panels = start..start + padded * depth;
-        let columns = panels.end..panels.end + padded * values_of_column(precision);
-        let matrix = Self { precision, panels, columns, inputs, depth, outputs, panel_columns };
+        let outputs = layers.iter().map(|layer| layer.biases.len()).sum();
+        let matrix = Self::at(start, inputs, outputs, panel_columns, layout);
+        matrix.fill(block, layers);
+        matrix
+    }
+
+    /// Packs linear layers, which have the matrix's inputs and together its outputs, into its place in the block, which is zero.
+    pub(crate) fn fill(&self, block: &mut [u32], layers: &[Linear<'_>]) {
+        assert_eq!(layers.iter().map(|layer| layer.biases.len()).sum::<usize>(), self.outputs);
+        let panel_columns = self.panel_columns;
         let mut column = 0;
         for layer in layers {
-            assert_eq!(layer.weights.len(), layer.biases.len() * inputs, "one bias for each row");
+            assert_eq!(layer.weights.len(), layer.biases.len() * self.inputs, "one bias for each row");
             let mut row = 0;
             while row < layer.biases.len() {
                 let count = (panel_columns - (column + row) % panel_columns).min(layer.biases.len() - row);
-                matrix.pack_into_panel(block, column + row, layer, row..row + count);
+                self.pack_into_panel(block, column + row, layer, row..row + count);
                 row += count;
             }
             column += layer.biases.len();
         }
-        matrix
     }
 
     /// Packs some rows of a layer, whose columns begin with `column` and are all in its panel.
@@ -110,13 +110,13 @@ impl PackedMatrix {
         let in_panel = column % self.panel_columns;
         let panel_start = self.panels.start + (column - in_panel) * self.depth;
         let panel = &mut block[panel_start..panel_start + self.depth * self.panel_columns];
-        let part_values = PART_WORDS * values_in_word(self.precision);
+        let part_values = PART_WORDS * values_in_word(self.layout.precision);
         for (part, lines) in panel.chunks_mut(PART_WORDS * self.panel_columns).enumerate() {
             for (offset, (weights, factor)) in weights.chunks_exact(self.inputs).zip(&factors).enumerate() {
                 let first = part * part_values;
                 let weights = &weights[first..(first + part_values).min(self.inputs)];
                 let places = lines[in_panel + offset..].iter_mut().step_by(self.panel_columns);
-                write_words(self.precision, weights, *factor, places);
+                write_words(self.layout.precision, weights, *factor, places);
             }
         }
     }
@@ -126,7 +126,7 @@ impl PackedMatrix {
         let padded = self.outputs.next_multiple_of(self.panel_columns);
         let mut describe = |number: usize, value: f32| block[self.columns.start + number * padded + column] = value.to_bits();
         describe(0, bias * factor);
-        if self.precision != Precision::Int8 {
+        if self.layout.precision != Precision::Int8 {
             return factor;
         }
         let largest = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs()));

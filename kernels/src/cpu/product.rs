@@ -7,6 +7,7 @@
 
 use super::activation;
 use super::arithmetic::{Arithmetic, RowScale};
+use super::layout::RowLayout;
 use super::operand::Operand;
 use super::packed::PackedMatrix;
 use crate::configuration::Activation;
@@ -27,29 +28,43 @@ pub(crate) enum Epilogue {
     Add,
 }
 
+/// Where the rows of a product go.
+pub(crate) enum Results<'a> {
+    /// As f32, one row after the other.
+    Values(&'a mut [f32]),
+    /// In the layout of the rows that the product reads, if its kernels are those of tiles.
+    Narrowed(&'a mut [u32]),
+}
+
 /// One product: `rows` rows of `matrix.inputs` values in `activations` times `matrix`, into `out` (`rows` rows of
 /// `matrix.outputs` values).
 pub(crate) struct Product<'a> {
     pub(crate) block: &'a [u32],
     pub(crate) matrix: &'a PackedMatrix,
     pub(crate) activations: Operand<'a>,
-    pub(crate) out: &'a mut [f32],
+    pub(crate) out: Results<'a>,
     pub(crate) rows: usize,
     pub(crate) epilogue: Epilogue,
 }
 
 impl Product<'_> {
     /// Checks that every slice has the size that the shape asks for; the kernels rely on it.
-    fn check(&self, panel_columns: usize, precision: Precision) {
+    pub(super) fn check(&self, panel_columns: usize, layout: RowLayout) {
         let PackedMatrix { panels, columns, depth, outputs, .. } = self.matrix;
-        assert!(self.matrix.panel_columns == panel_columns && self.matrix.precision == precision, "packed for another kernel");
+        assert!(self.matrix.panel_columns == panel_columns && self.matrix.layout == layout, "packed for another kernel");
         let padded = outputs.next_multiple_of(panel_columns);
         assert_eq!(panels.len(), padded * depth);
         assert!(columns.len() >= padded);
         assert!(panels.end <= self.block.len() && columns.end <= self.block.len());
-        assert_eq!(self.activations.words.len(), self.rows * depth);
-        assert_eq!(self.out.len(), self.rows * outputs);
-        if precision == Precision::Int8 {
+        assert_eq!(self.activations.words.len(), layout.rows_read(self.rows) * depth);
+        match &self.out {
+            Results::Values(values) => assert_eq!(values.len(), self.rows * outputs),
+            Results::Narrowed(words) => {
+                assert!(layout == RowLayout::TILES && self.epilogue != Epilogue::Add);
+                assert_eq!(words.len(), self.rows * layout.words(*outputs));
+            }
+        }
+        if layout.precision == Precision::Int8 {
             assert!(columns.len() == 3 * padded && self.activations.scales.len() >= self.rows);
         }
     }
@@ -182,7 +197,9 @@ unsafe fn finish<A: Arithmetic>(task: &TileTask, row: usize, at: usize, sums: A:
 pub(crate) unsafe fn multiply<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(product: &mut Product<'_>) {
     const { assert!(ROWS <= 8) };
     let panel_columns = VECTORS * A::Lanes::WIDTH;
-    product.check(panel_columns, A::PRECISION);
+    product.check(panel_columns, RowLayout::dense(A::PRECISION));
+    let Results::Values(out) = &mut product.out else { unreachable!("checked above: only tiles narrow their results") };
+    let out = out.as_mut_ptr();
     let PackedMatrix { panels, columns, depth: words, outputs, .. } = product.matrix;
     let (words, outputs, rows) = (*words, *outputs, product.rows);
     let padded = outputs.next_multiple_of(panel_columns);
@@ -220,7 +237,7 @@ pub(crate) unsafe fn multiply<A: Arithmetic, const ROWS: usize, const VECTORS: u
                     depth,
                     columns: column_values,
                     is_first,
-                    out: product.out.as_mut_ptr().add(column),
+                    out: out.add(column),
                     out_stride: outputs,
                     width: (outputs - column).min(panel_columns),
                     is_added: !is_first || product.epilogue == Epilogue::Add,
@@ -258,7 +275,7 @@ pub(crate) unsafe fn multiply<A: Arithmetic, const ROWS: usize, const VECTORS: u
 
 /// Asks for `count` words from `from` on to be brought into the level-2 cache.
 #[inline(always)]
-fn prefetch(from: *const u32, count: usize) {
+pub(super) fn prefetch(from: *const u32, count: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..count).step_by(16) {
         // SAFETY: a prefetch never faults, whatever the address, and SSE is part of x86-64.

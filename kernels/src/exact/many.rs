@@ -5,7 +5,7 @@ use crate::cpu::aligned::AlignedBlock;
 use crate::cpu::kernels::ProductKernels;
 use crate::cpu::operand::Operand;
 use crate::cpu::packed::{Linear, PackedMatrix};
-use crate::cpu::product::{Epilogue, Product};
+use crate::cpu::product::{Epilogue, Product, Results};
 use crate::instructions::Instructions;
 use crate::precision::Precision;
 use half::f16;
@@ -49,10 +49,10 @@ impl Many {
     fn new(queries: &[f32], dimension: usize, kept: usize) -> Option<Many> {
         let kernels = ProductKernels::of(Instructions::detect(), Precision::F32)?;
         let count = queries.len() / dimension;
-        let ProductKernels { panel_columns, precision, .. } = *kernels;
-        let mut block = AlignedBlock::new(PackedMatrix::size(dimension, count, panel_columns, precision));
+        let ProductKernels { panel_columns, layout, .. } = *kernels;
+        let mut block = AlignedBlock::new(PackedMatrix::size(dimension, count, panel_columns, layout));
         let layer = Linear { weights: queries, biases: &vec![0.0; count], factor: 1.0 };
-        let matrix = PackedMatrix::pack(&mut block, 0, dimension, panel_columns, precision, &[layer]);
+        let matrix = PackedMatrix::pack(&mut block, 0, dimension, panel_columns, layout, &[layer]);
         Some(Many { kernels, block, matrix, kept })
     }
 
@@ -83,7 +83,7 @@ impl Many {
                 block: &self.block,
                 matrix: &self.matrix,
                 activations: Operand::of_f32(values),
-                out: scores,
+                out: Results::Values(scores),
                 rows: count,
                 epilogue: Epilogue::Store,
             });

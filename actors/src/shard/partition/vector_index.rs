@@ -25,7 +25,7 @@ pub(super) const BUILD_THREADS: usize = 2;
 pub(super) struct Effort {
     /// Lists that are looked into.
     pub(super) probes: u32,
-    /// Candidates that are scored again for every ten rows that are wanted.
+    /// Codes whose rows are scored again for every ten rows that are wanted.
     for_ten: u32,
 }
 
@@ -95,14 +95,14 @@ impl Effort {
         let lists = lists_for(count) as u32;
         // Which part of the lists, and candidates for ten of ten rows and for ten of a hundred.
         let rungs = [
-            (64, 60, 30),
-            (48, 60, 30),
-            (32, 60, 30),
-            (24, 60, 30),
-            (16, 60, 30),
-            (12, 80, 40),
-            (8, 100, 40),
-            (6, 100, 40),
+            (64, 100, 40),
+            (48, 100, 40),
+            (32, 100, 40),
+            (24, 150, 50),
+            (16, 150, 50),
+            (12, 200, 60),
+            (8, 200, 60),
+            (6, 200, 60),
             (4, 200, 60),
             (3, 200, 60),
             (3, 400, 100),
@@ -128,9 +128,9 @@ impl Effort {
     }
 }
 
-/// Lists for so many vectors: about twice the square root, but enough vectors in each to learn from.
+/// Lists for so many vectors: about three times the square root, but enough vectors in each to learn from.
 fn lists_for(count: usize) -> usize {
-    let wanted = 2 * count.isqrt();
+    let wanted = 3 * count.isqrt();
     let rounded = if wanted > 128 { wanted.div_ceil(64) * 64 } else { wanted };
     rounded.clamp(1, (count / ROWS_PER_LIST_MIN).max(1))
 }
@@ -164,8 +164,8 @@ mod tests {
 
     #[test]
     fn lists_follow_the_number_of_vectors() {
-        assert_eq!(lists_for(63_000), 512);
-        assert_eq!(lists_for(157_458), 832);
+        assert_eq!(lists_for(63_000), 768);
+        assert_eq!(lists_for(157_458), 1216);
         assert!(
             (1..20_000)
                 .all(|count| lists_for(count) >= 1 && lists_for(count) * ROWS_PER_LIST_MIN <= count.max(ROWS_PER_LIST_MIN))

@@ -22,7 +22,7 @@ fn halves(words: __m512i) -> __m512bh {
 /// # Safety
 /// The processor has the instruction set.
 #[inline(always)]
-unsafe fn narrowed(values: __m512) -> __m256i {
+pub(crate) unsafe fn narrowed(values: __m512) -> __m256i {
     // SAFETY: as the caller promises; both types are 32 bytes, and every pattern of bits is a value of both.
     unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)) }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cpu::attention::AttentionBuffers;
 use crate::cpu::packed::{Linear, PackedMatrix};
-use crate::cpu::product::Epilogue;
+use crate::cpu::product::{Epilogue, Results};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -36,12 +36,12 @@ fn in_bf16(value: f32) -> f64 {
 /// Rows of activations as the kernels read them. Which whole number stands for a value, another test holds within bounds; where the value lies in the
 /// middle, instruction sets differ.
 fn activations_as_read(kernels: &ProductKernels, rows: &[f32], inputs: usize) -> Vec<f64> {
-    match kernels.precision {
+    match kernels.layout.precision {
         Precision::F32 => rows.iter().map(|value| f64::from(*value)).collect(),
         Precision::Bf16 => rows.iter().map(|value| in_bf16(*value)).collect(),
         Precision::Int8 => {
             let count = rows.len() / inputs;
-            let mut room = NarrowedRows::for_shapes(&[(count, inputs, Precision::Int8)]);
+            let mut room = NarrowedRows::for_shapes(&[(count, inputs, kernels.layout)]);
             let operand = kernels.narrow(&mut room, rows, inputs);
             let as_read = |row: usize| {
                 let (bytes, scale) = operand.row_of_bytes(row);
@@ -68,6 +68,38 @@ fn weights_as_read(precision: Precision, rows: &[f32], inputs: usize, factor: im
         }
     };
     rows.chunks(inputs).enumerate().flat_map(as_read).collect()
+}
+
+/// The values of words that hold two halves each.
+fn values_of_halves(words: &[u32]) -> Vec<f64> {
+    bytemuck::cast_slice(words).iter().map(|half: &u16| f64::from(bf16::from_bits(*half).to_f32())).collect()
+}
+
+/// The values of rows, with what fills each up, and how many of them a row has.
+fn values_of(rows: &mut PassedRows, count: usize) -> (Vec<f64>, usize) {
+    let layout = rows.layout();
+    let words = rows.rows_mut(0..count);
+    let values = match layout.precision {
+        Precision::F32 => bytemuck::cast_slice(words).iter().map(|value: &f32| f64::from(*value)).collect(),
+        _ => values_of_halves(words),
+    };
+    let width = values.len() / count;
+    (values, width)
+}
+
+/// Writes rows of values in the form in which they are passed on.
+fn fill(rows: &mut PassedRows, count: usize, values: &[f32]) {
+    let (layout, width) = (rows.layout(), rows.values());
+    let depth = layout.words(width);
+    for (words, values) in rows.rows_mut(0..count).chunks_mut(depth).zip(values.chunks(width)) {
+        match layout.precision {
+            Precision::F32 => words.copy_from_slice(bytemuck::cast_slice(values)),
+            _ => {
+                let halves: &mut [u16] = bytemuck::cast_slice_mut(words);
+                halves.iter_mut().zip(values).for_each(|(half, value)| *half = bf16::from_f32(*value).to_bits());
+            }
+        }
+    }
 }
 
 /// Values from -1 to 1 that repeat only after a long time.
@@ -127,9 +159,10 @@ proptest! {
         let biases = values(outputs, seed ^ 2);
         let before = values(rows * outputs, seed ^ 3);
         for (name, kernels) in all_products() {
-            let ProductKernels { panel_columns, precision, .. } = *kernels;
+            let ProductKernels { panel_columns, layout, .. } = *kernels;
+            let precision = layout.precision;
             let start = 16;
-            let mut block = vec![u32::MAX; start + PackedMatrix::size(inputs, outputs, panel_columns, precision)];
+            let mut block = vec![u32::MAX; start + PackedMatrix::size(inputs, outputs, panel_columns, layout)];
             block[start..].fill(0);
             let mut layers = Vec::new();
             let mut first = 0;
@@ -139,23 +172,39 @@ proptest! {
                 layers.push(Linear { weights: &weights[first * inputs..last * inputs], biases: &biases[first..last], factor });
                 first = last;
             }
-            let matrix = PackedMatrix::pack(&mut block, start, inputs, panel_columns, precision, &layers);
+            let matrix = PackedMatrix::pack(&mut block, start, inputs, panel_columns, layout, &layers);
             let factor = |column: usize| if column < part_outputs[0] { scale } else { 1.0 };
             let read_weights = weights_as_read(precision, &weights, inputs, factor);
             let read_activations = activations_as_read(kernels, &activations, inputs);
             // Rows are narrowed in a room that is not clean.
-            let mut room = NarrowedRows::for_shapes(&[(rows + 1, inputs, precision)]);
+            let mut room = NarrowedRows::for_shapes(&[(rows + 1, inputs, layout)]);
             kernels.narrow(&mut room, &values((rows + 1) * inputs, seed ^ 4), inputs);
             let mut out = before.clone();
             kernels.multiply(Product {
                 block: &block,
                 matrix: &matrix,
                 activations: kernels.narrow(&mut room, &activations, inputs),
-                out: &mut out,
+                out: Results::Values(&mut out),
                 rows,
                 epilogue,
             });
+            // What tiles pass on to other kernels as halves.
+            let passes_on = layout == RowLayout::TILES && epilogue != Epilogue::Add;
+            let mut passed = PassedRows::new(layout, rows, outputs);
+            if passes_on {
+                passed.rows_mut(0..rows).fill(u32::MAX);
+                kernels.multiply(Product {
+                    block: &block,
+                    matrix: &matrix,
+                    activations: kernels.narrow(&mut room, &activations, inputs),
+                    out: passed.results(rows),
+                    rows,
+                    epilogue,
+                });
+            }
+            let passed: Vec<Vec<f64>> = passed.rows_mut(0..rows).chunks(layout.words(outputs)).map(values_of_halves).collect();
             for row in 0..rows {
+                prop_assert!(!passes_on || passed[row][outputs..].iter().all(|value| *value == 0.0), "{}", name);
                 for column in 0..outputs {
                     let product: f64 = (0..inputs)
                         .map(|k| read_activations[row * inputs + k] * read_weights[column * inputs + k])
@@ -171,6 +220,15 @@ proptest! {
                         (f64::from(out[at]) - expected).abs() < 3e-5,
                         "{}: row {} column {}: {} {}", name, row, column, out[at], expected
                     );
+                    if passes_on {
+                        let found = passed[row][column];
+                        // Half of the last of eight bits, and what GELU may be off.
+                        let tolerance = expected.abs() / 255.0 + 4e-5 * product.abs().max(1.0) + 3e-5;
+                        prop_assert!(
+                            (found - expected).abs() < tolerance,
+                            "{}: row {} column {}: {} {}", name, row, column, found, expected
+                        );
+                    }
                 }
             }
         }
@@ -183,10 +241,10 @@ proptest! {
     ) {
         let row: Vec<f32> = row.iter().map(|value| value * factor).collect();
         for (name, kernels) in all_products() {
-            if kernels.precision != Precision::Int8 {
+            if kernels.layout.precision != Precision::Int8 {
                 continue;
             }
-            let mut room = NarrowedRows::for_shapes(&[(1, row.len(), Precision::Int8)]);
+            let mut room = NarrowedRows::for_shapes(&[(1, row.len(), kernels.layout)]);
             let (bytes, scale) = kernels.narrow(&mut room, &row, row.len()).row_of_bytes(0);
             prop_assert_eq!(bytes.len(), row.len().next_multiple_of(4));
             prop_assert!(bytes[row.len()..].iter().all(|byte| *byte == 0));
@@ -212,15 +270,23 @@ proptest! {
         for (name, kernels) in all_rows() {
             // Halves have eight bits: queries, keys, weights and values are all rounded.
             let tolerance = if name.ends_with("f32") { 1e-5 } else { 2e-2 };
-            let mut out = vec![f32::NAN; tokens * hidden];
+            let mut passed = PassedRows::new(kernels.passed, tokens, 3 * hidden);
+            fill(&mut passed, tokens, &projections);
+            let mut out = PassedRows::new(kernels.passed, tokens, hidden);
+            // Not a number, whatever the form.
+            out.rows_mut(0..tokens).fill(u32::MAX);
             let mut buffers = AttentionBuffers::new(tokens + seed as usize % 3, dimension);
             kernels.attend(Attention {
-                projections: &projections,
-                out: &mut out,
+                projections: passed.rows_from(0),
+                out: out.rows_mut(0..tokens),
                 tokens,
                 heads,
                 buffers: &mut buffers,
             });
+            let (out, width) = values_of(&mut out, tokens);
+            for row in out.chunks(width) {
+                prop_assert!(row[hidden..].iter().all(|value| *value == 0.0), "{}", name);
+            }
             for token in 0..tokens {
                 for head in 0..heads {
                     let weight = |key: usize| {
@@ -231,7 +297,7 @@ proptest! {
                     for column in 0..dimension {
                         let expected: f64 =
                             (0..tokens).map(|key| weights[key] / sum * at(2, key, head, column)).sum();
-                        let found = f64::from(out[token * hidden + head * dimension + column]);
+                        let found = out[token * width + head * dimension + column];
                         prop_assert!((found - expected).abs() < tolerance, "{}: {} {}", name, found, expected);
                     }
                 }
@@ -320,6 +386,25 @@ fn gelu_is_exact_to_a_millionth() {
         }
         println!("{name}: {worst:e}");
         assert!(worst <= 1e-6, "{name}: {worst:e}");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn gelu_of_halves_is_exact_beyond_their_eight_bits() {
+    use crate::cpu::activation::gelu_of_halves;
+    use crate::lanes::{Lanes, portable::Portable};
+
+    let inputs: Vec<f32> = (-1_200_000..1_200_000).map(|i| i as f32 / 1e5).collect();
+    for inputs in inputs.chunks_exact(Portable::WIDTH) {
+        let mut found = [0f32; Portable::WIDTH];
+        // SAFETY: every processor has what the compiler makes; both are as long as a register.
+        unsafe { gelu_of_halves(Portable::load(inputs.as_ptr())).store(found.as_mut_ptr()) };
+        for (x, found) in inputs.iter().zip(found) {
+            let x = f64::from(*x);
+            let most = if x.abs() <= 4.0 { 3e-5 } else { 4e-5 * x.abs() };
+            assert!((f64::from(found) - gelu(x)).abs() <= most, "{x}: {found}");
+        }
     }
 }
 
