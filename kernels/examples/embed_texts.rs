@@ -2,7 +2,7 @@
 //!
 //! Usage: `embed_texts MODEL_DIR DOCS_JSONL_GZ QUESTIONS OUT_DIR`. A document's vector is that of its title and text; a question is the title of a
 //! document without what stands before its colon, and QUESTIONS of them are taken, evenly spread. Writes `documents.f32` and `questions.f32`
-//! (values in little endian, one vector after the other) and prints how many there are.
+//! (values in little endian, one vector after the other), the questions' words as `questions.jsonl`, and prints how many there are.
 
 mod documents;
 
@@ -33,6 +33,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let questions: Vec<String> = (0..wanted.min(documents.len())).map(question).collect();
     write(&device, &model, &texts, &Path::new(out).join("documents.f32"))?;
     write(&device, &model, &questions, &Path::new(out).join("questions.f32"))?;
+    let mut words = BufWriter::new(File::create(Path::new(out).join("questions.jsonl"))?);
+    for question in &questions {
+        writeln!(words, "{}", serde_json::json!({ "text": question }))?;
+    }
+    words.flush()?;
     println!("{} documents, {} questions", texts.len(), questions.len());
     Ok(())
 }
