@@ -43,7 +43,7 @@ build() {
 }
 
 # use_vectors NAME DOCS_JSONL_GZ DURATION: makes the vectors of documents and of a thousand questions about them once, and again for another model
-# or other documents. Their folder is then in $vectors.
+# or other documents. Their folder is then in $vectors. PRECISION=bf16 is faster on processors with AMX, and measures the same.
 use_vectors() {
     local name=$1 documents=$2 duration=$3
     vectors=$cache/bench/vectors-$(cat "$model_dir/model.safetensors" "$documents" | sha256sum | cut -c 1-16)
@@ -51,7 +51,7 @@ use_vectors() {
     build -p ragged-kernels --example embed_texts
     mkdir -p "$vectors"
     say "$part: embedding $name, once ($duration on 2 cores)"
-    with_heartbeat "still embedding" "$CARGO_TARGET_DIR/release/examples/embed_texts" "$model_dir" "$documents" 1000 "$vectors"
+    with_heartbeat "still embedding" "$CARGO_TARGET_DIR/release/examples/embed_texts" "$model_dir" "$documents" 1000 "$vectors" "${PRECISION:-f32}"
     touch "$vectors/.ready"
 }
 
