@@ -134,4 +134,7 @@ def load(collection: str, clients: int, seconds: float, **options: object) -> di
     command += ["--seconds", str(seconds), "--json"]
     for name, value in options.items():
         command += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return json.loads(done.stdout)

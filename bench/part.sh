@@ -2,11 +2,11 @@
 # shellcheck shell=bash
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/paths.sh"
 source "$repository/scripts/node.sh"
-cd "$repository"
 
 part=$(basename "$0")
 # A file of JSON.
-out=${1:?usage: bench/$part OUT.json}
+out=$(realpath -m "${1:?usage: bench/$part OUT.json}")
+cd "$repository"
 export PYTHONDONTWRITEBYTECODE=1
 
 # need_shared PATH...: ends the part when the shared data is not there.
