@@ -4,11 +4,11 @@ import json
 import os
 from pathlib import Path
 
-FIRST_WIDTH, WIDTH = 38, 15
+FIRST_WIDTH, WIDTH = 38, 17
 
 
 def row(*cells: object) -> None:
-    print("    " + f"{cells[0]:<{FIRST_WIDTH}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells[1:]), flush=True)
+    print("    " + f"{cells[0]:<{FIRST_WIDTH}}" + "".join(f" {cell:>{WIDTH}}" for cell in cells[1:]), flush=True)
 
 
 def note(text: str) -> None:

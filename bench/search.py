@@ -34,12 +34,12 @@ def texts(folder: Path) -> list[list[str]]:
 
 def phrases(documents: list[list[str]]) -> Path:
     """A file with as many phrases as no measurement uses up."""
-    path = work / "phrases.txt"
+    path = work / "phrases.jsonl"
     with path.open("w") as file:
         for _ in range(PHRASES):
             words = chance.choice(documents)
             begin = chance.randrange(len(words) - PHRASE_WORDS)
-            file.write(" ".join(words[begin : begin + PHRASE_WORDS]) + "\n")
+            file.write(json.dumps({"text": " ".join(words[begin : begin + PHRASE_WORDS])}) + "\n")
     return path
 
 

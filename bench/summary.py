@@ -58,7 +58,7 @@ def vector_lines() -> list[Line]:
         filtered.measured = min(one["recall"] for one in filters)
         filtered_rate.measured = round(min(one["searches_per_s"] for one in filters) / level["searches_per_s"], 3)
         if part["vectors"] != part["real_vectors"]:
-            ratio.instead = f"of {part['vectors']:,} vectors"
+            ratio.instead = recall.instead = filtered.instead = filtered_rate.instead = f"of {part['vectors']:,}"
     return [ratio, recall, filtered, filtered_rate]
 
 
