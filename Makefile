@@ -53,8 +53,8 @@ simulation: ## run replication in 10,000 simulated clusters, each from a seed; S
 gpu-check: setup ## build what checks and measures a GPU into the folder gpu-check, and run it where there is one (docs/gpu.md)
 	@scripts/gpu-check
 
-bench: setup ## measure embedding beside ONNX Runtime, then search; needs ../shared
-	@bench/run
+bench: setup ## measure speed and size beside other libraries; MILLION=1 with a million documents, PARTS="..." only some; needs ../shared
+	@bench/run $(PARTS)
 
 eval: setup ## measure search quality on scifact and cranfield; needs ../shared
 	@scripts/evaluate

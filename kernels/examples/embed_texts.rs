@@ -1,8 +1,9 @@
 //! Makes the vectors that vector search is measured with: of documents, and of questions about them.
 //!
-//! Usage: `embed_texts MODEL_DIR DOCS_JSONL_GZ QUESTIONS OUT_DIR`. A document's vector is that of its title and text; a question is the title of a
-//! document without what stands before its colon, and QUESTIONS of them are taken, evenly spread. Writes `documents.f32` and `questions.f32`
-//! (values in little endian, one vector after the other) and prints how many there are.
+//! Usage: `embed_texts MODEL_DIR DOCS_JSONL_GZ QUESTIONS OUT_DIR [f32|bf16|int8]`, f32 unless another is named. A document's vector is that of its
+//! title and text; a question is the title of a document without what stands before its colon, and QUESTIONS of them are taken, evenly spread.
+//! Writes `documents.f32` and `questions.f32` (values in little endian, one vector after the other), the questions' words as `questions.jsonl`,
+//! and prints how many there are.
 
 mod documents;
 
@@ -18,11 +19,12 @@ const BATCH: usize = 512;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model_folder, documents, questions, out] = arguments.as_slice() else {
-        return Err("usage: embed_texts MODEL_DIR DOCS_JSONL_GZ QUESTIONS OUT_DIR".into());
+    let [model_folder, documents, questions, out, rest @ ..] = arguments.as_slice() else {
+        return Err("usage: embed_texts MODEL_DIR DOCS_JSONL_GZ QUESTIONS OUT_DIR [f32|bf16|int8]".into());
     };
+    let precision = rest.first().map_or(Ok(Precision::F32), |name| name.parse())?;
     let model = Arc::new(Model::load(Path::new(model_folder))?);
-    let device = CpuDevice::new(Arc::clone(&model), std::thread::available_parallelism()?.get(), Precision::F32)?;
+    let device = CpuDevice::new(Arc::clone(&model), std::thread::available_parallelism()?.get(), precision)?;
     let documents = documents::read(Path::new(documents), usize::MAX)?;
     let texts: Vec<String> = documents.iter().map(Document::whole).collect();
     let wanted: usize = questions.parse()?;
@@ -33,6 +35,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let questions: Vec<String> = (0..wanted.min(documents.len())).map(question).collect();
     write(&device, &model, &texts, &Path::new(out).join("documents.f32"))?;
     write(&device, &model, &questions, &Path::new(out).join("questions.f32"))?;
+    let mut words = BufWriter::new(File::create(Path::new(out).join("questions.jsonl"))?);
+    for question in &questions {
+        writeln!(words, "{}", serde_json::json!({ "text": question }))?;
+    }
+    words.flush()?;
     println!("{} documents, {} questions", texts.len(), questions.len());
     Ok(())
 }
