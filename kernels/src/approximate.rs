@@ -16,8 +16,8 @@
 //! - `best`: the candidates among the scores
 
 mod best;
-mod bytes;
 mod build;
+mod bytes;
 mod clusters;
 mod codes;
 mod file;

@@ -193,7 +193,10 @@ impl Kernel {
 
     #[inline(always)]
     fn run(self, query: &[i8], rows: [&[u8]; TOGETHER]) -> [i32; TOGETHER] {
-        assert!(query.len().is_multiple_of(ALIGNMENT) && rows.iter().all(|row| row.len() == query.len()), "rows of another length");
+        assert!(
+            query.len().is_multiple_of(ALIGNMENT) && rows.iter().all(|row| row.len() == query.len()),
+            "rows of another length"
+        );
         // SAFETY: only kernels that this processor has are made, and all lengths are the same.
         unsafe { (self.sums)(query, rows) }
     }

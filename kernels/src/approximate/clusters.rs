@@ -67,7 +67,10 @@ impl Assigner {
     pub(super) fn assign(&self, vectors: &[f32], threads: usize, nearest: &mut [u32]) {
         self.in_shares(vectors, threads, nearest, |vectors, nearest, room| {
             self.score(vectors, &mut room.scores);
-            nearest.iter_mut().zip(room.scores.chunks_exact(self.count())).for_each(|(nearest, scores)| *nearest = largest(scores));
+            nearest
+                .iter_mut()
+                .zip(room.scores.chunks_exact(self.count()))
+                .for_each(|(nearest, scores)| *nearest = largest(scores));
         });
     }
 
@@ -114,7 +117,13 @@ impl Assigner {
     }
 
     /// Calls `work` with few vectors at a time and what is to be found out about them, on so many threads.
-    fn in_shares<T: Send>(&self, vectors: &[f32], threads: usize, found: &mut [T], work: impl Fn(&[f32], &mut [T], &mut Room) + Sync) {
+    fn in_shares<T: Send>(
+        &self,
+        vectors: &[f32],
+        threads: usize,
+        found: &mut [T],
+        work: impl Fn(&[f32], &mut [T], &mut Room) + Sync,
+    ) {
         let dimension = self.dimension;
         let share = found.len().div_ceil(threads.max(1)).next_multiple_of(ROWS).max(1);
         std::thread::scope(|scope| {
