@@ -23,7 +23,7 @@ const FRESHNESS_WAIT: Duration = Duration::from_secs(5);
 pub struct Reads {
     pub(super) arguments: ShardArguments,
     pub(super) group: ShardGroup,
-    pub(super) partitions: Arc<LoadedPartitions>,
+    pub(crate) partitions: Arc<LoadedPartitions>,
 }
 
 impl Reads {
@@ -236,14 +236,16 @@ impl Request {
     async fn load(&self, collection: Arc<Collection>) -> Result<Arc<Partition>, ServiceError> {
         let (tenant, group) = (self.tenant, self.group.clone());
         let folder = self.arguments.partition_folder(tenant, collection.id);
-        let cache = self.arguments.cache.clone();
+        let (cache, text_writers) = (self.arguments.cache.clone(), self.arguments.text_writers.clone());
+        let tail_bytes_max = self.arguments.tail_bytes_max;
         let open = move || {
             let begun = Instant::now();
             // Watched before it is read, so that no change falls in between.
             let changes = group.changes().watch(tenant, collection.id);
             let name = collection.name.clone();
-            let partition =
-                Partition::open(PartitionContext { reader: group.reader(), changes, tenant, collection, folder, cache })?;
+            let reader = group.reader();
+            let context = PartitionContext { reader, changes, tenant, collection, folder, cache, text_writers, tail_bytes_max };
+            let partition = Partition::open(context)?;
             tracing::info!(collection = %name, took_ms = begun.elapsed().as_millis() as u64, "partition loaded");
             Ok::<_, PartitionError>(Arc::new(partition))
         };
