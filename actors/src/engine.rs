@@ -224,6 +224,7 @@ pub(crate) struct Parts {
     pub(crate) text_writers: Arc<TextWriters>,
     /// What all of them may hold.
     pub(crate) memory: MemoryLimits,
+    #[cfg(test)]
     pub(crate) keeper: Arc<Address<KeeperMessage>>,
     pub(crate) keeper_metrics: KeeperMetrics,
     port: ClusterPort,
@@ -368,6 +369,7 @@ impl Engine {
             partition_bytes,
             text_writers,
             memory: options.memory,
+            #[cfg(test)]
             keeper,
             keeper_metrics,
             port,

@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const UNUSED_WHEN_SHORT: Duration = Duration::from_secs(30);
 /// Once it is over the budget, the process gives back until so large a part of it is free: it does not come back every second.
 const FREE_PART: u64 = 16;
-/// How often it is said that memory is short.
+/// How often something is said at most.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// What the keeper counts.
@@ -96,7 +96,7 @@ pub enum KeeperMessage {
 pub struct KeeperState {
     arguments: KeeperArguments,
     has_looked: bool,
-    /// When it last said that memory is short.
+    /// When it last said something.
     told: Option<Instant>,
 }
 
@@ -140,9 +140,14 @@ impl Actor for Keeper {
                     }
                     arguments.keep()
                 };
-                let relief = tokio::task::spawn_blocking(look).await??;
-                if let Some(relief) = relief {
-                    state.tell(&relief);
+                match tokio::task::spawn_blocking(look).await? {
+                    Ok(None) => {}
+                    Ok(Some(relief)) => state.tell(&relief),
+                    // A node without /proc goes on without a budget.
+                    Err(fault) if state.may_tell() => {
+                        tracing::warn!(%fault, "the system does not say what memory the node has: its budget is not kept");
+                    }
+                    Err(_) => {}
                 }
                 myself.send_after(PAUSE, || KeeperMessage::Look);
                 Ok(())
@@ -154,11 +159,19 @@ impl Actor for Keeper {
 }
 
 impl KeeperState {
+    /// Whether it is time to say something again.
+    fn may_tell(&mut self) -> bool {
+        let may = self.told.is_none_or(|at| at.elapsed() >= TOLD_EVERY);
+        if may {
+            self.told = Some(Instant::now());
+        }
+        may
+    }
+
     fn tell(&mut self, relief: &Relief) {
-        if self.told.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
+        if !self.may_tell() {
             return;
         }
-        self.told = Some(Instant::now());
         let mib = |bytes: u64| bytes >> 20;
         let Relief { before, after, unloaded } = relief;
         let budget = self.arguments.limits.budget as u64;
