@@ -646,6 +646,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_written_is_counted_and_takes_the_place_of_blocks() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = StoreOptions { block_cache_bytes: 8 << 20, write_buffer_bytes: 8 << 20 };
+        let store = Store::open(folder.path(), options).unwrap();
+        let before = store.memory();
+        let mut batch = WriteBatch::default();
+        batch.put_cf(store.rows(), b"key", vec![7; 1 << 20]);
+        store.write(batch).unwrap();
+        let after = store.memory();
+        assert!(after.write_buffer_bytes >= before.write_buffer_bytes + (1 << 20), "{before:?} {after:?}");
+        assert!(store.cache.get_usage() >= after.write_buffer_bytes, "both are one memory");
+        assert_eq!(after.limits, options);
+    }
+
+    #[test]
     fn a_write_is_refused_before_the_disk_is_full() {
         let folder = Path::new("/data");
         assert!(check_space(DISK_RESERVE_BYTES, folder).is_ok());

@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 /// Longer than it takes until what partitions hold is counted.
 const COUNTED_WITHIN: Duration = Duration::from_secs(20);
 
-/// A budget that is less than the node needs idle plus what it maps of the documents of the test.
-const BUDGET_MIB: u64 = 160;
+/// A budget that is less than what the node maps of the test's documents: 8 KiB each.
+const BUDGET_MIB: u64 = 128;
 /// What the node may have beyond its budget for a moment: it looks once a second.
 const BEYOND_MIB: u64 = 32;
 /// Longer than it takes until the node has looked.
 const KEPT_WITHIN: Duration = Duration::from_secs(30);
 const DIMENSION: usize = 4096;
-const DOCUMENTS: u64 = 12_000;
-const DOCUMENTS_AT_ONCE: u64 = 1_000;
+const DOCUMENTS: u64 = 16_500;
+const DOCUMENTS_AT_ONCE: u64 = 1_100;
 
 /// A vector of ones and minus ones: two of them have next to nothing in common.
 fn vector_of(document: u64) -> String {
@@ -48,7 +48,7 @@ async fn is_nearest(node: &Node, document: u64) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_with_a_small_budget_keeps_it_and_answers_rightly() -> Result<()> {
     let budget = format!("{BUDGET_MIB} MiB");
-    let settings = [("RAGGED_MEMORY_BUDGET_BYTES", budget.as_str()), ("RAGGED_HTTP_MAX_BODY_BYTES", "16 MiB")];
+    let settings = [("RAGGED_MEMORY_BUDGET_BYTES", budget.as_str()), ("RAGGED_HTTP_MAX_BODY_BYTES", "4 MiB")];
     let node = Node::start_with(&settings).await?;
     let new = json!({"name": "c", "spread": 4, "embedding": {"dimension": DIMENSION}});
     node.post("/collections", &new).await?.expect(201)?;
