@@ -19,6 +19,8 @@ use std::time::Instant;
 
 /// How often it looks.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A partition that was used within so long is in use: it would be loaded again at once.
+const IN_USE: Duration = Duration::from_secs(2);
 /// A partition that was not used for so long is unloaded when memory is short.
 const UNUSED_WHEN_SHORT: Duration = Duration::from_secs(30);
 /// Once it is over the budget, the process gives back until so large a part of it is free: it does not come back every second.
@@ -231,7 +233,7 @@ impl KeeperArguments {
         Ok(Some(Relief { before, after, unloaded }))
     }
 
-    /// Unloads partitions that do not fit into their part of the memory. The one that was used last stays, whatever it holds.
+    /// Unloads partitions that do not fit into their part of the memory. Those that are in use stay, and the one that was used last, whatever it holds.
     fn fit_partitions(&self) {
         let residents = self.residents();
         let bytes_of = |resident: &Resident| resident.shard.peek(&resident.id).map_or(0, |partition| partition.memory_bytes());
@@ -241,7 +243,7 @@ impl KeeperArguments {
             if held <= self.limits.partitions {
                 return;
             }
-            if self.unload(resident, Duration::ZERO) {
+            if self.unload(resident, IN_USE) {
                 held -= size;
             }
         }
