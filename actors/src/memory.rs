@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn what_is_touched_is_counted() {
         let before = ProcessMemory::current().unwrap();
-        let block = vec![1_u8; 64 << 20];
+        let block = std::hint::black_box(vec![1_u8; 64 << 20]);
         let after = ProcessMemory::current().unwrap();
         assert!(after.anonymous >= before.anonymous + (60 << 20), "{before:?} {after:?}");
         assert_eq!(after.resident, after.anonymous + after.mapped);

@@ -359,7 +359,11 @@ impl Partition {
             return Ok(IndexProgress::default());
         }
         let outcome = self.advance(is_idle);
-        self.current()?;
+        // When many rows came meanwhile, they are for the next round: taken in now, they would fill memory, and nobody has asked for them.
+        let came = self.source.counters()?.next_row.0.saturating_sub(self.view.load().next_row);
+        if outcome.is_err() || came <= OPEN_TAIL_ROWS_MAX {
+            self.current()?;
+        }
         match outcome {
             // The folder went while it was being written to.
             Err(_) if self.follower.lock().is_dropped => Ok(IndexProgress::default()),

@@ -238,7 +238,7 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "memory.block_cache_bytes",
         kind: Kind::Text,
-        default: "of the budget, 8 to 64 MiB",
+        default: "of the budget, 8 to 32 MiB",
         unit: "bytes",
         meaning: "Memory for blocks of the store that were read before.",
     },

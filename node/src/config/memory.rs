@@ -124,7 +124,7 @@ impl Memory {
         let share = |key, least, sixteenths, most| Share { key, least, sixteenths, most };
         let body = max_body_bytes.0.next_multiple_of(MIB);
         [
-            (&mut self.block_cache_bytes, share("memory.block_cache_bytes", 8 * MIB, 2, 64 * MIB)),
+            (&mut self.block_cache_bytes, share("memory.block_cache_bytes", 8 * MIB, 2, 32 * MIB)),
             (&mut self.write_buffer_bytes, share("memory.write_buffer_bytes", 8 * MIB, 2, 64 * MIB)),
             (&mut self.content_cache_bytes, share("memory.content_cache_bytes", MIB, 1, 32 * MIB)),
             (&mut self.partitions_bytes, share("memory.partitions_bytes", 8 * MIB, 4, u64::MAX)),
@@ -162,7 +162,7 @@ mod tests {
     fn a_large_budget_is_left_to_mapped_files_and_partitions() {
         let memory = given_out(12 * GIB, None);
         let caches = [memory.block_cache_bytes, memory.write_buffer_bytes, memory.content_cache_bytes, memory.text_writer_bytes];
-        assert_eq!(caches, [64, 64, 32, 32].map(|mib| ByteSize(mib * MIB)));
+        assert_eq!(caches, [32, 64, 32, 32].map(|mib| ByteSize(mib * MIB)));
         assert!(memory.partitions_bytes > ByteSize(2 * GIB) && memory.partitions_bytes < ByteSize(3 * GIB));
     }
 
@@ -197,7 +197,8 @@ mod tests {
                 prop_assert!(after.iter().sum::<u64>() + IDLE_BYTES <= budget);
                 let leasts: Vec<u64> = memory.parts(BODY).iter().map(|(_, share)| share.least).collect();
                 for ((before, after), least) in before.iter().zip(&after).zip(leasts) {
-                    prop_assert!(if *before == 0 { *after >= least } else { before == after });
+                    let is_right = if *before == 0 { *after >= least } else { before == after };
+                    prop_assert!(is_right, "{before} became {after}, at least {least}");
                 }
             } else {
                 prop_assert!(set.is_some());
