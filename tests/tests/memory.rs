@@ -38,10 +38,13 @@ async fn is_nearest(node: &Node, document: u64) -> Result<()> {
     let body = format!(r#"{{"vector": {}, "mode": "dense", "limit": 1, "recall": "exact"}}"#, vector_of(document));
     let request = node.request(Method::POST, "/collections/c/search")?.header("content-type", "application/json").body(body);
     let found = node.send(request).await?.expect(200)?;
-    ensure!(found["hits"][0]["document_id"] == document.to_string(), "document {document} is not the nearest: {found}");
+    ensure!(found["hits"][0]["document_id"] == json!(document.to_string()), "document {document} is not the nearest: {found}");
     let word = json!({"query": format!("word{document}"), "mode": "text", "limit": 1});
     let found = node.post("/collections/c/search", &word).await?.expect(200)?;
-    ensure!(found["hits"][0]["document_id"] == document.to_string(), "document {document} is not found by its word: {found}");
+    ensure!(
+        found["hits"][0]["document_id"] == json!(document.to_string()),
+        "document {document} is not found by its word: {found}"
+    );
     Ok(())
 }
 
