@@ -11,17 +11,20 @@
 //! - `tables`: what each code is worth to a query
 //! - `scan`: scores codes, for each instruction set
 //! - `best`: the candidates among the scores
+//! - `mask`: which rows may be found
 
 mod best;
 mod build;
 mod clusters;
 mod codes;
 mod file;
+mod mask;
 mod scan;
 mod tables;
 
 pub use build::build;
 pub use file::{ApproximateIndex, IndexError};
+pub use mask::Mask;
 
 use crate::exact::{self, Scored};
 use scan::{BLOCK, Scanner};
@@ -34,42 +37,106 @@ pub const DIMENSION_MAX: usize = 32_768;
 /// Scores that a thread keeps room for between searches at most: 4 MiB.
 const ROOM_KEPT_MAX: usize = 2 << 20;
 
-/// The lists that are looked into, in no order, with the inner products of their centroids.
-fn nearest_lists(query: &[f32], centroids: &[half::f16], probes: usize) -> Vec<Scored> {
-    let mut lists = exact::score_all(query, centroids, query.len());
-    if probes < lists.len() {
-        lists.select_nth_unstable_by(probes, |one, other| other.score.total_cmp(&one.score));
-        lists.truncate(probes);
-    }
-    lists
-}
-
 impl ApproximateIndex {
     /// Positions of about the `candidates` rows with the largest inner products with `query`, in no order that counts. `probes` lists are looked
-    /// into. With `allowed`, only rows whose bit is set: bit `position % 8` of byte `position / 8`; bits that are not there are not set.
+    /// into. With `allowed`, only rows that it has.
+    ///
+    /// # Panics
+    /// If `query` has another length than the index's vectors, or `allowed` is of an index of another size.
+    pub fn search(&self, query: &[f32], probes: usize, candidates: usize, allowed: Option<&Mask>) -> Vec<u32> {
+        self.near(query).search(probes, candidates, allowed)
+    }
+
+    /// The lists as they lie to a query: to see what is in the nearest of them before they are searched.
     ///
     /// # Panics
     /// If `query` has another length than the index's vectors.
-    pub fn search(&self, query: &[f32], probes: usize, candidates: usize, allowed: Option<&[u8]>) -> Vec<u32> {
+    pub fn near<'a>(&'a self, query: &'a [f32]) -> NearLists<'a> {
         assert_eq!(query.len(), self.dimension(), "the query has another dimension");
-        let lists = nearest_lists(query, self.centroids(), probes.max(1));
+        NearLists { index: self, query, lists: exact::score_all(query, self.centroids(), query.len()) }
+    }
+}
+
+/// The lists of an index with the inner products of their centroids with a query.
+pub struct NearLists<'a> {
+    index: &'a ApproximateIndex,
+    query: &'a [f32],
+    lists: Vec<Scored>,
+}
+
+/// What is in some lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reach {
+    /// Rows, allowed or not.
+    pub rows: usize,
+    /// Rows that are allowed.
+    pub allowed: usize,
+    /// Rows, allowed or not, in blocks with allowed ones: those are scanned.
+    pub scanned: usize,
+}
+
+impl NearLists<'_> {
+    /// Number of the lists.
+    pub fn count(&self) -> usize {
+        self.lists.len()
+    }
+
+    /// What is in the `probes` nearest lists.
+    ///
+    /// # Panics
+    /// If `allowed` is of an index of another size.
+    pub fn reach(&mut self, probes: usize, allowed: &Mask) -> Reach {
+        let index = self.index;
+        let mut reach = Reach::default();
+        for scored in self.nearest(probes) {
+            let list = index.list(scored.position);
+            let words = allowed.words(list.blocks.clone());
+            reach.rows += list.len;
+            reach.allowed += words.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+            reach.scanned += words.iter().filter(|word| **word != 0).count() * BLOCK;
+        }
+        reach
+    }
+
+    /// The nearest lists, in no order.
+    fn nearest(&mut self, probes: usize) -> &[Scored] {
+        let probes = probes.max(1).min(self.lists.len());
+        if probes < self.lists.len() {
+            self.lists.select_nth_unstable_by(probes, |one, other| other.score.total_cmp(&one.score));
+        }
+        &self.lists[..probes]
+    }
+
+    /// As [`ApproximateIndex::search`].
+    ///
+    /// # Panics
+    /// If `allowed` is of an index of another size.
+    pub fn search(mut self, probes: usize, candidates: usize, allowed: Option<&Mask>) -> Vec<u32> {
+        let (index, query) = (self.index, self.query);
+        let lists = self.nearest(probes);
         let scores = lists.iter().map(|list| list.score);
         let least = scores.clone().fold(f32::INFINITY, f32::min);
         let spread = scores.fold(f32::NEG_INFINITY, f32::max) - least;
-        let tables = Tables::new(&self.codebook(), query, spread);
+        let tables = Tables::new(&index.codebook(), query, spread);
         let scanner = Scanner::get();
-        let blocks: usize = lists.iter().map(|list| self.list(list.position).blocks()).sum();
+        let blocks: usize = lists.iter().map(|list| index.list(list.position).blocks.len()).sum();
         with_room_for(blocks * BLOCK, |room| {
             let mut found = Found { scores: room, used: 0, positions: Vec::with_capacity(lists.len()) };
-            for scored in &lists {
-                let list = self.list(scored.position);
+            for scored in lists {
+                let list = index.list(scored.position);
                 // Never 0, which stands for what is not to be found.
                 let bias = 1 + ((scored.score - least) * tables.scale).round() as u16;
-                let scores = found.next(list.positions);
-                scanner.scan(list.codes, &tables.steps, bias, scores);
-                scores[list.len..].fill(0);
-                if let Some(allowed) = allowed {
-                    leave_out(scores, &list.positions[..list.len], allowed);
+                let Some(allowed) = allowed else {
+                    let scores = found.next(list.positions);
+                    scanner.scan(list.codes, &tables.steps, bias, scores);
+                    scores[list.len..].fill(0);
+                    continue;
+                };
+                let words = allowed.words(list.blocks.clone());
+                for run in mask::runs(words) {
+                    let scores = found.next(&list.positions[run.start * BLOCK..run.end * BLOCK]);
+                    scanner.scan(list.codes_of(run.clone()), &tables.steps, bias, scores);
+                    mask::pass(scores, &words[run]);
                 }
             }
             found.best(candidates)
@@ -96,17 +163,7 @@ fn with_room_for<T>(scores: usize, work: impl FnOnce(&mut [u16]) -> T) -> T {
     done
 }
 
-/// Marks the scores of rows that are not allowed.
-fn leave_out(scores: &mut [u16], positions: &[u32], allowed: &[u8]) {
-    for (score, position) in scores.iter_mut().zip(positions) {
-        let is_allowed = allowed.get(*position as usize / 8).is_some_and(|byte| byte & (1 << (position % 8)) != 0);
-        if !is_allowed {
-            *score = 0;
-        }
-    }
-}
-
-/// The scores of the lists that have been scanned.
+/// The scores of what has been scanned: lists, or runs of their blocks.
 struct Found<'a> {
     scores: &'a mut [u16],
     used: usize,
@@ -114,7 +171,7 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// Where the scores of the next list go, which has these positions.
+    /// Where the scores of the next rows go, which have these positions.
     fn next(&mut self, positions: &'a [u32]) -> &mut [u16] {
         let start = self.used;
         self.used += positions.len();
@@ -124,9 +181,9 @@ impl<'a> Found<'a> {
 
     /// The positions with the `count` best scores.
     fn best(&self, count: usize) -> Vec<u32> {
-        let Some(mut cut) = best::cut(self.scores, count) else { return Vec::new() };
+        let mut scores = &self.scores[..self.used];
+        let Some(mut cut) = best::cut(scores, count) else { return Vec::new() };
         let mut chosen = Vec::with_capacity(count);
-        let mut scores = &*self.scores;
         for positions in &self.positions {
             let (own, rest) = scores.split_at(positions.len());
             scores = rest;

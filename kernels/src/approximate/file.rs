@@ -139,12 +139,15 @@ pub(super) struct List<'a> {
     pub(super) positions: &'a [u32],
     /// Their codes, block by block.
     pub(super) codes: &'a [u8],
+    /// Numbers of its blocks among those of the index.
+    pub(super) blocks: Range<usize>,
 }
 
-impl List<'_> {
-    /// Number of its blocks.
-    pub(super) fn blocks(&self) -> usize {
-        self.positions.len() / BLOCK
+impl<'a> List<'a> {
+    /// The codes of some of its blocks, by their places in the list.
+    pub(super) fn codes_of(&self, blocks: Range<usize>) -> &'a [u8] {
+        let block_bytes = self.codes.len() / self.blocks.len();
+        &self.codes[blocks.start * block_bytes..blocks.end * block_bytes]
     }
 }
 
@@ -218,7 +221,7 @@ impl ApproximateIndex {
         bytemuck::cast_slice(&self.mapped[self.sections.lengths.clone()])
     }
 
-    fn positions(&self) -> &[u32] {
+    pub(super) fn positions(&self) -> &[u32] {
         bytemuck::cast_slice(&self.mapped[self.sections.positions.clone()])
     }
 
@@ -241,6 +244,7 @@ impl ApproximateIndex {
             len: self.lengths()[number] as usize,
             positions: &self.positions()[blocks.start * BLOCK..blocks.end * BLOCK],
             codes: &codes[blocks.start * block_bytes..blocks.end * block_bytes],
+            blocks,
         }
     }
 }
