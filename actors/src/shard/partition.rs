@@ -55,7 +55,7 @@ use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::changes::{ChangesHandle, PendingChanges};
 use ragged_raft::shard::reader::ShardReader;
 use roaring::RoaringBitmap;
-use search::{Search, selected};
+use search::{Search, passing};
 use serde::{Deserialize, Serialize};
 use source::RowSource;
 use std::path::{Path, PathBuf};
@@ -275,7 +275,7 @@ impl Partition {
         limit: usize,
     ) -> Result<Vec<(String, RowId)>, PartitionError> {
         let view = self.current()?;
-        let selected = selected(&view, Some(filter))?;
+        let selected = passing(&view, Some(filter))?;
         let first_rows = selected.as_ref().map_or(view.live.as_ref(), |selected| selected.rows.as_ref()) & view.starts.as_ref();
         if first_rows.len() > NAMED_DOCUMENTS_MAX {
             return self.matching_in_order(&first_rows, after, limit);

@@ -20,7 +20,7 @@ use std::sync::Arc;
 const WIDENING: usize = 4;
 
 /// What the filter selects; none when it passes everything.
-pub(super) fn selected(view: &View, filter: Option<&Filter>) -> Result<Option<Arc<Selected>>, PartitionError> {
+pub(super) fn passing(view: &View, filter: Option<&Filter>) -> Result<Option<Arc<Selected>>, PartitionError> {
     match filter {
         Some(filter) if !filter.is_empty() && !mutant::is_on(Mutant::FilterIgnored) => Selected::of(view, filter).map(Some),
         _ => Ok(None),
@@ -39,7 +39,7 @@ impl Search<'_> {
     pub(super) fn run(&self) -> Result<PartitionAnswer, PartitionError> {
         let mut answer = PartitionAnswer::default();
         let steps = &mut answer.steps;
-        let selected = selected(self.view, self.query.filter.as_ref())?;
+        let selected = passing(self.view, self.query.filter.as_ref())?;
         let selected = selected.as_deref();
         self.explain(steps, || {
             let (live, tail) = (self.view.live.len(), self.view.tail_rows());

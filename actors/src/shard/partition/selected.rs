@@ -8,7 +8,6 @@ use super::error::PartitionError;
 use super::filter_cache::MemoryBytes;
 use super::segment::Segment;
 use super::selection::select;
-use super::tail::TailBlock;
 use super::view::{SegmentView, View};
 use crate::filter::Filter;
 use ragged_kernels::ApproximateIndex;
