@@ -25,7 +25,7 @@ pub enum FileKind {
     VectorIndexes,
     /// Indexes of words and metadata.
     TextIndexes,
-    /// The embedding model.
+    /// The embedding model: as it was published, and its weights as they are packed for this processor.
     Model,
     /// The program and its libraries.
     Program,
@@ -54,6 +54,7 @@ impl FileKind {
             "vectors.f16" => FileKind::Vectors,
             "vectors.index" => FileKind::VectorIndexes,
             "model.safetensors" => FileKind::Model,
+            _ if name.starts_with("weights-") && is_in("kernels") => FileKind::Model,
             _ if is_in("partitions") => FileKind::TextIndexes,
             _ if is_executable || name.contains(".so") || Some(path) == std::env::current_exe().ok().as_deref() => {
                 FileKind::Program
