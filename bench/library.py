@@ -8,7 +8,7 @@ import numpy
 
 from vector_set import DEPTH, DIMENSION, Truth
 
-EFFORTS = [10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768]
+EFFORTS = [10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1536, 3072]
 # Where a curve ends.
 RECALL_MAX = 0.998
 CORES = os.cpu_count() or 1
@@ -85,9 +85,10 @@ def measure(peer: str, truth: Truth, recall: float, seconds: float) -> tuple[dic
         curve.append({"effort": effort, "recall": round(found, 4), "searches_per_s": round(rate)})
         if found >= RECALL_MAX:
             break
-    chosen = next((point for point in curve if point["recall"] >= recall), None)
-    if chosen is None:
-        raise ValueError(f"{peer} does not find {recall} of the nearest, whatever the effort")
+    # A peer that never finds so much is held against at its most, which flatters it: its recall is in the table.
+    chosen = next((point for point in curve if point["recall"] >= recall), max(curve, key=lambda point: point["recall"]))
+    if chosen["recall"] < recall:
+        print(f"    {peer} does not find {recall} of the nearest, whatever the effort: its most counts", flush=True)
 
     def rate_with(threads: int) -> float:
         set_effort(chosen["effort"], threads)
