@@ -12,6 +12,12 @@ use std::path::Path;
 
 /// Vectors for each list at least: with fewer, a centroid says nothing of others.
 const ROWS_PER_LIST_MIN: usize = 40;
+/// What parts of the lists are tried.
+const PARTS: [u32; 13] = [192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4, 2, 1];
+/// Codes whose rows are scored again for ten rows, as they are tried when ten are wanted.
+const FOR_TEN: [u32; 4] = [100, 200, 400, 800];
+/// Codes that are scanned in the time in which the row of one is scored again.
+const CODES_FOR_CANDIDATE: usize = 10;
 /// Lists that are looked into at least.
 const PROBES_MIN: u32 = 8;
 /// Rows whose vectors are compared for each row that is wanted, and in any case: bytes place a row among its neighbours nearly as exactly as vectors do.
@@ -90,30 +96,24 @@ impl Efforts {
 
 impl Effort {
     /// Efforts for an index of so many vectors, from the least on. The more rows are wanted, the fewer candidates each of them needs, and the more lists they
-    /// lie in.
+    /// lie in. Lists and candidates grow by themselves: rows that are much like each other lie in few lists, and only bytes tell them apart.
     pub(super) fn ladder(count: usize, depth: Depth) -> impl Iterator<Item = Effort> {
         let lists = lists_for(count) as u32;
-        // Which part of the lists, and candidates for ten of ten rows and for ten of a hundred.
-        let rungs = [
-            (64, 100, 40),
-            (48, 100, 40),
-            (32, 100, 40),
-            (24, 150, 50),
-            (16, 150, 50),
-            (12, 200, 60),
-            (8, 200, 60),
-            (6, 200, 60),
-            (4, 200, 60),
-            (3, 200, 60),
-            (3, 400, 100),
-            (2, 400, 100),
-            (2, 800, 160),
-            (1, 800, 160),
-        ];
-        rungs.into_iter().map(move |(part, few, many)| Effort {
-            probes: (lists / part).max(PROBES_MIN).min(lists),
-            for_ten: if depth == Depth::Ten { few } else { many },
-        })
+        let for_ten = match depth {
+            Depth::Ten => FOR_TEN,
+            Depth::Hundred => FOR_TEN.map(|few| few * 2 / 5),
+        };
+        let effort = |part: u32, for_ten: u32| Effort { probes: (lists / part).max(PROBES_MIN).min(lists), for_ten };
+        let mut efforts: Vec<Effort> = PARTS.into_iter().flat_map(|part| for_ten.map(|for_ten| effort(part, for_ten))).collect();
+        efforts.sort_by_key(|effort| effort.cost(count, lists, depth));
+        efforts.dedup();
+        efforts.into_iter()
+    }
+
+    /// What a search costs, in codes that are scanned.
+    fn cost(&self, count: usize, lists: u32, depth: Depth) -> usize {
+        let scanned = 2 * count * self.probes as usize / lists as usize;
+        scanned + CODES_FOR_CANDIDATE * self.candidates(depth.rows())
     }
 
     /// Candidates for so many rows.
@@ -161,6 +161,19 @@ pub(super) fn open(path: &Path, count: usize, dimension: usize) -> Result<Approx
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn efforts_grow_up_to_all_lists() {
+        for (count, depth) in [(8192, Depth::Ten), (63_000, Depth::Hundred), (1_000_000, Depth::Ten)] {
+            let lists = lists_for(count) as u32;
+            let efforts: Vec<Effort> = Effort::ladder(count, depth).collect();
+            assert!(efforts.is_sorted_by_key(|effort| effort.cost(count, lists, depth)));
+            assert_eq!(efforts.last().map(|last| last.probes), Some(lists));
+            let fewest = efforts[0];
+            let has_more_of_one = |one: &Effort| one.probes == fewest.probes && one.for_ten > fewest.for_ten;
+            assert!(efforts.iter().any(has_more_of_one), "candidates grow where lists do not");
+        }
+    }
 
     #[test]
     fn lists_follow_the_number_of_vectors() {
