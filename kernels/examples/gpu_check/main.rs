@@ -5,6 +5,7 @@
 //! gpu_check pack MODEL_DIR FOLDER    a model with its weights as halves, small enough to be carried to a GPU machine
 //! gpu_check run MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER] [--peer]
 //! gpu_check compare MODEL_DIR [--gpu N] [--kernels FOLDER]    small comparisons only, for compute-sanitizer
+//! gpu_check profile MODEL_DIR [--gpu N] [--kernels FOLDER]    each kind of work a few times and nothing else, for a profiler
 //! ```
 //!
 //! Prints a table, writes JSON, and exits with 1 when a comparison fails. docs/gpu.md says more.
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         ["pack", model, folder] => pack::pack(Path::new(model), Path::new(folder)).map(|()| true),
         ["run", model, rest @ ..] => Options::read(model, rest).and_then(|options| run(&options)),
         ["compare", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare(&options)),
+        ["profile", model, rest @ ..] => Options::read(model, rest).and_then(|options| profile(&options)),
         _ => Err(USAGE.into()),
     };
     match outcome {
@@ -118,6 +120,13 @@ fn all_passed(comparisons: &[Value]) -> bool {
 fn compare(options: &Options) -> Result<bool, Box<dyn Error>> {
     let Ground { gpu, model, device, cpu } = Ground::open(options)?;
     Ok(all_passed(&comparison::run(&gpu, &device, &cpu, &model, true)?))
+}
+
+/// Work for a profiler to look at: one full part of the encoder, and searches of one and of many queries.
+fn profile(options: &Options) -> Result<bool, Box<dyn Error>> {
+    let Ground { gpu, device, .. } = Ground::open(options)?;
+    speed::one_of_each(&gpu, &device)?;
+    Ok(true)
 }
 
 /// Whether all comparisons passed.

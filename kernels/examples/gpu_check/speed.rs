@@ -57,12 +57,7 @@ pub fn query(device: &CudaDevice) -> Result<Value, Box<dyn Error>> {
 pub fn search(gpu: &Gpu, limits: &Limits) -> Result<Vec<Value>, Box<dyn Error>> {
     println!("\nexact search, {HITS} of {SEARCH_ROWS} rows of {SEARCH_DIMENSION} halves (median of {SEARCH_REPEATS})");
     println!("  {:>6} {:>12} {:>10} {:>20} {:>22}", "batch", "queries/s", "ms", "of the copy's rate", "of the product's rate");
-    let mut rows = CudaRows::new(gpu, SEARCH_DIMENSION)?;
-    let part = SEARCH_ROWS / 10;
-    for number in 0..10 {
-        let halves: Vec<f16> = noise(part * SEARCH_DIMENSION, number).into_iter().map(f16::from_f32).collect();
-        rows.append(&halves)?;
-    }
+    let rows = million_rows(gpu)?;
     let bytes = (SEARCH_ROWS * SEARCH_DIMENSION * size_of::<f16>()) as f64;
     let mut results = Vec::new();
     for batch in [1, 4, 16, 64, 256] {
@@ -83,6 +78,31 @@ pub fn search(gpu: &Gpu, limits: &Limits) -> Result<Vec<Value>, Box<dyn Error>> 
         }));
     }
     Ok(results)
+}
+
+fn million_rows(gpu: &Gpu) -> Result<CudaRows, Box<dyn Error>> {
+    let mut rows = CudaRows::new(gpu, SEARCH_DIMENSION)?;
+    let part = SEARCH_ROWS / 10;
+    for number in 0..10 {
+        let halves: Vec<f16> = noise(part * SEARCH_DIMENSION, number).into_iter().map(f16::from_f32).collect();
+        rows.append(&halves)?;
+    }
+    Ok(rows)
+}
+
+/// A part of the encoder as large as they get, a query, and searches of one and of many, twice each.
+pub fn one_of_each(gpu: &Gpu, device: &CudaDevice) -> Result<(), Box<dyn Error>> {
+    let rows = million_rows(gpu)?;
+    let queries = noise(256 * SEARCH_DIMENSION, 77);
+    let queries: Vec<&[f32]> = queries.chunks_exact(SEARCH_DIMENSION).collect();
+    for _ in 0..2 {
+        device.embed(&sequences(&[256; 64]))?;
+        for batch in [1, 256] {
+            rows.top_k(&queries[..batch], None, HITS)?;
+        }
+    }
+    device.embed(&sequences(&[16]))?;
+    Ok(())
 }
 
 fn median<E>(repeats: usize, work: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
