@@ -11,6 +11,7 @@ typedef unsigned long long u64;
 
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
+constexpr float FLOAT_MAX = 3.402823466e38f;
 
 // Eight halves, read and written at once.
 struct alignas(16) Half8 {
@@ -27,9 +28,9 @@ struct alignas(16) Half8 {
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 
-// The block's shared memory, as much as the launch asked for.
+// The block's shared memory, as much as the launch asked for, from a multiple of 1,024 on.
 DEVICE u8* shared_memory() {
-    extern __shared__ __align__(16) u8 memory[];
+    extern __shared__ __align__(1024) u8 memory[];
     return memory;
 }
 
@@ -55,11 +56,16 @@ DEVICE float exp2_fast(float x) {
 
 DEVICE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(ALL_LANES, value, mask); }
 
+// The value of the lane that is `by` further on; where there is none, the lane's own.
+DEVICE u32 shuffle_down(u32 value, u32 by) { return __shfl_down_sync(ALL_LANES, value, by); }
+
 DEVICE void synchronize_warp() { __syncwarp(); }
 
 DEVICE void synchronize_block() { __syncthreads(); }
 
 DEVICE u32 float_bits(float value) { return __float_as_uint(value); }
+
+DEVICE float float_of_bits(u32 bits) { return __uint_as_float(bits); }
 
 DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 
@@ -117,6 +123,23 @@ DEVICE float sum_over_warp(float value) {
         value += shuffle_xor(value, mask);
     }
     return value;
+}
+
+DEVICE float maximum_over_warp(float value) {
+    for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
+        value = fmaxf(value, shuffle_xor(value, mask));
+    }
+    return value;
+}
+
+// What the lanes behind this one have, added up.
+DEVICE u32 sum_of_lanes_above(u32 value, u32 lane) {
+    u32 sum = value;
+    for (u32 by = 1; by < WARP; by *= 2) {
+        u32 further = shuffle_down(sum, by);
+        sum += lane + by < WARP ? further : 0;
+    }
+    return sum - value;
 }
 
 DEVICE void widen(const Half8& halves, float (&values)[8]) {

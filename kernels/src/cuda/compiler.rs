@@ -15,8 +15,9 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The name by which the library is asked for.
 const LIBRARY: &str = "libnvrtc";
 /// The sources, under the names by which they include one another.
-const SOURCES: [(&str, &str); 7] = [
+const SOURCES: [(&str, &str); 8] = [
     ("device.cuh", include_str!("../../cu/device.cuh")),
+    ("warpgroup.cuh", include_str!("../../cu/warpgroup.cuh")),
     ("rows.cuh", include_str!("../../cu/rows.cuh")),
     ("attention.cu", include_str!("../../cu/attention.cu")),
     ("embed.cu", include_str!("../../cu/embed.cu")),
@@ -174,6 +175,7 @@ fn write(path: &Path, code: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::machine::Kernel;
     use super::*;
 
     /// Whether the tests that compile can run. In CI they must.
@@ -191,10 +193,11 @@ mod tests {
         if !has_compiler() {
             return;
         }
-        for architecture in ["sm_80", "sm_90", "sm_100"] {
+        for architecture in ["sm_80", "sm_90", "sm_90a", "sm_100"] {
             let code = compile(architecture).unwrap();
             assert!(code.starts_with(b"\x7fELF"), "{architecture}");
-            for kernel in super::super::machine::Kernel::ALL {
+            let has_warpgroups = architecture == "sm_90a";
+            for kernel in Kernel::ALL.into_iter().filter(|kernel| has_warpgroups || !kernel.needs_warpgroups()) {
                 let name = kernel.name().as_bytes();
                 assert!(code.windows(name.len()).any(|window| window == name), "{architecture} lacks {kernel:?}");
             }

@@ -17,6 +17,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+/// The architecture whose GPUs multiply by warpgroups.
+const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
 /// The oldest driver that will do.
 const DRIVER_NEEDED: CudaVersion = CudaVersion { major: 12, minor: 0 };
 /// Memory of the processor from which and to which the GPU copies by itself, for each queue and direction.
@@ -29,7 +31,7 @@ pub struct GpuDescription {
     pub number: usize,
     /// Its name.
     pub name: String,
-    /// Its architecture, as `sm_90`.
+    /// Its architecture, as `sm_90a`.
     pub architecture: String,
     /// Its memory.
     pub memory_bytes: u64,
@@ -114,7 +116,15 @@ fn describe(number: usize) -> Result<GpuDescription, GpuError> {
     }
     // SAFETY: as before.
     let memory = unsafe { result::device::total_mem(device) }.map_err(|fault| failed("asking for the GPU's memory", fault))?;
-    Ok(GpuDescription { number, name, architecture: format!("sm_{major}{minor}"), memory_bytes: memory as u64 })
+    Ok(GpuDescription { number, name, architecture: architecture(major, minor), memory_bytes: memory as u64 })
+}
+
+/// What kernels are compiled for. Hopper's has instructions that no later one has, under a name of its own.
+fn architecture(major: i32, minor: i32) -> String {
+    match (major, minor) {
+        (9, 0) => WARPGROUP_ARCHITECTURE.to_owned(),
+        _ => format!("sm_{major}{minor}"),
+    }
 }
 
 /// A GPU with its kernels.
@@ -148,7 +158,8 @@ impl Driver {
             let mut shared_bytes_max = of_a_block;
             let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
             let mut kernels = HashMap::new();
-            for kernel in Kernel::ALL {
+            let has_warpgroups = description.architecture == WARPGROUP_ARCHITECTURE;
+            for kernel in Kernel::ALL.into_iter().filter(|kernel| has_warpgroups || !kernel.needs_warpgroups()) {
                 let function = module.load_function(kernel.name()).map_err(|fault| failed("finding a kernel", fault))?;
                 let own = function.shared_size_bytes().map_err(|fault| failed("asking for a kernel's shared memory", fault))?;
                 let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -164,15 +175,6 @@ impl Driver {
     /// What it is.
     pub(crate) fn description(&self) -> &GpuDescription {
         &self.description
-    }
-
-    /// Copies memory of the GPU, and does not wait for it.
-    pub(crate) fn copy(&self, queue: &mut DriverQueue, from: &DriverMemory, to: &DriverMemory) -> Result<(), GpuError> {
-        self.bind()?;
-        let bytes = from.bytes.min(to.bytes);
-        // SAFETY: both are at least so long; the caller keeps them until the queue's work is done, as `download` waits for it.
-        unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, queue.stream.cu_stream()) }
-            .map_err(|fault| failed("a copy", fault))
     }
 
     fn bind(&self) -> Result<(), GpuError> {
@@ -259,6 +261,10 @@ impl Machine for Driver {
         self.shared_bytes_max
     }
 
+    fn has_warpgroups(&self) -> bool {
+        self.description.architecture == WARPGROUP_ARCHITECTURE
+    }
+
     fn allocate(&self, bytes: usize) -> Result<DriverMemory, GpuError> {
         let _not_while_recording = self.recording.lock();
         self.bind()?;
@@ -332,6 +338,14 @@ impl Machine for Driver {
             part.copy_from_slice(staged);
         }
         queue.synchronize()
+    }
+
+    fn copy(&self, queue: &mut DriverQueue, from: &DriverMemory, to: &DriverMemory, bytes: usize) -> Result<(), GpuError> {
+        assert!(bytes <= from.bytes.min(to.bytes), "a copy past the end of memory");
+        self.bind()?;
+        // SAFETY: both are at least so long, and the driver frees them after work that uses them only.
+        unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, queue.stream.cu_stream()) }
+            .map_err(|fault| failed("a copy", fault))
     }
 
     unsafe fn launch(

@@ -20,6 +20,8 @@ pub(crate) struct Emulator {
     seed: AtomicU64,
     /// Work is refused after so many launches, as by a GPU that fails.
     pub(crate) launches_left: AtomicUsize,
+    /// Whether it is one of those that multiply by warpgroups.
+    pub(crate) has_warpgroups: bool,
 }
 
 /// The library keeps what it runs in one place.
@@ -27,7 +29,7 @@ static RUNNING: Mutex<()> = Mutex::new(());
 
 impl Emulator {
     pub(crate) fn new(seed: u64) -> Self {
-        Emulator { library: library(), seed: AtomicU64::new(seed), launches_left: AtomicUsize::new(usize::MAX) }
+        Emulator { library: library(), seed: AtomicU64::new(seed), launches_left: AtomicUsize::new(usize::MAX), has_warpgroups: true }
     }
 
     unsafe fn run(&self, kernel: Kernel, shape: LaunchShape, arguments: &[u8]) {
@@ -116,6 +118,10 @@ impl Machine for Emulator {
         160 << 10
     }
 
+    fn has_warpgroups(&self) -> bool {
+        self.has_warpgroups
+    }
+
     fn allocate(&self, bytes: usize) -> Result<GuardedMemory, GpuError> {
         const PAGE: usize = 4096;
         // Addresses are multiples of 256, so up to 255 bytes behind the end can be touched after all.
@@ -153,6 +159,13 @@ impl Machine for Emulator {
         assert!(queue.recording.is_none() && offset + into.len() <= from.bytes);
         // SAFETY: as for `upload`.
         unsafe { std::ptr::copy_nonoverlapping((from.address as *const u8).add(offset), into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, queue: &mut EmulatedQueue, from: &GuardedMemory, to: &GuardedMemory, bytes: usize) -> Result<(), GpuError> {
+        assert!(queue.recording.is_none() && bytes <= from.bytes.min(to.bytes));
+        // SAFETY: both are there and large enough, and no kernel is running.
+        unsafe { std::ptr::copy_nonoverlapping(from.address as *const u8, to.address as *mut u8, bytes) };
         Ok(())
     }
 

@@ -66,7 +66,7 @@ fn measure_copy(gpu: &Gpu) -> Result<f64, GpuError> {
     let mut queue = machine.new_queue()?;
     let (from, to) = (machine.allocate(COPY_BYTES)?, machine.allocate(COPY_BYTES)?);
     let seconds = seconds_of(|wait| {
-        machine.copy(&mut queue, &from, &to)?;
+        machine.copy(&mut queue, &from, &to, COPY_BYTES)?;
         if wait { machine.download(&mut queue, &to, 0, &mut []) } else { Ok(()) }
     })?;
     Ok(2.0 * COPY_BYTES as f64 / seconds)

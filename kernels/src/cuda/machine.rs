@@ -98,24 +98,39 @@ pub(crate) enum Kernel {
     Embed,
     LayerNorm,
     Pool,
+    PrepareQueries,
     Score8,
     Score32,
     Score128,
+    Scan8,
+    Scan64,
+    Scan128,
+    Scan256,
     SelectBest,
 }
 
 impl Kernel {
-    pub(crate) const ALL: [Kernel; 9] = [
+    pub(crate) const ALL: [Kernel; 14] = [
         Kernel::Attention32,
         Kernel::Attention64,
         Kernel::Embed,
         Kernel::LayerNorm,
         Kernel::Pool,
+        Kernel::PrepareQueries,
         Kernel::Score8,
         Kernel::Score32,
         Kernel::Score128,
+        Kernel::Scan8,
+        Kernel::Scan64,
+        Kernel::Scan128,
+        Kernel::Scan256,
         Kernel::SelectBest,
     ];
+
+    /// Whether it is for GPUs that multiply by warpgroups only.
+    pub(crate) fn needs_warpgroups(self) -> bool {
+        matches!(self, Kernel::Scan8 | Kernel::Scan64 | Kernel::Scan128 | Kernel::Scan256)
+    }
 
     /// Its name in the source.
     pub(crate) fn name(self) -> &'static str {
@@ -125,9 +140,14 @@ impl Kernel {
             Kernel::Embed => "embed",
             Kernel::LayerNorm => "layer_norm",
             Kernel::Pool => "pool",
+            Kernel::PrepareQueries => "prepare_queries",
             Kernel::Score8 => "score_8",
             Kernel::Score32 => "score_32",
             Kernel::Score128 => "score_128",
+            Kernel::Scan8 => "scan_8",
+            Kernel::Scan64 => "scan_64",
+            Kernel::Scan128 => "scan_128",
+            Kernel::Scan256 => "scan_256",
             Kernel::SelectBest => "select_best",
         }
     }
@@ -194,6 +214,9 @@ pub(crate) trait Machine: Send + Sync + 'static {
     /// Shared memory that one block can have.
     fn shared_bytes_max(&self) -> u32;
 
+    /// Whether it has the instructions by which four warps multiply together, with factors in shared memory.
+    fn has_warpgroups(&self) -> bool;
+
     /// Memory, filled with zeros.
     fn allocate(&self, bytes: usize) -> Result<Self::Memory, GpuError>;
 
@@ -204,6 +227,12 @@ pub(crate) trait Machine: Send + Sync + 'static {
 
     /// Waits for all of the queue's work, and copies what is in `from`, `offset` bytes behind its beginning.
     fn download(&self, queue: &mut Self::Queue, from: &Self::Memory, offset: usize, into: &mut [u8]) -> Result<(), GpuError>;
+
+    /// Copies the first `bytes` from one piece of memory to the beginning of another.
+    ///
+    /// # Panics
+    /// If one of them is shorter.
+    fn copy(&self, queue: &mut Self::Queue, from: &Self::Memory, to: &Self::Memory, bytes: usize) -> Result<(), GpuError>;
 
     /// Runs a kernel with these arguments, the bytes of its structure.
     ///

@@ -1,29 +1,47 @@
 //! Exact search on a GPU: rows of halves in its memory, scored against many queries at once.
 //!
-//! A first pass over a sample of the rows finds for each query a score that as many rows reach as are wanted; the second goes through all rows and keeps
-//! those that reach it. When that keeps more than there is room for, as it can when the sample is unlike the rest, the rows are gone through in parts
-//! small enough that they cannot.
+//! Scores from queries rounded to halves say which rows may be among the best (`kernels/cu/search.cu` says why none is missed), and those few are scored again
+//! from the queries' own values. A first pass over a sample of the rows finds for each query a score that as many rows reach as are wanted; the next goes
+//! through all rows and keeps those that may reach it. When that keeps more than there is room for, as it can when the sample is unlike the rest, the rows are
+//! gone through in parts small enough that they cannot.
 
 use super::machine::{DeviceMemory, GpuError, Kernel, LaunchShape, Machine};
 use crate::exact::Scored;
 use bytemuck::{NoUninit, Pod, Zeroable};
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use roaring::RoaringBitmap;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// Values of a row that four lanes read at once: rows are as long as a multiple of it; `INNER` of the kernels.
-const INNER: usize = 32;
-/// Columns of a tile of the product; two of them are a query.
-const TILE_COLUMNS: usize = 8;
-const QUERY_COLUMNS: usize = 2;
-/// Rows of a block; `SCORE_WARPS` x `ROW_TILES` x 16 of the kernels.
-const BLOCK_ROWS: u32 = 128;
+/// Values of a row that lie together: rows are as long as a multiple of it; as in the kernels.
+const TILE_VALUES: usize = 64;
+/// Values that are exchanged as a whole.
+const CHUNK: usize = 8;
+const TILE_CHUNKS: usize = TILE_VALUES / CHUNK;
+/// Rows that lie together.
+const GROUP_ROWS: usize = 64;
+const TILE_BYTES: usize = GROUP_ROWS * TILE_VALUES * size_of::<f16>();
+/// Rows that a sample takes together.
+const OCTET: usize = 8;
+/// Rows that one piece of memory holds at most.
+const SLAB_ROWS: usize = 1_024 * GROUP_ROWS;
+/// Rows that are laid out and uploaded at a time; slabs are whole multiples.
+const UPLOAD_ROWS: usize = SLAB_ROWS / 16;
+/// Rows of a block of scoring by warps; `SCORE_WARPS` x `ROW_TILES` x 16 of the kernels.
+const SCORE_ROWS: usize = 128;
 const SCORE_THREADS: u32 = 128;
+/// Blocks of scoring by warps for each multiprocessor: enough that they hide one another's waiting.
+const SCORE_BLOCKS: u32 = 4;
+/// Threads of a block of scoring by warpgroups: two of them, and a warp that brings rows.
+const SCAN_THREADS: u32 = 2 * 128 + WARP;
+/// Tiles of rows that a block of scoring by warpgroups holds at most, and at least.
+const STAGES_MAX: usize = 24;
+const STAGES_MIN: usize = 3;
 const SELECT_THREADS: u32 = 1_024;
-/// A histogram of 256 digits, and what its block shares.
-const SELECT_SHARED_BYTES: u32 = (256 + 4) * 4;
-/// Blocks of scoring for each multiprocessor: enough that they hide one another's waiting.
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 4;
+/// What a selecting block shares; `SelectMemory` of the kernels.
+const SELECT_SHARED_BYTES: u32 = 256 * 4 + 24;
+const WARP: u32 = 32;
 /// Queries that are searched for together.
 const QUERIES_MAX: usize = 256;
 /// Candidates that a query has room for.
@@ -32,30 +50,44 @@ const CAPACITY: usize = 32_768;
 pub const HITS_MAX: usize = CAPACITY / 2;
 /// Rows of the smallest sample.
 const SAMPLE_MIN: usize = 4_096;
+/// From so many queries on a first part of the rows is searched for a better threshold than the sample's: each candidate less is worth more than the time of
+/// two launches.
+const REFINED_QUERIES: usize = 17;
+/// That first part.
+const REFINING_PART: usize = 16;
 
 /// Rows in the memory of a GPU.
 pub(crate) struct GpuRows<M: Machine> {
     machine: Arc<M>,
     dimension: usize,
-    blocks: Vec<Block<M>>,
+    slabs: Vec<Slab<M>>,
+    /// Addresses of the slabs.
+    table: Growing<M>,
     rows: usize,
+    /// Rows of the last group, which the next ones join.
+    open: Vec<f16>,
+    /// Euclidean length of the longest row of finite values.
+    longest: f32,
 }
 
-struct Block<M: Machine> {
+/// Up to [`SLAB_ROWS`] rows. All but the last are full.
+struct Slab<M: Machine> {
     memory: M::Memory,
-    first: usize,
-    rows: usize,
+    /// Rows that it has room for: whole groups.
+    room: usize,
 }
 
 /// A queue of work, with the memory that a search needs.
 pub(crate) struct SearchLane<M: Machine> {
     queue: M::Queue,
+    queries: M::Memory,
     columns: M::Memory,
-    candidates: M::Memory,
-    /// Of each query: threshold, count, overflow.
+    scaled: M::Memory,
     standing: M::Memory,
+    candidates: M::Memory,
     allowed: Growing<M>,
-    hits: Growing<M>,
+    /// Of each query how often there were too many candidates, how many are kept; then the hits.
+    results: Growing<M>,
 }
 
 /// Memory that is replaced by a larger piece when it does not suffice.
@@ -78,35 +110,50 @@ impl<M: Machine> Growing<M> {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
+struct PrepareArguments {
+    queries: u64,
+    columns: u64,
+    scaled: u64,
+    standing: u64,
+    overflows: u64,
+    queries_there: u32,
+    dimension: u32,
+    size: u32,
+    longest: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct ScoreArguments {
-    rows: u64,
+    slabs: u64,
     columns: u64,
     allowed: u64,
-    thresholds: u64,
+    standing: u64,
     candidates: u64,
-    counts: u64,
-    queries: u32,
     size: u32,
+    rows: u32,
     first: u32,
     step: u32,
     count: u32,
     capacity: u32,
-    base: u32,
-    unused: u32,
+    sampled: u32,
+    stages: u32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct SelectArguments {
+    slabs: u64,
+    scaled: u64,
     candidates: u64,
-    counts: u64,
-    thresholds: u64,
+    standing: u64,
     overflows: u64,
+    kept: u64,
     hits: u64,
+    size: u32,
     capacity: u32,
     wanted: u32,
-    forget_all: u32,
-    unused: u32,
+    sampled: u32,
 }
 
 #[repr(C)]
@@ -116,17 +163,25 @@ struct Candidate {
     row: u32,
 }
 
-/// One kernel of scoring.
+/// `Standing` of the kernels.
+const STANDING_BYTES: usize = 16;
+
+/// How rows are scored.
+#[derive(Clone, Copy)]
 struct Scoring {
     kernel: Kernel,
+    /// Columns of a block.
     columns: usize,
+    threads: u32,
     shared_bytes: u32,
+    /// Tiles of rows that a block holds; 0 where rows go straight into registers.
+    stages: usize,
 }
 
 impl<M: Machine> GpuRows<M> {
     /// No rows yet, of so many values each.
     pub(crate) fn new(machine: Arc<M>, dimension: usize) -> Self {
-        GpuRows { machine, dimension, blocks: Vec::new(), rows: 0 }
+        GpuRows { machine, dimension, slabs: Vec::new(), table: Growing(None), rows: 0, open: Vec::new(), longest: 0.0 }
     }
 
     /// Number of rows.
@@ -134,21 +189,18 @@ impl<M: Machine> GpuRows<M> {
         self.rows
     }
 
-    /// Bytes of the GPU's memory that `rows` rows of `dimension` values take.
-    pub(crate) fn bytes_of(rows: usize, dimension: usize) -> usize {
-        rows * padded(dimension) * size_of::<f16>()
-    }
-
     /// Memory for searches, one at a time.
     pub(crate) fn new_lane(&self) -> Result<SearchLane<M>, GpuError> {
-        let columns = (QUERIES_MAX * QUERY_COLUMNS).next_multiple_of(128);
+        let values = QUERIES_MAX * padded(self.dimension);
         Ok(SearchLane {
             queue: self.machine.new_queue()?,
-            columns: self.machine.allocate(columns * padded(self.dimension) * size_of::<f16>())?,
+            queries: self.machine.allocate(QUERIES_MAX * self.dimension * size_of::<f32>())?,
+            columns: self.machine.allocate(values * size_of::<f16>())?,
+            scaled: self.machine.allocate(values * size_of::<f32>())?,
+            standing: self.machine.allocate(QUERIES_MAX * STANDING_BYTES)?,
             candidates: self.machine.allocate(QUERIES_MAX * CAPACITY * size_of::<Candidate>())?,
-            standing: self.machine.allocate(3 * QUERIES_MAX * size_of::<u32>())?,
             allowed: Growing(None),
-            hits: Growing(None),
+            results: Growing(None),
         })
     }
 
@@ -158,26 +210,63 @@ impl<M: Machine> GpuRows<M> {
     /// If `rows` is not a whole number of rows.
     pub(crate) fn append(&mut self, lane: &mut SearchLane<M>, rows: &[f16]) -> Result<(), GpuError> {
         assert!(rows.len().is_multiple_of(self.dimension), "{} values are not whole rows of {}", rows.len(), self.dimension);
-        let count = rows.len() / self.dimension;
-        if count == 0 {
+        if rows.is_empty() {
             return Ok(());
         }
-        let size = padded(self.dimension);
-        let memory = self.machine.allocate(Self::bytes_of(count, self.dimension))?;
-        if size == self.dimension {
-            self.machine.upload(&mut lane.queue, &memory, 0, bytemuck::cast_slice(rows))?;
-        } else {
-            let mut longer = vec![f16::ZERO; count * size];
-            for (to, from) in longer.chunks_exact_mut(size).zip(rows.chunks_exact(self.dimension)) {
-                to[..self.dimension].copy_from_slice(from);
-            }
-            self.machine.upload(&mut lane.queue, &memory, 0, bytemuck::cast_slice(&longer))?;
+        let first = self.rows / GROUP_ROWS * GROUP_ROWS;
+        // The last group is written again with what joins it.
+        let mut all = std::mem::take(&mut self.open);
+        all.extend_from_slice(rows);
+        let count = first + all.len() / self.dimension;
+        self.make_room(lane, count)?;
+        let mut at = first;
+        while at < count {
+            // Parts of the slabs, so that what is laid out anew is never much.
+            let end = count.min((at / UPLOAD_ROWS + 1) * UPLOAD_ROWS);
+            self.upload(lane, at, &all[(at - first) * self.dimension..(end - first) * self.dimension])?;
+            at = end;
         }
+        self.longest = longest(rows, self.dimension).max(self.longest);
+        self.open = all.split_off((count / GROUP_ROWS * GROUP_ROWS - first) * self.dimension);
+        self.rows = count;
         // Searches of other lanes may begin as soon as this returns.
-        self.machine.download(&mut lane.queue, &memory, 0, &mut [])?;
-        self.blocks.push(Block { memory, first: self.rows, rows: count });
-        self.rows += count;
-        Ok(())
+        let table = self.table.of(&self.machine, 1)?;
+        self.machine.download(&mut lane.queue, table, 0, &mut [])
+    }
+
+    /// Slabs for so many rows. The last one grows until it is full.
+    fn make_room(&mut self, lane: &mut SearchLane<M>, rows: usize) -> Result<(), GpuError> {
+        let row_bytes = padded(self.dimension) * size_of::<f16>();
+        let there: usize = self.slabs.iter().map(|slab| slab.room).sum();
+        if there >= rows {
+            return Ok(());
+        }
+        for number in self.slabs.len().saturating_sub(1)..rows.div_ceil(SLAB_ROWS) {
+            let needed = (rows - number * SLAB_ROWS).min(SLAB_ROWS).next_multiple_of(GROUP_ROWS);
+            let before = self.slabs.get(number);
+            let room = before.map_or(needed, |slab| needed.max(2 * slab.room)).min(SLAB_ROWS);
+            if before.is_some_and(|slab| slab.room >= room) {
+                continue;
+            }
+            let memory = self.machine.allocate(room * row_bytes)?;
+            if let Some(slab) = self.slabs.get(number) {
+                self.machine.copy(&mut lane.queue, &slab.memory, &memory, slab.room * row_bytes)?;
+                self.machine.download(&mut lane.queue, &memory, 0, &mut [])?;
+            }
+            self.slabs.truncate(number);
+            self.slabs.push(Slab { memory, room });
+        }
+        let table: Vec<u64> = self.slabs.iter().map(|slab| slab.memory.address()).collect();
+        let memory = self.table.of(&self.machine, size_of_val(table.as_slice()))?;
+        self.machine.upload(&mut lane.queue, memory, 0, bytemuck::cast_slice(&table))
+    }
+
+    /// Writes rows from the `first` on, which begins a group; they are within one slab.
+    fn upload(&self, lane: &mut SearchLane<M>, first: usize, rows: &[f16]) -> Result<(), GpuError> {
+        let row_bytes = padded(self.dimension) * size_of::<f16>();
+        let laid_out = laid_out(rows, self.dimension);
+        let slab = &self.slabs[first / SLAB_ROWS];
+        self.machine.upload(&mut lane.queue, &slab.memory, first % SLAB_ROWS * row_bytes, bytemuck::cast_slice(&laid_out))
     }
 
     /// For each query the `k` rows with the largest inner product, as [`crate::exact::top_k`] finds them.
@@ -199,16 +288,9 @@ impl<M: Machine> GpuRows<M> {
             self.upload_allowed(lane, allowed)?;
         }
         let mut hits = Vec::with_capacity(queries.len());
-        for group in queries.chunks(QUERIES_MAX) {
-            let queries: Vec<Query> = group.iter().map(|query| Query::new(query)).collect();
-            let mut search = Search {
-                rows: self,
-                lane,
-                scoring: self.scoring(queries.len()),
-                queries: &queries,
-                filtered: allowed.is_some(),
-                k,
-            };
+        for queries in queries.chunks(QUERIES_MAX) {
+            let scoring = self.scoring(queries.len());
+            let mut search = Search { rows: self, lane, scoring, queries, filtered: allowed.is_some(), k };
             hits.extend(search.run()?);
         }
         Ok(hits)
@@ -223,47 +305,39 @@ impl<M: Machine> GpuRows<M> {
         self.machine.upload(&mut lane.queue, memory, 0, bytemuck::cast_slice(&words))
     }
 
-    /// The kernel with the fewest columns that takes all queries at once; one with fewer where its shared memory does not suffice.
+    /// The way of scoring with the fewest columns that takes all queries at once; one with fewer where its shared memory does not suffice.
     fn scoring(&self, queries: usize) -> Scoring {
-        let steps = padded(self.dimension) / INNER;
-        let kernels = [(Kernel::Score8, 8), (Kernel::Score32, 32), (Kernel::Score128, 128)].map(|(kernel, columns)| Scoring {
-            kernel,
-            columns,
-            shared_bytes: (steps * columns / TILE_COLUMNS * 32 * 16) as u32,
-        });
+        let room = self.machine.shared_bytes_max() as usize;
+        let by_warpgroups = [(Kernel::Scan8, 8), (Kernel::Scan64, 64), (Kernel::Scan128, 128), (Kernel::Scan256, 256)]
+            .map(|(kernel, columns)| self.by_warpgroups(kernel, columns, room));
+        let by_warps = [(Kernel::Score8, 8), (Kernel::Score32, 32), (Kernel::Score128, 128)]
+            .map(|(kernel, columns)| Some(self.by_warps(kernel, columns)).filter(|way| way.shared_bytes as usize <= room));
+        let ways = if self.machine.has_warpgroups() && by_warpgroups[0].is_some() { &by_warpgroups[..] } else { &by_warps[..] };
         let mut chosen = None;
-        for scoring in kernels {
-            if chosen.is_some() && scoring.shared_bytes > self.machine.shared_bytes_max() {
-                break;
-            }
-            let suffices = scoring.columns >= queries * QUERY_COLUMNS;
-            chosen = Some(scoring);
-            if suffices {
+        for way in ways.iter().flatten() {
+            chosen = Some(*way);
+            if way.columns >= queries {
                 break;
             }
         }
-        chosen.expect("there are three kernels")
+        // Rows that are too long for any are for a driver that gives a block as much as it asks for.
+        chosen.unwrap_or(self.by_warps(Kernel::Score8, 8))
     }
-}
 
-/// A query as two halves for each value.
-struct Query {
-    /// The value rounded, for each value; then what that left.
-    halves: [Vec<f16>; 2],
-    /// By what the scores of the halves are to be multiplied.
-    scale: f32,
-}
+    fn by_warps(&self, kernel: Kernel, columns: usize) -> Scoring {
+        let shared_bytes = (columns * padded(self.dimension) * size_of::<f16>()) as u32;
+        Scoring { kernel, columns, threads: SCORE_THREADS, shared_bytes, stages: 0 }
+    }
 
-impl Query {
-    /// The values are multiplied by a power of two first, which rounds nothing, so that none is too large or too small for halves.
-    fn new(values: &[f32]) -> Self {
-        let largest = values.iter().filter(|value| value.is_finite()).fold(0.0f32, |largest, value| largest.max(value.abs()));
-        // 2^8 for the largest: sums of products with the largest halves stay far below what f32 holds.
-        let exponent = if largest > 0.0 { (8 - largest.log2().floor() as i32).clamp(-120, 120) } else { 0 };
-        let factor = 2.0f32.powi(exponent);
-        let high: Vec<f16> = values.iter().map(|value| f16::from_f32(value * factor)).collect();
-        let low = values.iter().zip(&high).map(|(value, high)| f16::from_f32(value * factor - high.to_f32())).collect();
-        Query { halves: [high, low], scale: 2.0f32.powi(-exponent) }
+    /// Nothing where a block has no room for enough tiles of rows beside its columns.
+    fn by_warpgroups(&self, kernel: Kernel, columns: usize, room: usize) -> Option<Scoring> {
+        const BARRIER_BYTES: usize = 8;
+        // One barrier for the columns, and one for the turn of each warpgroup.
+        let of_columns = columns * (padded(self.dimension) * size_of::<f16>() + size_of::<f32>()) + 3 * BARRIER_BYTES;
+        let of_a_stage = TILE_BYTES + 2 * BARRIER_BYTES;
+        let stages = (room.saturating_sub(of_columns) / of_a_stage).min(STAGES_MAX);
+        let shared_bytes = (of_columns + stages * of_a_stage) as u32;
+        (stages >= STAGES_MIN).then_some(Scoring { kernel, columns, threads: SCAN_THREADS, shared_bytes, stages })
     }
 }
 
@@ -272,145 +346,183 @@ struct Search<'a, M: Machine> {
     rows: &'a GpuRows<M>,
     lane: &'a mut SearchLane<M>,
     scoring: Scoring,
-    queries: &'a [Query],
+    queries: &'a [&'a [f32]],
     filtered: bool,
     k: usize,
 }
 
 impl<M: Machine> Search<'_, M> {
     fn run(&mut self) -> Result<Vec<Vec<Scored>>, GpuError> {
-        self.lane.hits.of(&self.rows.machine, self.queries.len() * self.k * size_of::<Candidate>())?;
-        self.upload_queries()?;
+        self.lane.results.of(&self.rows.machine, self.hits_at() + self.queries.len() * self.k * size_of::<Candidate>())?;
         self.begin()?;
+        let octets = self.rows.count().div_ceil(OCTET);
+        let mut first = 0;
         if self.rows.count() > CAPACITY {
             // As many rows as that is expected to let through fill a quarter of the room.
-            let sample = (4 * self.k * self.rows.count() / CAPACITY).clamp(SAMPLE_MIN, CAPACITY);
-            self.score(self.rows.count().div_ceil(sample), 0..self.rows.count())?;
-            self.select(true)?;
+            let sample = (4 * self.k * self.rows.count() / CAPACITY).clamp(SAMPLE_MIN, CAPACITY) / OCTET;
+            let step = octets.div_ceil(sample);
+            let looked_at = octets.div_ceil(step);
+            self.score(0..octets, step, true)?;
+            self.select(looked_at * OCTET)?;
+            if self.queries.len() >= REFINED_QUERIES {
+                first = (octets / REFINING_PART).next_multiple_of(GROUP_ROWS / OCTET);
+                self.score(0..first, 1, false)?;
+                self.select(0)?;
+            }
         }
-        self.score(1, 0..self.rows.count())?;
-        self.select(false)?;
+        self.score(first..octets, 1, false)?;
+        self.select(0)?;
         if let Some(hits) = self.fetch()? {
             return Ok(hits);
         }
         tracing::debug!("a sample let too many rows through: searching in parts");
         self.begin()?;
-        let part = CAPACITY - self.k;
-        for first in (0..self.rows.count()).step_by(part) {
-            self.score(1, first..(first + part).min(self.rows.count()))?;
-            self.select(false)?;
+        let part = (CAPACITY - self.k) / GROUP_ROWS * GROUP_ROWS / OCTET;
+        for first in (0..octets).step_by(part) {
+            self.score(first..(first + part).min(octets), 1, false)?;
+            self.select(0)?;
         }
         self.fetch()?
             .ok_or(GpuError::Failed { what: "a search in parts", reason: "a part has more candidates than rows".to_owned() })
     }
 
-    /// Columns of the product: of each query the rounded values, then the rest; zeros up to a whole block.
-    fn upload_queries(&mut self) -> Result<(), GpuError> {
-        let size = padded(self.rows.dimension);
-        let columns = (self.queries.len() * QUERY_COLUMNS).next_multiple_of(self.scoring.columns);
-        let mut values = vec![f16::ZERO; columns * size];
-        let parts = self.queries.iter().flat_map(|query| &query.halves);
-        for (to, from) in values.chunks_exact_mut(size).zip(parts) {
-            to[..from.len()].copy_from_slice(from);
-        }
-        self.rows.machine.upload(&mut self.lane.queue, &self.lane.columns, 0, bytemuck::cast_slice(&values))
-    }
-
-    /// Nothing is found yet, and every score is good enough.
+    /// Uploads the queries. Nothing is found yet, and every score is good enough.
     fn begin(&mut self) -> Result<(), GpuError> {
-        let mut standing = vec![0u32; 3 * QUERIES_MAX];
-        standing[..QUERIES_MAX].fill(f32::NEG_INFINITY.to_bits());
-        self.rows.machine.upload(&mut self.lane.queue, &self.lane.standing, 0, bytemuck::cast_slice(&standing))
+        let values = self.queries.concat();
+        self.rows.machine.upload(&mut self.lane.queue, &self.lane.queries, 0, bytemuck::cast_slice(&values))?;
+        let arguments = PrepareArguments {
+            queries: self.lane.queries.address(),
+            columns: self.lane.columns.address(),
+            scaled: self.lane.scaled.address(),
+            standing: self.lane.standing.address(),
+            overflows: self.lane.results.address(),
+            queries_there: self.queries.len() as u32,
+            dimension: self.rows.dimension as u32,
+            size: padded(self.rows.dimension) as u32,
+            longest: self.rows.longest,
+        };
+        let shape = LaunchShape { grid: [self.columns() as u32, 1], threads: WARP, shared_bytes: 0 };
+        self.launch(Kernel::PrepareQueries, shape, &arguments)
     }
 
-    /// Scores every `step`-th of these rows.
-    fn score(&mut self, step: usize, wanted: std::ops::Range<usize>) -> Result<(), GpuError> {
-        for block in &self.rows.blocks {
-            let (first, end) = (wanted.start.max(block.first), wanted.end.min(block.first + block.rows));
-            if first >= end {
-                continue;
-            }
-            let count = (end - first).div_ceil(step) as u32;
-            let arguments = ScoreArguments {
-                rows: block.memory.address(),
-                columns: self.lane.columns.address(),
-                allowed: if self.filtered { self.lane.allowed.address() } else { 0 },
-                thresholds: self.standing(0),
-                candidates: self.lane.candidates.address(),
-                counts: self.standing(1),
-                queries: self.queries.len() as u32,
-                size: padded(self.rows.dimension) as u32,
-                first: (first - block.first) as u32,
-                step: step as u32,
-                count,
-                capacity: CAPACITY as u32,
-                base: block.first as u32,
-                unused: 0,
-            };
-            let blocks = count.div_ceil(BLOCK_ROWS).min(self.rows.machine.multiprocessors() * BLOCKS_PER_MULTIPROCESSOR);
-            let groups = (self.queries.len() * QUERY_COLUMNS).div_ceil(self.scoring.columns) as u32;
-            let shape = LaunchShape { grid: [blocks, groups], threads: SCORE_THREADS, shared_bytes: self.scoring.shared_bytes };
-            self.launch(self.scoring.kernel, shape, &arguments)?;
+    /// Columns of all blocks.
+    fn columns(&self) -> usize {
+        self.queries.len().next_multiple_of(self.scoring.columns)
+    }
+
+    /// Scores every `step`-th eight of these eights of rows.
+    fn score(&mut self, octets: Range<usize>, step: usize, sampled: bool) -> Result<(), GpuError> {
+        let count = octets.len().div_ceil(step);
+        if count == 0 {
+            return Ok(());
         }
-        Ok(())
+        let arguments = ScoreArguments {
+            slabs: self.rows.table.address(),
+            columns: self.lane.columns.address(),
+            allowed: if self.filtered { self.lane.allowed.address() } else { 0 },
+            standing: self.lane.standing.address(),
+            candidates: self.lane.candidates.address(),
+            size: padded(self.rows.dimension) as u32,
+            rows: self.rows.count() as u32,
+            first: octets.start as u32,
+            step: step as u32,
+            count: count as u32,
+            capacity: CAPACITY as u32,
+            sampled: u32::from(sampled),
+            stages: self.scoring.stages as u32,
+        };
+        let Scoring { columns, threads, shared_bytes, kernel, stages } = self.scoring;
+        let multiprocessors = self.rows.machine.multiprocessors();
+        let (block_rows, most) =
+            if stages == 0 { (SCORE_ROWS, multiprocessors * SCORE_BLOCKS) } else { (GROUP_ROWS, multiprocessors) };
+        let blocks = ((count * OCTET).div_ceil(block_rows) as u32).min(most);
+        let shape = LaunchShape { grid: [blocks, (self.columns() / columns) as u32], threads, shared_bytes };
+        self.launch(kernel, shape, &arguments)
     }
 
-    /// Keeps the best candidates of each query, or only the score of the last one wanted.
-    fn select(&mut self, threshold_only: bool) -> Result<(), GpuError> {
+    /// Keeps the best candidates of each query; or, of so many scores of a sample, only the one that enough rows reach.
+    fn select(&mut self, sampled: usize) -> Result<(), GpuError> {
         let arguments = SelectArguments {
+            slabs: self.rows.table.address(),
+            scaled: self.lane.scaled.address(),
             candidates: self.lane.candidates.address(),
-            counts: self.standing(1),
-            thresholds: self.standing(0),
-            overflows: self.standing(2),
-            hits: if threshold_only { 0 } else { self.lane.hits.address() },
+            standing: self.lane.standing.address(),
+            overflows: self.lane.results.address(),
+            kept: self.lane.results.address() + (QUERIES_MAX * size_of::<u32>()) as u64,
+            hits: self.lane.results.address() + self.hits_at() as u64,
+            size: padded(self.rows.dimension) as u32,
             capacity: CAPACITY as u32,
             wanted: self.k as u32,
-            forget_all: u32::from(threshold_only),
-            unused: 0,
+            sampled: sampled as u32,
         };
         let shape =
             LaunchShape { grid: [self.queries.len() as u32, 1], threads: SELECT_THREADS, shared_bytes: SELECT_SHARED_BYTES };
         self.launch(Kernel::SelectBest, shape, &arguments)
     }
 
-    /// The hits of each query, best first; nothing when some did not fit.
-    fn fetch(&mut self) -> Result<Option<Vec<Vec<Scored>>>, GpuError> {
-        let mut standing = vec![0u32; 3 * QUERIES_MAX];
-        let machine = &self.rows.machine;
-        machine.download(&mut self.lane.queue, &self.lane.standing, 0, bytemuck::cast_slice_mut(&mut standing))?;
-        let (counts, overflows) = standing[QUERIES_MAX..].split_at(QUERIES_MAX);
-        if overflows.iter().any(|overflow| *overflow > 0) {
-            return Ok(None);
-        }
-        let mut candidates = vec![Candidate { score: 0.0, row: 0 }; self.queries.len() * self.k];
-        let kept = self.lane.hits.of(machine, size_of_val(candidates.as_slice()))?;
-        machine.download(&mut self.lane.queue, kept, 0, bytemuck::cast_slice_mut(&mut candidates))?;
-        let mut hits = Vec::with_capacity(self.queries.len());
-        for ((query, count), candidates) in self.queries.iter().zip(counts).zip(candidates.chunks_exact(self.k)) {
-            let mut found: Vec<Scored> = candidates[..*count as usize]
-                .iter()
-                .map(|candidate| Scored { position: candidate.row, score: candidate.score * query.scale })
-                .collect();
-            found.sort_by(|left, right| right.score.total_cmp(&left.score).then(left.position.cmp(&right.position)));
-            hits.push(found);
-        }
-        Ok(Some(hits))
+    /// Where the hits begin in the results.
+    fn hits_at(&self) -> usize {
+        2 * QUERIES_MAX * size_of::<u32>()
     }
 
-    fn standing(&self, which: usize) -> u64 {
-        self.lane.standing.address() + (which * QUERIES_MAX * size_of::<u32>()) as u64
+    /// The hits of each query, best first; nothing when some did not fit.
+    fn fetch(&mut self) -> Result<Option<Vec<Vec<Scored>>>, GpuError> {
+        let words_of_hits = self.queries.len() * self.k * size_of::<Candidate>() / size_of::<u32>();
+        let mut results = vec![0u32; 2 * QUERIES_MAX + words_of_hits];
+        let memory = self.lane.results.of(&self.rows.machine, size_of_val(results.as_slice()))?;
+        self.rows.machine.download(&mut self.lane.queue, memory, 0, bytemuck::cast_slice_mut(&mut results))?;
+        let (overflows, rest) = results.split_at(QUERIES_MAX);
+        let (kept, hits) = rest.split_at(QUERIES_MAX);
+        if overflows[..self.queries.len()].iter().any(|overflow| *overflow > 0) {
+            return Ok(None);
+        }
+        let candidates: &[Candidate] = bytemuck::cast_slice(hits);
+        let best_first = |(kept, candidates): (&u32, &[Candidate])| {
+            let candidates = &candidates[..*kept as usize];
+            let mut found: Vec<Scored> =
+                candidates.iter().map(|candidate| Scored { position: candidate.row, score: candidate.score }).collect();
+            found.sort_by(|left, right| right.score.total_cmp(&left.score).then(left.position.cmp(&right.position)));
+            found
+        };
+        Ok(Some(kept.iter().zip(candidates.chunks_exact(self.k)).map(best_first).collect()))
     }
 
     fn launch(&mut self, kernel: Kernel, shape: LaunchShape, arguments: &impl NoUninit) -> Result<(), GpuError> {
-        // SAFETY: both callers give the kernel its own structure and the shape that its source asks for; the lane's memory is made for the most queries and
-        // the rows' for its blocks, and both live until the queue's work is done, because `fetch` waits for it.
+        // SAFETY: the callers give each kernel its own structure and the shape that its source asks for; the lane's memory is made for the most queries and
+        // the slabs for all rows, and both live until the queue's work is done, because `fetch` waits for it.
         unsafe { self.rows.machine.launch(&mut self.lane.queue, kernel, shape, bytemuck::bytes_of(arguments)) }
     }
 }
 
 /// Values of a row in the GPU's memory; those past the dimension are zeros.
 fn padded(dimension: usize) -> usize {
-    dimension.next_multiple_of(INNER)
+    dimension.next_multiple_of(TILE_VALUES)
+}
+
+/// Rows in the order of the GPU's memory: groups of [`GROUP_ROWS`], the last one filled up with zeros.
+fn laid_out(rows: &[f16], dimension: usize) -> Vec<f16> {
+    let size = padded(dimension);
+    let count = rows.len() / dimension;
+    let mut out = vec![f16::ZERO; count.next_multiple_of(GROUP_ROWS) * size];
+    for (number, row) in rows.chunks_exact(dimension).enumerate() {
+        let group = &mut out[number / GROUP_ROWS * GROUP_ROWS * size..][..GROUP_ROWS * size];
+        for (chunk, values) in row.chunks(CHUNK).enumerate() {
+            let tile = chunk / TILE_CHUNKS * GROUP_ROWS * TILE_VALUES;
+            let place = tile + number % GROUP_ROWS * TILE_VALUES + (chunk ^ number) % TILE_CHUNKS * CHUNK;
+            group[place..place + values.len()].copy_from_slice(values);
+        }
+    }
+    out
+}
+
+/// Euclidean length of the longest of these rows whose values are finite.
+fn longest(rows: &[f16], dimension: usize) -> f32 {
+    let mut values = vec![0.0; dimension];
+    let mut length = |row: &[f16]| {
+        row.convert_to_f32_slice(&mut values);
+        values.iter().map(|value| value * value).sum::<f32>().sqrt()
+    };
+    rows.chunks_exact(dimension).map(&mut length).filter(|length| length.is_finite()).fold(0.0, f32::max)
 }
 
 #[cfg(test)]
@@ -426,7 +538,11 @@ mod tests {
     }
 
     fn gpu(rows: &[f16], dimension: usize, parts: usize) -> (GpuRows<Emulator>, SearchLane<Emulator>) {
-        let mut gpu = GpuRows::new(Arc::new(Emulator::new(7)), dimension);
+        gpu_of(Emulator::new(7), rows, dimension, parts)
+    }
+
+    fn gpu_of(machine: Emulator, rows: &[f16], dimension: usize, parts: usize) -> (GpuRows<Emulator>, SearchLane<Emulator>) {
+        let mut gpu = GpuRows::new(Arc::new(machine), dimension);
         let mut lane = gpu.new_lane().unwrap();
         let part = (rows.len() / dimension).div_ceil(parts).max(1) * dimension;
         for part in rows.chunks(part) {
@@ -453,11 +569,13 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
         #[test]
         fn hits_are_those_of_the_processor(
-            seed in any::<u64>(), dimension in 1usize..100, count in 1usize..600, queries in 1usize..70, k in 1usize..40,
-            parts in 1usize..4, scale in -30i32..30, filtered in any::<bool>(),
+            seed in any::<u64>(), dimension in 1usize..200, count in 1usize..600, queries in 1usize..70, k in 1usize..40,
+            parts in 1usize..4, scale in -30i32..30, filtered in any::<bool>(), has_warpgroups in any::<bool>(),
         ) {
             let rows = crate::exact::to_f16(&vectors(seed, count, dimension));
-            let (gpu, mut lane) = gpu(&rows, dimension, parts);
+            let mut machine = Emulator::new(seed);
+            machine.has_warpgroups = has_warpgroups;
+            let (gpu, mut lane) = gpu_of(machine, &rows, dimension, parts);
             let scale = 2.0f32.powi(scale);
             let asked: Vec<f32> = vectors(seed ^ 1, queries, dimension).into_iter().map(|value| value * scale).collect();
             let asked: Vec<&[f32]> = asked.chunks_exact(dimension).collect();

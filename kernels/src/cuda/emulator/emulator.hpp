@@ -51,13 +51,14 @@ struct Copy {
     }
 };
 
-enum class Standing { Ready, AtBlockBarrier, AtWarpBarrier, Done };
+enum class Standing { Ready, AtBlockBarrier, AtWarpBarrier, AtCondition, Done };
 
 struct Fiber {
     ucontext_t context;
     std::vector<u8> stack = std::vector<u8>(256 << 10);
     Standing standing = Standing::Ready;
     u32 exchanges = 0;
+    std::function<bool()> condition;       // that ends its wait
     std::vector<Copy> copies;              // of the group that is not ended yet
     std::deque<std::vector<Copy>> groups; // ended, oldest first
 };
@@ -72,7 +73,10 @@ struct Block {
     Dimensions grid, threads, index;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Warp> warps;
-    std::vector<u64> shared;
+    std::vector<u8> shared_room;
+    u8* shared = nullptr; // in it, from a multiple of 1,024 on
+    u32 shared_bytes = 0;
+    std::vector<std::function<void()>> copies_under_way; // in bulk
     ucontext_t scheduler;
     std::function<void()> kernel;
     u32 current = 0;
@@ -85,6 +89,21 @@ inline void wait(Standing standing) {
     Fiber& fiber = *block->fibers[block->current];
     fiber.standing = standing;
     swapcontext(&fiber.context, &block->scheduler);
+}
+
+inline void wait_until(std::function<bool()> condition) {
+    if (condition()) return;
+    block->fibers[block->current]->condition = std::move(condition);
+    wait(Standing::AtCondition);
+}
+
+// One of the copies under way arrives.
+inline void carry_out_a_copy() {
+    auto& copies = block->copies_under_way;
+    u32 chosen = block->random.below(static_cast<u32>(copies.size()));
+    auto copy = std::move(copies[chosen]);
+    copies.erase(copies.begin() + chosen);
+    copy();
 }
 
 inline void start() {
@@ -126,7 +145,8 @@ template <typename T> Shown<T> show(const T& value) {
 inline void run_block() {
     u32 threads = block->threads.x;
     block->warps.assign(threads / WARP, Warp());
-    std::memset(block->shared.data(), 0xff, block->shared.size() * 8);
+    if (!block->copies_under_way.empty()) fail("a block ends before its copies");
+    std::memset(block->shared, 0xff, block->shared_bytes);
     for (auto& fiber : block->fibers) {
         fiber->standing = Standing::Ready;
         fiber->exchanges = 0;
@@ -149,6 +169,10 @@ inline void run_block() {
         for (u32 i = threads - 1; i > 0; --i) std::swap(order[i], order[block->random.below(i + 1)]);
         bool ran = false;
         u32 waiting = 0, done = 0;
+        if (!block->copies_under_way.empty() && block->random.below(4) == 0) carry_out_a_copy();
+        for (auto& fiber : block->fibers) {
+            if (fiber->standing == Standing::AtCondition && fiber->condition()) fiber->standing = Standing::Ready;
+        }
         for (u32 i : order) {
             if (block->fibers[i]->standing == Standing::Ready && !sleeps[i / WARP]) {
                 ran = true;
@@ -168,6 +192,10 @@ inline void run_block() {
         } else if (!ran) {
             bool woke = false;
             for (u32 i = 0; i < threads; ++i) woke |= block->fibers[i]->standing == Standing::Ready;
+            if (!woke && !block->copies_under_way.empty()) {
+                carry_out_a_copy();
+                woke = true;
+            }
             if (!woke) fail("its threads wait for one another at different places");
             sleeps.assign(sleeps.size(), false);
         }
@@ -184,7 +212,9 @@ void launch(void (*kernel)(const Arguments&), const u32* grid, const u32* thread
     made.grid = {grid[0], grid[1], grid[2]};
     made.threads = {threads[0], threads[1], threads[2]};
     if (threads[0] % WARP != 0 || threads[0] > 1024 || threads[1] != 1 || threads[2] != 1) fail("blocks are rows of whole warps");
-    made.shared.resize((shared_bytes + 7) / 8);
+    made.shared_room.resize(shared_bytes + 1024);
+    made.shared = made.shared_room.data() + (1024 - reinterpret_cast<u64>(made.shared_room.data()) % 1024) % 1024;
+    made.shared_bytes = shared_bytes;
     for (u32 i = 0; i < threads[0]; ++i) made.fibers.push_back(std::make_unique<Fiber>());
     made.kernel = [&] { kernel(arguments); };
     std::vector<u32> order(grid[0] * grid[1] * grid[2]);
@@ -218,7 +248,7 @@ inline half_bits half_of(u32 pair, u32 index) { return static_cast<half_bits>(in
     static void name(const Arguments& arguments)
 #define KERNEL_BOUNDS(name, Arguments, threads, blocks) KERNEL(name, Arguments)
 
-DEVICE u8* shared_memory() { return reinterpret_cast<u8*>(emulator::block->shared.data()); }
+DEVICE u8* shared_memory() { return emulator::block->shared; }
 
 DEVICE u32 float_bits(float value) {
     u32 bits;
@@ -258,6 +288,12 @@ DEVICE u32 floats_to_halves(float low, float high) { return float_to_half(low) |
 DEVICE float exp2_fast(float x) { return std::exp2(x); }
 
 DEVICE float shuffle_xor(float value, u32 mask) { return emulator::show(value).of((emulator::block->current % WARP) ^ mask); }
+
+DEVICE u32 shuffle_down(u32 value, u32 by) {
+    u32 lane = emulator::block->current % WARP;
+    auto shown = emulator::show(value);
+    return shown.of(lane + by < WARP ? lane + by : lane);
+}
 
 DEVICE void synchronize_warp() { emulator::arrive_with_warp(); }
 
