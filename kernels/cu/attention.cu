@@ -22,6 +22,7 @@ struct AttentionArguments {
 
 constexpr u32 TILE = 64;           // queries of a block, and keys of a step
 constexpr u32 ATTENTION_WARPS = 4; // each with 16 of the queries
+constexpr u32 TWO_ONES = 0x3c003c00; // as halves
 
 // A tile of 64 rows of one head in shared memory. Rows are 16 bytes further apart than they are long, so that the eight rows of a matrix lie in
 // different banks.
@@ -68,7 +69,7 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
     u32 query_parts[Head / 16][4];
     float result[Head / 8][4] = {};
     float largest[2] = {minus_infinity(), minus_infinity()}; // of the rows `group` and `group + 8`
-    float sums[2] = {0, 0};                              // of this lane's columns
+    float sums[4] = {};                                  // of the weights of the rows `group`, twice, and `group + 8`, twice
 
     u32 steps = (tile.length + TILE - 1) / TILE;
     for (u32 step = 0; step < steps; ++step) {
@@ -125,31 +126,25 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
             // Every step has a key that is there, so the maximum is finite.
             float shrink = exp2_fast(largest[half] - maximum);
             largest[half] = maximum;
-            sums[half] *= shrink;
+            sums[2 * half] *= shrink;
 #pragma unroll
             for (u32 n = 0; n < Head / 8; ++n) {
                 result[n][2 * half] *= shrink;
                 result[n][2 * half + 1] *= shrink;
             }
-#pragma unroll
-            for (u32 n = 0; n < TILE / 8; ++n) {
-#pragma unroll
-                for (u32 i = 2 * half; i < 2 * half + 2; ++i) {
-                    scores[n][i] = exp2_fast(scores[n][i] - maximum);
-                    sums[half] += scores[n][i];
-                }
-            }
         }
 
 #pragma unroll
         for (u32 k = 0; k < TILE / 16; ++k) {
-            // What a lane holds of two 16 x 8 tiles of sums is what it must hold of a 16 x 16 factor.
-            u32 weights[4] = {
-                floats_to_halves(scores[2 * k][0], scores[2 * k][1]),
-                floats_to_halves(scores[2 * k][2], scores[2 * k][3]),
-                floats_to_halves(scores[2 * k + 1][0], scores[2 * k + 1][1]),
-                floats_to_halves(scores[2 * k + 1][2], scores[2 * k + 1][3]),
-            };
+            // What a lane holds of two 16 x 8 tiles of sums is what it must hold of a 16 x 16 factor. Weights are halves for the product, so they are
+            // computed as halves, two at once; a product with ones adds them up.
+            u32 weights[4];
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                const float* two = scores[2 * k + i / 2] + i % 2 * 2;
+                weights[i] = exp2_fast_halves(floats_to_halves(two[0] - largest[i % 2], two[1] - largest[i % 2]));
+            }
+            multiply_add(sums, weights, TWO_ONES, TWO_ONES);
 #pragma unroll
             for (u32 n = 0; n < Head / 8; n += 2) {
                 u32 parts[4];
@@ -164,10 +159,7 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
 
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
-        float sum = sums[half];
-        sum += shuffle_xor(sum, 1);
-        sum += shuffle_xor(sum, 2);
-        float factor = 1.0f / sum;
+        float factor = 1.0f / sums[2 * half];
 #pragma unroll
         for (u32 n = 0; n < Head / 8; ++n) {
             // A warp's queries are read by itself only, and have been: their place takes the result.

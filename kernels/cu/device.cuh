@@ -18,6 +18,11 @@ struct alignas(16) Half8 {
     u32 pairs[4];
 };
 
+// Four floats, likewise.
+struct alignas(16) Float4 {
+    float values[4];
+};
+
 #ifdef RAGGED_EMULATED
 #include "emulator.hpp"
 #else
@@ -52,6 +57,13 @@ DEVICE float exp2_fast(float x) {
     float value;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
     return value;
+}
+
+// The same of two halves at once, to about 2^-10 of the value.
+DEVICE u32 exp2_fast_halves(u32 pair) {
+    u32 values;
+    asm("ex2.approx.f16x2 %0, %1;" : "=r"(values) : "r"(pair));
+    return values;
 }
 
 DEVICE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(ALL_LANES, value, mask); }
@@ -123,6 +135,16 @@ DEVICE float sum_over_warp(float value) {
         value += shuffle_xor(value, mask);
     }
     return value;
+}
+
+// Several sums at once.
+template <int Count> DEVICE void sum_over_warp(float (&values)[Count]) {
+    for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
+#pragma unroll
+        for (int i = 0; i < Count; ++i) {
+            values[i] += shuffle_xor(values[i], mask);
+        }
+    }
 }
 
 DEVICE float maximum_over_warp(float value) {

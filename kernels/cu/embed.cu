@@ -22,7 +22,8 @@ KERNEL(embed, EmbedArguments) {
     }
     u32 lane = lane_of(threadIdx.x);
     u64 size = arguments.size;
-    Row row, position;
+    Row rows[1], position;
+    Row& row = rows[0];
     load_row(row, arguments.words + arguments.tokens[row_index] * size, lane, arguments.size);
     load_row(position, arguments.positions + arguments.places[row_index] * size, lane, arguments.size);
     for_groups(lane, arguments.size, [&](int group, u32) {
@@ -30,6 +31,6 @@ KERNEL(embed, EmbedArguments) {
             row.values[group][i] += position.values[group][i];
         }
     });
-    normalize(row, lane, arguments.size, arguments.scale, arguments.shift, arguments.epsilon);
+    normalize(rows, lane, arguments.size, arguments.scale, arguments.shift, arguments.epsilon);
     store_row(row, arguments.hidden + row_index * size, lane, arguments.size);
 }

@@ -1,4 +1,4 @@
-// Layer normalisation in place: one warp for each row. The product before it has added the residual and the bias already.
+// Layer normalisation in place: one warp for two rows. The product before it has added the residual and the bias already.
 #include "rows.cuh"
 
 struct LayerNormArguments {
@@ -11,15 +11,27 @@ struct LayerNormArguments {
     u32 unused;
 };
 
+constexpr int ROWS_OF_WARP = 2;
+
 KERNEL(layer_norm, LayerNormArguments) {
-    u32 row_index = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (row_index >= arguments.rows) {
+    u32 first = (blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP) * ROWS_OF_WARP, lane = lane_of(threadIdx.x), size = arguments.size;
+    if (first >= arguments.rows) {
         return;
     }
-    u32 lane = lane_of(threadIdx.x);
-    half_bits* place = arguments.hidden + static_cast<u64>(row_index) * arguments.size;
-    Row row;
-    load_row(row, place, lane, arguments.size);
-    normalize(row, lane, arguments.size, arguments.scale, arguments.shift, arguments.epsilon);
-    store_row(row, place, lane, arguments.size);
+    Row rows[ROWS_OF_WARP];
+    half_bits* places[ROWS_OF_WARP];
+#pragma unroll
+    for (int i = 0; i < ROWS_OF_WARP; ++i) {
+        // The last row is there twice when its number is odd, and written once.
+        u32 row = first + i < arguments.rows ? first + i : first;
+        places[i] = arguments.hidden + static_cast<u64>(row) * size;
+        load_row(rows[i], places[i], lane, size);
+    }
+    normalize(rows, lane, size, arguments.scale, arguments.shift, arguments.epsilon);
+#pragma unroll
+    for (int i = 0; i < ROWS_OF_WARP; ++i) {
+        if (first + i < arguments.rows) {
+            store_row(rows[i], places[i], lane, size);
+        }
+    }
 }

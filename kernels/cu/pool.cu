@@ -17,6 +17,7 @@ KERNEL(pool, PoolArguments) {
     u32 length = arguments.first_only ? 1 : arguments.lengths[blockIdx.x];
     const half_bits* first = arguments.hidden + static_cast<u64>(arguments.first_rows[blockIdx.x]) * size;
     Row sum = {};
+#pragma unroll 4
     for (u32 i = warp; i < length; i += warps) {
         Row row;
         load_row(row, first + static_cast<u64>(i) * size, lane, size);

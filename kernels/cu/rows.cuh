@@ -20,27 +20,55 @@ template <typename Each> DEVICE void for_groups(u32 lane, u32 size, Each each) {
     }
 }
 
+DEVICE void load_floats(float (&values)[8], const float* from) {
+    const Float4 *low = reinterpret_cast<const Float4*>(from), *high = low + 1;
+    for (int i = 0; i < 4; ++i) {
+        values[i] = low->values[i];
+        values[4 + i] = high->values[i];
+    }
+}
+
 // Layer normalisation, Ba et al. (2016): (x - mean) / sqrt(variance + epsilon) * scale + shift. In f32; the variance is that of the differences from
-// the mean, which no large mean spoils.
-DEVICE void normalize(Row& row, u32 lane, u32 size, const float* scale, const float* shift, float epsilon) {
-    float sum = 0;
-    for_groups(lane, size, [&](int group, u32) {
-        for (int i = 0; i < 8; ++i) {
-            sum += row.values[group][i];
-        }
-    });
-    float mean = sum_over_warp(sum) / size;
-    float squares = 0;
-    for_groups(lane, size, [&](int group, u32) {
-        for (int i = 0; i < 8; ++i) {
-            float difference = row.values[group][i] - mean;
-            squares += difference * difference;
-        }
-    });
-    float factor = 1.0f / sqrtf(sum_over_warp(squares) / size + epsilon);
+// the mean, which no large mean spoils. Rows share what is loaded of scale and shift, and wait for one another's sums together.
+template <int Rows> DEVICE void normalize(Row (&rows)[Rows], u32 lane, u32 size, const float* scale, const float* shift, float epsilon) {
+    float part = 1.0f / static_cast<float>(size), means[Rows], factors[Rows];
+#pragma unroll
+    for (int row = 0; row < Rows; ++row) {
+        float sum = 0;
+        for_groups(lane, size, [&](int group, u32) {
+            for (int i = 0; i < 8; ++i) {
+                sum += rows[row].values[group][i];
+            }
+        });
+        means[row] = sum;
+    }
+    sum_over_warp(means);
+#pragma unroll
+    for (int row = 0; row < Rows; ++row) {
+        means[row] *= part;
+        float squares = 0;
+        for_groups(lane, size, [&](int group, u32) {
+            for (int i = 0; i < 8; ++i) {
+                float difference = rows[row].values[group][i] - means[row];
+                squares += difference * difference;
+            }
+        });
+        factors[row] = squares;
+    }
+    sum_over_warp(factors);
+#pragma unroll
+    for (int row = 0; row < Rows; ++row) {
+        factors[row] = 1.0f / sqrtf(factors[row] * part + epsilon);
+    }
     for_groups(lane, size, [&](int group, u32 column) {
-        for (int i = 0; i < 8; ++i) {
-            row.values[group][i] = (row.values[group][i] - mean) * factor * scale[column + i] + shift[column + i];
+        float scales[8], shifts[8];
+        load_floats(scales, scale + column);
+        load_floats(shifts, shift + column);
+#pragma unroll
+        for (int row = 0; row < Rows; ++row) {
+            for (int i = 0; i < 8; ++i) {
+                rows[row].values[group][i] = (rows[row].values[group][i] - means[row]) * factors[row] * scales[i] + shifts[i];
+            }
         }
     });
 }

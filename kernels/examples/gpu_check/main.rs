@@ -5,6 +5,7 @@
 //! gpu_check pack MODEL_DIR FOLDER    a model with its weights as halves, small enough to be carried to a GPU machine
 //! gpu_check run MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER] [--peer]
 //! gpu_check compare MODEL_DIR [--gpu N] [--kernels FOLDER]    small comparisons only, for compute-sanitizer
+//! gpu_check measure MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER]    the speeds only
 //! gpu_check profile MODEL_DIR [--gpu N] [--kernels FOLDER]    each kind of work a few times and nothing else, for a profiler
 //! ```
 //!
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         ["pack", model, folder] => pack::pack(Path::new(model), Path::new(folder)).map(|()| true),
         ["run", model, rest @ ..] => Options::read(model, rest).and_then(|options| run(&options)),
         ["compare", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare(&options)),
+        ["measure", model, rest @ ..] => Options::read(model, rest).and_then(|options| measure(&options)),
         ["profile", model, rest @ ..] => Options::read(model, rest).and_then(|options| profile(&options)),
         _ => Err(USAGE.into()),
     };
@@ -129,19 +131,17 @@ fn profile(options: &Options) -> Result<bool, Box<dyn Error>> {
     Ok(true)
 }
 
-/// Whether all comparisons passed.
-fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
-    let Ground { gpu, model, device, cpu } = Ground::open(options)?;
-    let about = gpu.description().clone();
+/// The speeds, without any comparison.
+fn measure(options: &Options) -> Result<bool, Box<dyn Error>> {
+    let ground = Ground::open(options)?;
     let mut findings = Findings { all: serde_json::Map::new(), path: options.json.clone() };
-    findings.add("model", model.name())?;
-    findings.add("gpu", json!({ "name": about.name, "architecture": about.architecture, "memory_bytes": about.memory_bytes }))?;
-    println!("\ncomparisons with the processor");
-    let comparisons = comparison::run(&gpu, &device, &cpu, &model, false)?;
-    let passed = all_passed(&comparisons);
-    findings.add("comparisons", comparisons)?;
+    measure_all(&ground, &mut findings)?;
+    Ok(true)
+}
 
-    let limits = measure_limits(&gpu)?;
+/// Measures the limits and all speeds; returns those of the encoder.
+fn measure_all(Ground { gpu, model, device, .. }: &Ground, findings: &mut Findings) -> Result<Vec<Value>, Box<dyn Error>> {
+    let limits = measure_limits(gpu)?;
     println!(
         "\nlimits: {:.0} TFLOP/s (8192 x 8192 x 8192 of halves, cuBLASLt), {:.2} TB/s (copy within its memory)",
         limits.product_per_second / 1e12,
@@ -150,10 +150,27 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let limits_found =
         json!({ "product_flop_per_second": limits.product_per_second, "copy_bytes_per_second": limits.copy_bytes_per_second });
     findings.add("limits", limits_found)?;
-    let encoder = speed::encoder(&device, &model, &limits)?;
+    let encoder = speed::encoder(device, model, &limits)?;
     findings.add("encoder", encoder.clone())?;
-    findings.add("query", speed::query(&device)?)?;
-    findings.add("search", speed::search(&gpu, &limits)?)?;
+    findings.add("two_at_once", speed::two_at_once(device, model, &limits)?)?;
+    findings.add("query", speed::query(device)?)?;
+    findings.add("search", speed::search(gpu, &limits)?)?;
+    Ok(encoder)
+}
+
+/// Whether all comparisons passed.
+fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
+    let ground = Ground::open(options)?;
+    let Ground { gpu, model, device, cpu } = &ground;
+    let about = gpu.description().clone();
+    let mut findings = Findings { all: serde_json::Map::new(), path: options.json.clone() };
+    findings.add("model", model.name())?;
+    findings.add("gpu", json!({ "name": about.name, "architecture": about.architecture, "memory_bytes": about.memory_bytes }))?;
+    println!("\ncomparisons with the processor");
+    let comparisons = comparison::run(gpu, device, cpu, model, false)?;
+    let passed = all_passed(&comparisons);
+    findings.add("comparisons", comparisons)?;
+    let encoder = measure_all(&ground, &mut findings)?;
     if options.peer {
         let peer = peer::run(&options.model, options.gpu, &encoder).unwrap_or_else(|fault| {
             println!("\nsentence-transformers did not run: {fault}");

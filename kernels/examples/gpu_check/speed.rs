@@ -9,6 +9,7 @@ use std::error::Error;
 use std::time::Instant;
 
 const ENCODER_REPEATS: usize = 7;
+const UNCOUNTED: usize = 3;
 const QUERY_REPEATS: usize = 500;
 const SEARCH_REPEATS: usize = 15;
 const SEARCH_ROWS: usize = 1_000_000;
@@ -33,6 +34,23 @@ pub fn encoder(device: &CudaDevice, model: &Model, limits: &Limits) -> Result<Ve
         }
     }
     Ok(results)
+}
+
+/// Tokens a second of two threads that embed at once, as a node does: while one batch computes, the next is packed and copied.
+pub fn two_at_once(device: &CudaDevice, model: &Model, limits: &Limits) -> Result<Value, Box<dyn Error>> {
+    let (tokens, batch) = (256, 512);
+    let sequences = sequences(&vec![tokens; batch]);
+    let each = || times(ENCODER_REPEATS, || device.embed(&sequences).map(drop));
+    let begun = Instant::now();
+    std::thread::scope(|threads| {
+        let two = [threads.spawn(each), threads.spawn(each)];
+        two.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?.map(drop).map_err(|fault| fault.to_string()))
+    })?;
+    let embedded = 2 * (ENCODER_REPEATS + UNCOUNTED) * tokens * batch;
+    let per_second = embedded as f64 / begun.elapsed().as_secs_f64();
+    let part = per_second * operations_of_a_token(model.configuration(), tokens) / limits.product_per_second;
+    println!("  two batches of {batch} at once: {per_second:.0} tokens/s, {:.1} % of the product's rate", part * 100.0);
+    Ok(json!({ "tokens": tokens, "batch": batch, "tokens_per_second": per_second, "of_product_rate": part }))
 }
 
 /// Operations of the products and of attention for one token of a sequence of so many.
@@ -111,9 +129,9 @@ fn median<E>(repeats: usize, work: impl FnMut() -> Result<(), E>) -> Result<f64,
     Ok(seconds[repeats / 2])
 }
 
-/// Seconds of each repeat, after three that are not counted.
+/// Seconds of each repeat, after some that are not counted.
 fn times<E>(repeats: usize, mut work: impl FnMut() -> Result<(), E>) -> Result<Vec<f64>, E> {
-    for _ in 0..3 {
+    for _ in 0..UNCOUNTED {
         work()?;
     }
     let mut seconds = Vec::with_capacity(repeats);

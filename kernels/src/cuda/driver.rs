@@ -377,7 +377,7 @@ impl Machine for Driver {
     unsafe fn multiply(&self, queue: &mut DriverQueue, product: &Product) -> Result<(), GpuError> {
         self.bind()?;
         // SAFETY: the caller's promise.
-        unsafe { queue.products.multiply(&queue.stream, product) }
+        unsafe { queue.products.multiply(&queue.stream, product, |bytes| self.allocate(bytes)) }
     }
 
     fn record(

@@ -16,6 +16,7 @@ use std::sync::Arc;
 /// Rows that pass through the encoder together. Enough for several blocks of every product on each multiprocessor, few enough that most of what one step
 /// hands to the next stays in the level-2 cache.
 pub(crate) const ROWS_MAX: usize = 16_384;
+fn rows_max() -> usize { std::env::var("GPU_ROWS").ok().and_then(|v| v.parse().ok()).unwrap_or(ROWS_MAX) } // EXPERIMENT
 /// Sequences of one batch.
 const SEQUENCES_MAX: usize = 4_096;
 /// Sequences whose vectors are fetched together: their parts follow one another without the processor waiting between them.
@@ -24,8 +25,10 @@ const FLIGHT_SEQUENCES: usize = 4_096;
 const HIDDEN_SIZE_MAX: usize = 1_024;
 /// Threads of the blocks that take a warp for each row.
 const ROW_THREADS: u32 = 128;
+/// Rows that a warp normalizes at once; `ROWS_OF_WARP` of the kernel.
+const NORMALIZED_ROWS: u32 = 2;
 /// Threads of a block that pools a sequence.
-const POOL_THREADS: u32 = 256;
+const POOL_THREADS: u32 = 512;
 /// Threads of an attention block; `ATTENTION_WARPS` of the kernels.
 const ATTENTION_THREADS: u32 = 128;
 const WARP: u32 = 32;
@@ -153,7 +156,7 @@ impl<M: Machine> GpuEncoder<M> {
     /// Buffers for one batch at a time.
     pub(crate) fn new_lane(&self) -> Result<Lane<M>, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, positions, .. } = *self.model.configuration();
-        let rows = ROWS_MAX.max(positions.next_multiple_of(128));
+        let rows = rows_max().max(positions.next_multiple_of(128));
         let shape = BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX };
         let halves = |columns: usize| self.machine.allocate(rows * columns * size_of::<f16>());
         Ok(Lane {
@@ -174,7 +177,7 @@ impl<M: Machine> GpuEncoder<M> {
         let mut vectors = vec![0.0f32; sequences.len() * dimension];
         for (flight, vectors) in sequences.chunks(FLIGHT_SEQUENCES).zip(vectors.chunks_mut(FLIGHT_SEQUENCES * dimension)) {
             let mut done = 0;
-            for part in batch::parts(flight, ROWS_MAX, SEQUENCES_MAX) {
+            for part in batch::parts(flight, rows_max(), SEQUENCES_MAX) {
                 self.begin(lane, part, done)?;
                 done += part.len();
             }
@@ -278,7 +281,7 @@ impl<M: Machine> Pass<'_, M> {
             epsilon: self.configuration.layer_norm_epsilon,
             unused: 0,
         };
-        self.launch(Kernel::Embed, self.one_warp_a_row(), &arguments)
+        self.launch(Kernel::Embed, self.warps_for(1), &arguments)
     }
 
     fn attend(&mut self, tensors: &Tensors<M>, kernel: Kernel) -> Result<(), GpuError> {
@@ -335,11 +338,12 @@ impl<M: Machine> Pass<'_, M> {
             epsilon: self.configuration.layer_norm_epsilon,
             unused: 0,
         };
-        self.launch(Kernel::LayerNorm, self.one_warp_a_row(), &arguments)
+        self.launch(Kernel::LayerNorm, self.warps_for(NORMALIZED_ROWS), &arguments)
     }
 
-    fn one_warp_a_row(&self) -> LaunchShape {
-        let blocks = (self.shape.rows as u32).div_ceil(ROW_THREADS / WARP);
+    /// Warps enough for all rows when each takes so many.
+    fn warps_for(&self, rows_of_warp: u32) -> LaunchShape {
+        let blocks = (self.shape.rows as u32).div_ceil(ROW_THREADS / WARP * rows_of_warp);
         LaunchShape { grid: [blocks, 1], threads: ROW_THREADS, shared_bytes: 0 }
     }
 

@@ -3,25 +3,37 @@
 //! The library thinks in columns: out, of rows x outputs in rows, is to it outputs x rows; so weights are its first factor, transposed, and activations its
 //! second. Bias, activation and the sum with what is there are in the product's end, so that each result is written once.
 
-use super::driver::{failed, guarded};
+use super::driver::{DriverMemory, failed, guarded};
 use super::machine::{DeviceMemory, GpuError, Product, ProductEnd};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasLtEpilogue_t as Epilogue, cublasLtMatmulDescAttributes_t as Attribute};
+use cudarc::driver::sys as sys_driver;
 use cudarc::driver::{CudaContext, CudaStream};
+use half::f16;
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
+
+use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t as Algorithm;
 
 /// The name by which the library is asked for.
 const LIBRARY: &str = "libcublasLt";
 /// Memory that the library may use for a product, as NVIDIA advises for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
+/// Ways of computing a product that are tried out, of those that the library thinks best.
+const WAYS_TRIED: usize = 8;
+/// Products of fewer rows are computed in the way that the library thinks best.
+const ROWS_TRIED: usize = 2_048;
+/// How often a way is tried, after once that is not counted.
+const TRIALS: usize = 3;
+
 /// The library, for the products of one queue.
 pub(super) struct Products {
     context: Arc<CudaContext>,
     handle: sys::cublasLtHandle_t,
-    workspace: super::driver::DriverMemory,
+    workspace: DriverMemory,
     /// Few: batches have a multiple of 128 rows, up to a limit.
     plans: HashMap<Size, Plan>,
 }
@@ -41,7 +53,7 @@ struct Size {
 impl Products {
     pub(super) fn new(
         context: &Arc<CudaContext>,
-        workspace: impl FnOnce(usize) -> Result<super::driver::DriverMemory, GpuError>,
+        workspace: impl FnOnce(usize) -> Result<DriverMemory, GpuError>,
     ) -> Result<Self, GpuError> {
         // SAFETY: loading the library runs its initialisers, which is what it is for.
         if !unsafe { sys::is_culib_present() } {
@@ -53,19 +65,63 @@ impl Products {
         Ok(Products { context: context.clone(), handle, workspace, plans: HashMap::new() })
     }
 
-    /// Computes a product.
+    /// Computes a product. The first large one of a size tries several ways, for which `allocate` gives memory.
     ///
     /// # Safety
     /// All memory that it names is large enough and lives until the stream's work is done.
-    pub(super) unsafe fn multiply(&mut self, stream: &CudaStream, product: &Product) -> Result<(), GpuError> {
+    pub(super) unsafe fn multiply(
+        &mut self,
+        stream: &CudaStream,
+        product: &Product,
+        allocate: impl FnOnce(usize) -> Result<DriverMemory, GpuError>,
+    ) -> Result<(), GpuError> {
         let Product { rows, inputs, outputs, end, .. } = *product;
         let size = Size { rows, inputs, outputs, end };
         if !self.plans.contains_key(&size) {
-            let plan = guarded("planning a product", || Plan::new(self.handle, size, product.bias))?;
+            let (mut plan, ways) = guarded("planning a product", || Plan::new(self.handle, size, product.bias))?;
+            if rows >= ROWS_TRIED && ways.len() > 1 {
+                let out = allocate(rows * outputs * size_of::<f16>())?;
+                // SAFETY: the caller's promise, and `out` is as large as what it stands for; it is freed after the work is done, which the timing waits for.
+                plan.algorithm = unsafe { self.fastest(stream, &plan, &Product { out: out.address(), ..*product }, &ways)? };
+            }
             self.plans.insert(size, plan);
         }
         let plan = &self.plans[&size];
-        let (one, there) = (1.0f32, if end == ProductEnd::Add { 1.0f32 } else { 0.0 });
+        // SAFETY: the caller's promise.
+        unsafe { self.compute(stream, plan, product, &plan.algorithm) }
+    }
+
+    /// The way that takes the least time.
+    ///
+    /// # Safety
+    /// As [`Products::multiply`].
+    unsafe fn fastest(&self, stream: &CudaStream, plan: &Plan, product: &Product, ways: &[Algorithm]) -> Result<Algorithm, GpuError> {
+        let timing = |fault| failed("timing a matrix product", fault);
+        let event = || self.context.new_event(Some(sys_driver::CUevent_flags::CU_EVENT_DEFAULT)).map_err(timing);
+        let (begun, ended) = (event()?, event()?);
+        let mut best = (f32::INFINITY, ways[0]);
+        for way in ways {
+            let mut milliseconds = f32::INFINITY;
+            for trial in 0..=TRIALS {
+                begun.record(stream).map_err(timing)?;
+                // SAFETY: the caller's promise.
+                unsafe { self.compute(stream, plan, product, way)? };
+                ended.record(stream).map_err(timing)?;
+                let taken = begun.elapsed_ms(&ended).map_err(timing)?;
+                milliseconds = if trial == 0 { milliseconds } else { milliseconds.min(taken) };
+            }
+            if milliseconds < best.0 {
+                best = (milliseconds, *way);
+            }
+        }
+        tracing::debug!(?product, milliseconds = best.0, "the fastest way to compute a product");
+        Ok(best.1)
+    }
+
+    /// # Safety
+    /// As [`Products::multiply`].
+    unsafe fn compute(&self, stream: &CudaStream, plan: &Plan, product: &Product, way: &Algorithm) -> Result<(), GpuError> {
+        let (one, there) = (1.0f32, if product.end == ProductEnd::Add { 1.0f32 } else { 0.0 });
         let out = product.out as *mut c_void;
         plan.set_bias(product.bias).map_err(|fault| failed("naming a bias", fault))?;
         // SAFETY: the layouts are those of the product's sizes, for which the caller says that the memory is large enough. The factors are read while the
@@ -84,7 +140,7 @@ impl Products {
                 plan.out.0,
                 out,
                 plan.out.0,
-                &plan.algorithm,
+                way,
                 self.workspace.address() as *mut c_void,
                 WORKSPACE_BYTES,
                 stream.cu_stream().cast(),
@@ -115,12 +171,13 @@ struct Plan {
     weights: Layout,
     activations: Layout,
     out: Layout,
-    algorithm: sys::cublasLtMatmulAlgo_t,
+    algorithm: Algorithm,
 }
 
 impl Plan {
-    fn new(handle: sys::cublasLtHandle_t, size: Size, bias: u64) -> Result<Self, GpuError> {
-        let plan = || -> Result<Self, CublasError> {
+    /// A plan that computes in the way that the library thinks best, and the ways that it thinks best, best first.
+    fn new(handle: sys::cublasLtHandle_t, size: Size, bias: u64) -> Result<(Self, Vec<Algorithm>), GpuError> {
+        let plan = || -> Result<(Self, Vec<Algorithm>), CublasError> {
             let Size { rows, inputs, outputs, end } = size;
             let description = Description::new()?;
             description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1i32)?;
@@ -129,11 +186,30 @@ impl Plan {
             let (weights, activations, out) =
                 (Layout::new(inputs, outputs)?, Layout::new(inputs, rows)?, Layout::new(outputs, rows)?);
             let preference = Preference::new()?;
-            // SAFETY: all of them are there until the end of this function.
-            let found = unsafe {
-                result::get_matmul_algo_heuristic(handle, description.0, weights.0, activations.0, out.0, out.0, preference.0)?
-            };
-            Ok(Plan { description, weights, activations, out, algorithm: found.algo })
+            let mut found = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit() }; WAYS_TRIED];
+            let mut count = 0;
+            // SAFETY: all of them are there until the end of this function, and there is room for as many results as are asked for.
+            unsafe {
+                sys::cublasLtMatmulAlgoGetHeuristic(
+                    handle,
+                    description.0,
+                    weights.0,
+                    activations.0,
+                    out.0,
+                    out.0,
+                    preference.0,
+                    WAYS_TRIED as i32,
+                    found.as_mut_ptr().cast(),
+                    &mut count,
+                )
+                .result()?;
+            }
+            // SAFETY: the library says how many results it has written.
+            let found = found[..count as usize].iter().map(|result| unsafe { result.assume_init_ref() });
+            let ways: Vec<Algorithm> =
+                found.filter(|result| result.state.result().is_ok()).map(|result| result.algo).collect();
+            let algorithm = *ways.first().ok_or(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED))?;
+            Ok((Plan { description, weights, activations, out, algorithm }, ways))
         };
         plan().map_err(|fault| failed("planning a matrix product", format!("{fault} for {size:?}")))
     }
