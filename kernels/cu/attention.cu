@@ -1,6 +1,6 @@
 // Multi-head self-attention over packed sequences, without padding and without the matrix of scores in memory.
 //
-// Dao, "FlashAttention-2" (2023): a block takes 64 queries of one head of one sequence and goes through the sequence's keys and values, 64 at a time,
+// Dao, "FlashAttention-2" (2023): a block takes 128 queries of one head of one sequence and goes through the sequence's keys and values, 64 at a time,
 // while the next 64 are on their way to shared memory. Scores, their running maximum and sum, and the result stay in registers, in f32; both products are
 // on the tensor cores. Queries come scaled by log2(e) / sqrt(head dimension), so that the softmax is one of powers of two.
 #include "device.cuh"
@@ -20,22 +20,26 @@ struct AttentionArguments {
     u32 unused;
 };
 
-constexpr u32 TILE = 64;           // queries of a block, and keys of a step
-constexpr u32 ATTENTION_WARPS = 4; // each with 16 of the queries
+constexpr u32 QUERIES = 128; // of a block
+constexpr u32 TILE = 64;     // keys of a step
 constexpr u32 TWO_ONES = 0x3c003c00; // as halves
 
-// A tile of 64 rows of one head in shared memory. Rows are 16 bytes further apart than they are long, so that the eight rows of a matrix lie in
+// Sixteens of queries that a warp has: two where registers suffice, so that what it loads of keys and values serves twice.
+template <u32 Head> constexpr u32 SIXTEENS = Head == 32 ? 2 : 1;
+template <u32 Head> constexpr u32 ATTENTION_THREADS = QUERIES / 16 / SIXTEENS<Head> * WARP;
+
+// So many rows of one head in shared memory. Rows are 16 bytes further apart than they are long, so that the eight rows of a matrix lie in
 // different banks.
-template <u32 Head> struct Tile {
+template <u32 Head, u32 Rows> struct Tile {
     static constexpr u32 PITCH = Head + 8;
-    half_bits values[TILE * PITCH];
+    half_bits values[Rows * PITCH];
 
     DEVICE_MEMBER half_bits* at(u32 row, u32 column) { return values + row * PITCH + column; }
 
-    // Asks for rows `first` to `first + 64` of `from`; those from `end` on are zeros.
+    // Asks for the rows from `first` on of `from`; those from `end` on are zeros.
     DEVICE_MEMBER void copy_from(const half_bits* from, u64 pitch, u32 first, u32 end) {
         constexpr u32 CHUNKS = Head / 8;
-        for (u32 i = threadIdx.x; i < TILE * CHUNKS; i += blockDim.x) {
+        for (u32 i = threadIdx.x; i < Rows * CHUNKS; i += blockDim.x) {
             u32 row = i / CHUNKS, column = i % CHUNKS * 8;
             bool present = first + row < end;
             copy_16_bytes(at(row, column), from + (present ? first + row : first) * pitch + column, present);
@@ -44,9 +48,9 @@ template <u32 Head> struct Tile {
 };
 
 template <u32 Head> struct AttentionMemory {
-    Tile<Head> queries;
-    Tile<Head> keys[2];
-    Tile<Head> values[2];
+    Tile<Head, QUERIES> queries;
+    Tile<Head, TILE> keys[2];
+    Tile<Head, TILE> values[2];
 };
 
 template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
@@ -66,16 +70,25 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
     memory.values[0].copy_from(values, pitch, 0, tile.length);
     commit_copies();
 
-    u32 query_parts[Head / 16][4];
-    float result[Head / 8][4] = {};
-    float largest[2] = {minus_infinity(), minus_infinity()}; // of the rows `group` and `group + 8`
-    float sums[4] = {};                                  // of the weights of the rows `group`, twice, and `group + 8`, twice
+    constexpr u32 MINE = SIXTEENS<Head>;
+    u32 first_of_warp = warp * MINE * 16;
+    // Of each sixteen of the warp's queries:
+    u32 query_parts[MINE][Head / 16][4];
+    float result[MINE][Head / 8][4] = {};
+    float largest[MINE][2]; // of the rows `group` and `group + 8`
+    float sums[MINE][4] = {}; // of the weights of the rows `group`, twice, and `group + 8`, twice
+#pragma unroll
+    for (u32 m = 0; m < MINE; ++m) {
+        largest[m][0] = largest[m][1] = minus_infinity();
+    }
+    // A warp whose queries are all past the end has nothing to do but to bring keys and values.
+    bool idle = tile.first_query + first_of_warp >= tile.length;
 
     u32 steps = (tile.length + TILE - 1) / TILE;
     for (u32 step = 0; step < steps; ++step) {
         u32 first_key = step * TILE;
-        Tile<Head>& key_tile = memory.keys[step % 2];
-        Tile<Head>& value_tile = memory.values[step % 2];
+        Tile<Head, TILE>& key_tile = memory.keys[step % 2];
+        Tile<Head, TILE>& value_tile = memory.values[step % 2];
         if (step + 1 < steps) {
             memory.keys[(step + 1) % 2].copy_from(keys, pitch, first_key + TILE, tile.length);
             memory.values[(step + 1) % 2].copy_from(values, pitch, first_key + TILE, tile.length);
@@ -83,95 +96,121 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
         commit_copies();
         wait_for_copies<1>();
         synchronize_block();
-        if (step == 0) {
+        if (!idle) {
+            if (step == 0) {
 #pragma unroll
-            for (u32 k = 0; k < Head / 16; ++k) {
-                load_matrices(query_parts[k], memory.queries.at(warp * 16 + lane % 16, k * 16 + lane / 16 * 8));
-            }
-        }
-
-        float scores[TILE / 8][4] = {};
+                for (u32 m = 0; m < MINE; ++m) {
 #pragma unroll
-        for (u32 k = 0; k < Head / 16; ++k) {
-#pragma unroll
-            for (u32 n = 0; n < TILE / 8; n += 2) {
-                u32 parts[4];
-                load_matrices(parts, key_tile.at(n * 8 + lane / 16 * 8 + lane % 8, k * 16 + lane / 8 % 2 * 8));
-                multiply_add(scores[n], query_parts[k], parts[0], parts[1]);
-                multiply_add(scores[n + 1], query_parts[k], parts[2], parts[3]);
-            }
-        }
-        if (first_key + TILE > tile.length) {
-#pragma unroll
-            for (u32 n = 0; n < TILE / 8; ++n) {
-#pragma unroll
-                for (u32 i = 0; i < 4; ++i) {
-                    if (first_key + n * 8 + place * 2 + i % 2 >= tile.length) {
-                        scores[n][i] = minus_infinity();
+                    for (u32 k = 0; k < Head / 16; ++k) {
+                        load_matrices(query_parts[m][k], memory.queries.at(first_of_warp + m * 16 + lane % 16, k * 16 + lane / 16 * 8));
                     }
                 }
             }
-        }
+
+            float scores[MINE][TILE / 8][4] = {};
+#pragma unroll
+            for (u32 k = 0; k < Head / 16; ++k) {
+#pragma unroll
+                for (u32 n = 0; n < TILE / 8; n += 2) {
+                    u32 parts[4];
+                    load_matrices(parts, key_tile.at(n * 8 + lane / 16 * 8 + lane % 8, k * 16 + lane / 8 % 2 * 8));
+#pragma unroll
+                    for (u32 m = 0; m < MINE; ++m) {
+                        multiply_add(scores[m][n], query_parts[m][k], parts[0], parts[1]);
+                        multiply_add(scores[m][n + 1], query_parts[m][k], parts[2], parts[3]);
+                    }
+                }
+            }
+            if (first_key + TILE > tile.length) {
+#pragma unroll
+                for (u32 n = 0; n < TILE / 8; ++n) {
+#pragma unroll
+                    for (u32 i = 0; i < 4; ++i) {
+                        if (first_key + n * 8 + place * 2 + i % 2 >= tile.length) {
+#pragma unroll
+                            for (u32 m = 0; m < MINE; ++m) {
+                                scores[m][n][i] = minus_infinity();
+                            }
+                        }
+                    }
+                }
+            }
 
 #pragma unroll
-        for (u32 half = 0; half < 2; ++half) {
-            float maximum = largest[half];
+            for (u32 m = 0; m < MINE; ++m) {
 #pragma unroll
-            for (u32 n = 0; n < TILE / 8; ++n) {
-                maximum = fmaxf(maximum, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-            }
-            // The four lanes of a group share a row.
-            maximum = fmaxf(maximum, shuffle_xor(maximum, 1));
-            maximum = fmaxf(maximum, shuffle_xor(maximum, 2));
-            // Every step has a key that is there, so the maximum is finite.
-            float shrink = exp2_fast(largest[half] - maximum);
-            largest[half] = maximum;
-            sums[2 * half] *= shrink;
+                for (u32 half = 0; half < 2; ++half) {
+                    float maximum = largest[m][half];
 #pragma unroll
-            for (u32 n = 0; n < Head / 8; ++n) {
-                result[n][2 * half] *= shrink;
-                result[n][2 * half + 1] *= shrink;
+                    for (u32 n = 0; n < TILE / 8; ++n) {
+                        maximum = fmaxf(maximum, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+                    }
+                    // The four lanes of a group share a row.
+                    maximum = fmaxf(maximum, shuffle_xor(maximum, 1));
+                    maximum = fmaxf(maximum, shuffle_xor(maximum, 2));
+                    // Every step has a key that is there, so the maximum is finite.
+                    float shrink = exp2_fast(largest[m][half] - maximum);
+                    largest[m][half] = maximum;
+                    sums[m][2 * half] *= shrink;
+#pragma unroll
+                    for (u32 n = 0; n < Head / 8; ++n) {
+                        result[m][n][2 * half] *= shrink;
+                        result[m][n][2 * half + 1] *= shrink;
+                    }
+                }
             }
-        }
 
 #pragma unroll
-        for (u32 k = 0; k < TILE / 16; ++k) {
-            // What a lane holds of two 16 x 8 tiles of sums is what it must hold of a 16 x 16 factor. Weights are halves for the product, so they are
-            // computed as halves, two at once; a product with ones adds them up.
-            u32 weights[4];
+            for (u32 k = 0; k < TILE / 16; ++k) {
+                // What a lane holds of two 16 x 8 tiles of sums is what it must hold of a 16 x 16 factor. Weights are halves for the product, so they are
+                // computed as halves, two at once; a product with ones adds them up.
+                u32 weights[MINE][4];
 #pragma unroll
-            for (u32 i = 0; i < 4; ++i) {
-                const float* two = scores[2 * k + i / 2] + i % 2 * 2;
-                weights[i] = exp2_fast_halves(floats_to_halves(two[0] - largest[i % 2], two[1] - largest[i % 2]));
-            }
-            multiply_add(sums, weights, TWO_ONES, TWO_ONES);
+                for (u32 m = 0; m < MINE; ++m) {
 #pragma unroll
-            for (u32 n = 0; n < Head / 8; n += 2) {
-                u32 parts[4];
-                load_matrices_transposed(parts, value_tile.at(k * 16 + lane % 16, n * 8 + lane / 16 * 8));
-                multiply_add(result[n], weights, parts[0], parts[1]);
-                multiply_add(result[n + 1], weights, parts[2], parts[3]);
+                    for (u32 i = 0; i < 4; ++i) {
+                        const float* two = scores[m][2 * k + i / 2] + i % 2 * 2;
+                        weights[m][i] = exp2_fast_halves(floats_to_halves(two[0] - largest[m][i % 2], two[1] - largest[m][i % 2]));
+                    }
+                    multiply_add(sums[m], weights[m], TWO_ONES, TWO_ONES);
+                }
+#pragma unroll
+                for (u32 n = 0; n < Head / 8; n += 2) {
+                    u32 parts[4];
+                    load_matrices_transposed(parts, value_tile.at(k * 16 + lane % 16, n * 8 + lane / 16 * 8));
+#pragma unroll
+                    for (u32 m = 0; m < MINE; ++m) {
+                        multiply_add(result[m][n], weights[m], parts[0], parts[1]);
+                        multiply_add(result[m][n + 1], weights[m], parts[2], parts[3]);
+                    }
+                }
             }
         }
         // The tiles of this step are written over in the next but one.
         synchronize_block();
     }
+    if (idle) {
+        return;
+    }
 
 #pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-        float factor = 1.0f / sums[2 * half];
+    for (u32 m = 0; m < MINE; ++m) {
 #pragma unroll
-        for (u32 n = 0; n < Head / 8; ++n) {
-            // A warp's queries are read by itself only, and have been: their place takes the result.
-            u32* at = reinterpret_cast<u32*>(memory.queries.at(warp * 16 + group + 8 * half, n * 8 + place * 2));
-            *at = floats_to_halves(result[n][2 * half] * factor, result[n][2 * half + 1] * factor);
+        for (u32 half = 0; half < 2; ++half) {
+            float factor = 1.0f / sums[m][2 * half];
+#pragma unroll
+            for (u32 n = 0; n < Head / 8; ++n) {
+                // A warp's queries are read by itself only, and have been: their place takes the result.
+                u32* at = reinterpret_cast<u32*>(memory.queries.at(first_of_warp + m * 16 + group + 8 * half, n * 8 + place * 2));
+                *at = floats_to_halves(result[m][n][2 * half] * factor, result[m][n][2 * half + 1] * factor);
+            }
         }
     }
     synchronize_warp();
     u64 context_pitch = static_cast<u64>(arguments.heads) * Head;
     half_bits* context = arguments.context + tile.first_row * context_pitch + blockIdx.y * Head;
-    for (u32 i = lane; i < 16 * (Head / 8); i += WARP) {
-        u32 row = warp * 16 + i / (Head / 8), column = i % (Head / 8) * 8;
+    for (u32 i = lane; i < MINE * 16 * (Head / 8); i += WARP) {
+        u32 row = first_of_warp + i / (Head / 8), column = i % (Head / 8) * 8;
         if (tile.first_query + row < tile.length) {
             *reinterpret_cast<Half8*>(context + (tile.first_query + row) * context_pitch + column) =
                 *reinterpret_cast<const Half8*>(memory.queries.at(row, column));
@@ -179,5 +218,5 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
     }
 }
 
-KERNEL_BOUNDS(attention_32, AttentionArguments, ATTENTION_WARPS * WARP, 4) { attend<32>(arguments); }
-KERNEL_BOUNDS(attention_64, AttentionArguments, ATTENTION_WARPS * WARP, 2) { attend<64>(arguments); }
+KERNEL_BOUNDS(attention_32, AttentionArguments, ATTENTION_THREADS<32>, 3) { attend<32>(arguments); }
+KERNEL_BOUNDS(attention_64, AttentionArguments, ATTENTION_THREADS<64>, 1) { attend<64>(arguments); }

@@ -2,8 +2,8 @@
 
 use crate::tokenizer::TokenSequence;
 
-/// Queries of one attention block; the kernel's `TILE`.
-pub(crate) const ATTENTION_TILE: usize = 64;
+/// Queries of one attention block; the kernel's `QUERIES`.
+pub(crate) const ATTENTION_TILE: usize = 128;
 /// Words of a tile's description; the kernel's `AttentionTile`.
 const TILE_WORDS: usize = 3;
 

@@ -29,8 +29,8 @@ const ROW_THREADS: u32 = 128;
 const NORMALIZED_ROWS: u32 = 2;
 /// Threads of a block that pools a sequence.
 const POOL_THREADS: u32 = 512;
-/// Threads of an attention block; `ATTENTION_WARPS` of the kernels.
-const ATTENTION_THREADS: u32 = 128;
+/// Keys of a step of attention; `TILE` of the kernels.
+const ATTENTION_KEYS: usize = 64;
 const WARP: u32 = 32;
 
 /// A model's weights on a GPU.
@@ -291,11 +291,7 @@ impl<M: Machine> Pass<'_, M> {
         let heads = self.configuration.heads as u32;
         let arguments =
             AttentionArguments { projections, context, tiles: self.described(self.shape.tiles_at()), heads, unused: 0 };
-        let shape = LaunchShape {
-            grid: [self.shape.tiles as u32, heads],
-            threads: ATTENTION_THREADS,
-            shared_bytes: attention_shared_bytes(self.configuration.head_dimension()),
-        };
+        let shape = attention_shape(self.shape.tiles, heads, self.configuration.head_dimension());
         self.launch(kernel, shape, &arguments)?;
         self.multiply(tensors, layer::ATTENTION_OUTPUT, context, rows, (hidden, hidden), ProductEnd::Add)?;
         self.normalize(tensors, layer::ATTENTION_NORM)
@@ -374,9 +370,15 @@ impl<M: Machine> Pass<'_, M> {
     }
 }
 
-/// Shared memory of an attention block: five tiles of 64 rows, each 16 bytes longer than a head.
-fn attention_shared_bytes(head_dimension: usize) -> u32 {
-    (5 * batch::ATTENTION_TILE * (head_dimension + 8) * size_of::<f16>()) as u32
+/// Blocks of attention for so many tiles of queries. Shared memory: the queries and twice the keys and values of a step, rows 16 bytes longer than a head.
+fn attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchShape {
+    let rows = batch::ATTENTION_TILE + 4 * ATTENTION_KEYS;
+    let queries_of_warp = if head_dimension == 32 { 32 } else { 16 };
+    LaunchShape {
+        grid: [tiles as u32, heads],
+        threads: batch::ATTENTION_TILE as u32 / queries_of_warp * WARP,
+        shared_bytes: (rows * (head_dimension + 8) * size_of::<f16>()) as u32,
+    }
 }
 
 /// The attention kernel for a model.

@@ -87,12 +87,7 @@ fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
         unused: 0,
     };
     let kernel = if head == 32 { Kernel::Attention32 } else { Kernel::Attention64 };
-    let grid = [shape.tiles as u32, heads as u32];
-    ground.launch(
-        kernel,
-        LaunchShape { grid, threads: ATTENTION_THREADS, shared_bytes: attention_shared_bytes(head) },
-        &arguments,
-    );
+    ground.launch(kernel, attention_shape(shape.tiles, heads as u32, head), &arguments);
     let found: Vec<f16> = ground.get(&context, shape.rows * hidden);
 
     let value = |row: usize, part: usize, of_head: usize, column: usize| {
@@ -125,14 +120,14 @@ fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
 
 #[test]
 fn attention_over_every_length_near_the_borders_of_tiles() {
-    for lengths in [&[1, 2, 15][..], &[16, 17], &[63], &[64], &[65], &[127, 1], &[128], &[129], &[193, 64]] {
+    for lengths in [&[1, 2, 15][..], &[16, 17], &[63], &[64], &[65], &[127, 1], &[128], &[129], &[193, 64], &[257], &[32, 33, 96, 97]] {
         check_attention(lengths[0] as u64, 32, 2, lengths);
     }
 }
 
 #[test]
 fn attention_of_wider_heads() {
-    for lengths in [&[1, 70][..], &[130]] {
+    for lengths in [&[1, 70][..], &[130], &[17, 113]] {
         check_attention(7, 64, 1, lengths);
     }
 }
