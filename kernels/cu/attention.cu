@@ -22,6 +22,7 @@ struct AttentionArguments {
 
 constexpr u32 QUERIES = 128; // of a block
 constexpr u32 TILE = 64;     // keys of a step
+constexpr float LEEWAY = 8;  // powers of two by which a weight may be above one: halves hold twice as many
 constexpr u32 TWO_ONES = 0x3c003c00; // as halves
 
 // Sixteens of queries that a warp has: two where registers suffice, so that what it loads of keys and values serves twice.
@@ -75,12 +76,8 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
     // Of each sixteen of the warp's queries:
     u32 query_parts[MINE][Head / 16][4];
     float result[MINE][Head / 8][4] = {};
-    float largest[MINE][2]; // of the rows `group` and `group + 8`
+    float largest[MINE][2] = {}; // about the largest score so far, of the rows `group` and `group + 8`
     float sums[MINE][4] = {}; // of the weights of the rows `group`, twice, and `group + 8`, twice
-#pragma unroll
-    for (u32 m = 0; m < MINE; ++m) {
-        largest[m][0] = largest[m][1] = minus_infinity();
-    }
     // A warp whose queries are all past the end has nothing to do but to bring keys and values.
     bool idle = tile.first_query + first_of_warp >= tile.length;
 
@@ -107,7 +104,8 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
                 }
             }
 
-            float scores[MINE][TILE / 8][4] = {};
+            // Scores less the maximum so far.
+            float scores[MINE][TILE / 8][4];
 #pragma unroll
             for (u32 k = 0; k < Head / 16; ++k) {
 #pragma unroll
@@ -116,8 +114,13 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
                     load_matrices(parts, key_tile.at(n * 8 + lane / 16 * 8 + lane % 8, k * 16 + lane / 8 % 2 * 8));
 #pragma unroll
                     for (u32 m = 0; m < MINE; ++m) {
-                        multiply_add(scores[m][n], query_parts[m][k], parts[0], parts[1]);
-                        multiply_add(scores[m][n + 1], query_parts[m][k], parts[2], parts[3]);
+                        if (k == 0) {
+                            multiply_add_to(scores[m][n], -largest[m][0], -largest[m][1], query_parts[m][k], parts[0], parts[1]);
+                            multiply_add_to(scores[m][n + 1], -largest[m][0], -largest[m][1], query_parts[m][k], parts[2], parts[3]);
+                        } else {
+                            multiply_add(scores[m][n], query_parts[m][k], parts[0], parts[1]);
+                            multiply_add(scores[m][n + 1], query_parts[m][k], parts[2], parts[3]);
+                        }
                     }
                 }
             }
@@ -138,24 +141,37 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
 
 #pragma unroll
             for (u32 m = 0; m < MINE; ++m) {
+                // The four lanes of a group share a row. Every step has a key that is there, so what is found is finite.
+                float above[2];
 #pragma unroll
                 for (u32 half = 0; half < 2; ++half) {
-                    float maximum = largest[m][half];
+                    float maximum = scores[m][0][2 * half];
 #pragma unroll
                     for (u32 n = 0; n < TILE / 8; ++n) {
                         maximum = fmaxf(maximum, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
                     }
-                    // The four lanes of a group share a row.
                     maximum = fmaxf(maximum, shuffle_xor(maximum, 1));
-                    maximum = fmaxf(maximum, shuffle_xor(maximum, 2));
-                    // Every step has a key that is there, so the maximum is finite.
-                    float shrink = exp2_fast(largest[m][half] - maximum);
-                    largest[m][half] = maximum;
-                    sums[m][2 * half] *= shrink;
+                    above[half] = fmaxf(maximum, shuffle_xor(maximum, 2));
+                }
+                // The first maximum is taken as it is; a later one only when weights would become too large: all are divided by their sum in the end.
+                bool first = step == 0;
+                if (first || any_lane(fmaxf(above[0], above[1]) > LEEWAY)) {
 #pragma unroll
-                    for (u32 n = 0; n < Head / 8; ++n) {
-                        result[m][n][2 * half] *= shrink;
-                        result[m][n][2 * half + 1] *= shrink;
+                    for (u32 half = 0; half < 2; ++half) {
+                        float rise = first ? above[half] : fmaxf(above[half], 0.0f);
+                        float shrink = exp2_fast(-rise);
+                        largest[m][half] += rise;
+                        sums[m][2 * half] *= shrink;
+#pragma unroll
+                        for (u32 n = 0; n < Head / 8; ++n) {
+                            result[m][n][2 * half] *= shrink;
+                            result[m][n][2 * half + 1] *= shrink;
+                        }
+#pragma unroll
+                        for (u32 n = 0; n < TILE / 8; ++n) {
+                            scores[m][n][2 * half] -= rise;
+                            scores[m][n][2 * half + 1] -= rise;
+                        }
                     }
                 }
             }
@@ -170,7 +186,7 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
 #pragma unroll
                     for (u32 i = 0; i < 4; ++i) {
                         const float* two = scores[m][2 * k + i / 2] + i % 2 * 2;
-                        weights[m][i] = exp2_fast_halves(floats_to_halves(two[0] - largest[m][i % 2], two[1] - largest[m][i % 2]));
+                        weights[m][i] = exp2_fast_halves(floats_to_halves(two[0], two[1]));
                     }
                     multiply_add(sums[m], weights[m], TWO_ONES, TWO_ONES);
                 }
@@ -212,8 +228,8 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
     for (u32 i = lane; i < MINE * 16 * (Head / 8); i += WARP) {
         u32 row = first_of_warp + i / (Head / 8), column = i % (Head / 8) * 8;
         if (tile.first_query + row < tile.length) {
-            *reinterpret_cast<Half8*>(context + (tile.first_query + row) * context_pitch + column) =
-                *reinterpret_cast<const Half8*>(memory.queries.at(row, column));
+            half_bits* to = context + (tile.first_query + row) * context_pitch + column;
+            store(reinterpret_cast<Half8*>(to), load(reinterpret_cast<const Half8*>(memory.queries.at(row, column))));
         }
     }
 }

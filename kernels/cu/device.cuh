@@ -45,6 +45,21 @@ DEVICE float half_to_float(half_bits bits) {
     return value;
 }
 
+// Structures are loaded and stored piece by piece; the compiler's own vectors are as wholes.
+DEVICE Float4 load(const Float4* from) {
+    float4 loaded = *reinterpret_cast<const float4*>(from);
+    return {loaded.x, loaded.y, loaded.z, loaded.w};
+}
+
+DEVICE Half8 load(const Half8* from) {
+    uint4 loaded = *reinterpret_cast<const uint4*>(from);
+    return {loaded.x, loaded.y, loaded.z, loaded.w};
+}
+
+DEVICE void store(Half8* to, const Half8& halves) {
+    *reinterpret_cast<uint4*>(to) = make_uint4(halves.pairs[0], halves.pairs[1], halves.pairs[2], halves.pairs[3]);
+}
+
 // Two floats rounded to halves, `low` in the lower 16 bits.
 DEVICE u32 floats_to_halves(float low, float high) {
     u32 pair;
@@ -125,6 +140,19 @@ DEVICE void multiply_add(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// The same with other sums to begin with.
+DEVICE void multiply_add_to(float (&sums)[4], float upper, float lower, const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %11, %11};"
+                 : "=f"(sums[0]), "=f"(sums[1]), "=f"(sums[2]), "=f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(upper), "f"(lower));
+}
+
+// Whether it is so in any lane of the warp.
+DEVICE bool any_lane(bool so) { return __any_sync(ALL_LANES, so); }
+
+// The lowest bit that is set, from 0; there is one.
+DEVICE u32 lowest_bit(u32 bits) { return __ffs(bits) - 1; }
 
 #endif
 

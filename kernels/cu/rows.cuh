@@ -21,10 +21,11 @@ template <typename Each> DEVICE void for_groups(u32 lane, u32 size, Each each) {
 }
 
 DEVICE void load_floats(float (&values)[8], const float* from) {
-    const Float4 *low = reinterpret_cast<const Float4*>(from), *high = low + 1;
+    const Float4* fours = reinterpret_cast<const Float4*>(from);
+    Float4 low = load(fours), high = load(fours + 1);
     for (int i = 0; i < 4; ++i) {
-        values[i] = low->values[i];
-        values[4 + i] = high->values[i];
+        values[i] = low.values[i];
+        values[4 + i] = high.values[i];
     }
 }
 
@@ -74,9 +75,9 @@ template <int Rows> DEVICE void normalize(Row (&rows)[Rows], u32 lane, u32 size,
 }
 
 DEVICE void load_row(Row& row, const half_bits* from, u32 lane, u32 size) {
-    for_groups(lane, size, [&](int group, u32 column) { widen(*reinterpret_cast<const Half8*>(from + column), row.values[group]); });
+    for_groups(lane, size, [&](int group, u32 column) { widen(load(reinterpret_cast<const Half8*>(from + column)), row.values[group]); });
 }
 
 DEVICE void store_row(const Row& row, half_bits* to, u32 lane, u32 size) {
-    for_groups(lane, size, [&](int group, u32 column) { *reinterpret_cast<Half8*>(to + column) = narrow(row.values[group]); });
+    for_groups(lane, size, [&](int group, u32 column) { store(reinterpret_cast<Half8*>(to + column), narrow(row.values[group])); });
 }

@@ -80,7 +80,7 @@ KERNEL(prepare_queries, PrepareArguments) {
             scaled[at] = values[i];
         }
         Half8 halves = narrow(values);
-        *reinterpret_cast<Half8*>(group + chunk_offset(column % OCTET, chunk, OCTET)) = halves;
+        store(reinterpret_cast<Half8*>(group + chunk_offset(column % OCTET, chunk, OCTET)), halves);
         widen(halves, rounded);
         for (u32 i = 0; i < CHUNK; ++i) {
             float difference = values[i] - rounded[i];
@@ -157,7 +157,7 @@ template <u32 ColumnTiles> DEVICE void score(const ScoreArguments& arguments) {
     for (u32 i = threadIdx.x; i < steps * ColumnTiles * WARP; i += blockDim.x) {
         u32 to_lane = i % WARP, tile = i / WARP % ColumnTiles, step = i / WARP / ColumnTiles;
         const u8* octet = block_columns + static_cast<u64>(tile) * OCTET * arguments.size * sizeof(half_bits);
-        columns[i] = *reinterpret_cast<const Half8*>(octet + chunk_offset(to_lane / 4, step * 4 + to_lane % 4, OCTET));
+        store(columns + i, load(reinterpret_cast<const Half8*>(octet + chunk_offset(to_lane / 4, step * 4 + to_lane % 4, OCTET))));
     }
     synchronize_block();
 
@@ -185,11 +185,11 @@ template <u32 ColumnTiles> DEVICE void score(const ScoreArguments& arguments) {
             Half8 parts[2 * ROW_TILES];
 #pragma unroll
             for (u32 i = 0; i < 2 * ROW_TILES; ++i) {
-                parts[i] = *reinterpret_cast<const Half8*>(rows[i] + chunk_offset(exchanged[i], step * 4 + place, GROUP_ROWS));
+                parts[i] = load(reinterpret_cast<const Half8*>(rows[i] + chunk_offset(exchanged[i], step * 4 + place, GROUP_ROWS)));
             }
 #pragma unroll
             for (u32 tile = 0; tile < ColumnTiles; ++tile) {
-                Half8 column = columns[(step * ColumnTiles + tile) * WARP + lane];
+                Half8 column = load(columns + (step * ColumnTiles + tile) * WARP + lane);
 #pragma unroll
                 for (u32 half = 0; half < 2; ++half) {
 #pragma unroll
@@ -223,8 +223,12 @@ KERNEL_BOUNDS(score_128, ScoreArguments, SCORE_WARPS * WARP, 1) { score<16>(argu
 #if defined(RAGGED_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr u32 SCAN_GROUPS = 2; // warpgroups that multiply, in turn: while one looks at its scores, the other multiplies
-constexpr u32 GROUPS_NEARER = 2; // after which a block's group of rows is asked for from memory, before there is room for it
+constexpr u32 STAGES_ENOUGH = 12; // for all that memory brings at once
+constexpr u32 GROUPS_NEARER = 2;  // after which a block's group of rows is asked for from memory where stages are not enough, before there is room for it
 constexpr u32 SCAN_THREADS = SCAN_GROUPS * WARPGROUP + WARP;
+
+// So many bits, all of which are set.
+template <u32 Bits> constexpr u32 EIGHTS_ALL = Bits == 32 ? 0xffffffffu : (1u << Bits % 32) - 1;
 
 // Scores by warpgroups: one warp asks for rows, tile after tile, as far ahead as there is room; the warpgroups multiply each a group of 64 rows, one after the
 // other. They take turns for another reason too: a barrier tells the phase that is looked for only from the one before, so the tiles must be waited for in
@@ -272,7 +276,7 @@ template <u32 Columns> DEVICE void scan(const ScoreArguments& arguments) {
                 u32 row = row_at(arguments, number < last ? number : last);
                 eights[i] = group_at(arguments.slabs, row / GROUP_ROWS, arguments.size) + row % GROUP_ROWS * SWIZZLED_ROW_BYTES;
             }
-            if (arguments.step == 1 && group + GROUPS_NEARER * gridDim.x < groups) {
+            if (stages < STAGES_ENOUGH && arguments.step == 1 && group + GROUPS_NEARER * gridDim.x < groups) {
                 u32 next = (arguments.first / OCTET + group + GROUPS_NEARER * gridDim.x);
                 bring_nearer(group_at(arguments.slabs, next, arguments.size), tiles * TILE_BYTES);
             }
@@ -335,18 +339,31 @@ template <u32 Columns> DEVICE void scan(const ScoreArguments& arguments) {
         stage = passed % stages;
         parity ^= passed / stages % 2;
 
-        u32 number = group * GROUP_ROWS + warp * 16 + lane / 4;
+        // Which eights of columns have a score that is wanted? Few have: what is done with them is not unrolled, so that the code stays small.
+        u32 wanted = arguments.sampled ? EIGHTS_ALL<Columns / 8> : 0;
 #pragma unroll
         for (u32 eight = 0; eight < Columns / 8; ++eight) {
-            u32 column = eight * 8 + lane % 4 * 2;
-            float least = thresholds[column], least_of_next = thresholds[column + 1];
-            const float* four = sums + eight * 4;
-            if (four[0] >= least || four[1] >= least_of_next || four[2] >= least || four[3] >= least_of_next || arguments.sampled) {
-                column += first_column;
-                offer(arguments, column, four[0], least, number);
-                offer(arguments, column + 1, four[1], least_of_next, number);
-                offer(arguments, column, four[2], least, number + 8);
-                offer(arguments, column + 1, four[3], least_of_next, number + 8);
+            const float *least = thresholds + eight * 8 + lane % 4 * 2, *four = sums + eight * 4;
+            bool any = four[0] >= least[0] || four[1] >= least[1] || four[2] >= least[0] || four[3] >= least[1];
+            wanted |= any ? 1u << eight : 0;
+        }
+        u32 number = group * GROUP_ROWS + warp * 16 + lane / 4;
+        while (wanted != 0) {
+            u32 chosen = lowest_bit(wanted);
+            wanted &= wanted - 1;
+            float four[4];
+#pragma unroll
+            for (u32 eight = 0; eight < Columns / 8; ++eight) {
+                for (u32 i = 0; i < 4; ++i) {
+                    four[i] = eight == 0 || eight == chosen ? sums[eight * 4 + i] : four[i];
+                }
+            }
+            u32 column = chosen * 8 + lane % 4 * 2;
+#pragma unroll 1
+            for (u32 i = 0; i < 4; ++i) {
+                u32 of_two = i % 2;
+                float score = i == 0 ? four[0] : i == 1 ? four[1] : i == 2 ? four[2] : four[3];
+                offer(arguments, first_column + column + of_two, score, thresholds[column + of_two], number + i / 2 * 8);
             }
         }
     }
@@ -480,7 +497,7 @@ DEVICE float exact_score(const SelectArguments& arguments, const float* query, u
     float sum = 0;
     for (u32 chunk = lane; chunk < arguments.size / CHUNK; chunk += WARP) {
         float values[CHUNK];
-        widen(*reinterpret_cast<const Half8*>(group + chunk_offset(row % GROUP_ROWS, chunk, GROUP_ROWS)), values);
+        widen(load(reinterpret_cast<const Half8*>(group + chunk_offset(row % GROUP_ROWS, chunk, GROUP_ROWS))), values);
         for (u32 i = 0; i < CHUNK; ++i) {
             sum += values[i] * query[chunk * CHUNK + i];
         }

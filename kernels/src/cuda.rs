@@ -165,16 +165,14 @@ impl<M: Machine> SharedEncoder<M> {
         if sequences.is_empty() {
             return Ok(Vec::new());
         }
-        let mut lane = self.take_lane()?;
-        let vectors = driver::guarded("embedding", || self.encoder.embed(&mut lane, sequences));
+        let passes = sequences.iter().map(TokenSequence::len).sum::<usize>().div_ceil(encoder::ROWS_MAX);
+        let mut lanes = self.take_lanes(passes)?;
+        let vectors = driver::guarded("embedding", || self.encoder.embed(&mut lanes, sequences));
         if vectors.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
-        self.free.lock().push(lane);
-        match vectors {
-            Ok(_) => self.freed.notify_one(),
-            Err(_) => self.freed.notify_all() > 0, // nobody gets a lane any more
-        };
+        self.free.lock().extend(lanes);
+        self.freed.notify_all();
         let vectors = vectors?;
         // What halves cannot hold has become infinite on the way, and no number in the end.
         match vectors.chunks_exact(self.model.dimension()).position(|vector| !vector.iter().all(|value| value.is_finite())) {
@@ -183,16 +181,18 @@ impl<M: Machine> SharedEncoder<M> {
         }
     }
 
-    fn take_lane(&self) -> Result<Lane<M>, GpuError> {
+    /// A lane, and as many more as are free and wanted.
+    fn take_lanes(&self, wanted: usize) -> Result<Vec<Lane<M>>, GpuError> {
         let mut free = self.free.lock();
         loop {
             if self.lost.load(Ordering::Relaxed) {
                 return Err(GpuError::Lost);
             }
-            match free.pop() {
-                Some(lane) => return Ok(lane),
-                None => self.freed.wait(&mut free),
+            let left = free.len().saturating_sub(wanted.max(1));
+            if !free.is_empty() {
+                return Ok(free.split_off(left));
             }
+            self.freed.wait(&mut free);
         }
     }
 }

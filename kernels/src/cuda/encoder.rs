@@ -16,7 +16,6 @@ use std::sync::Arc;
 /// Rows that pass through the encoder together. Enough for several blocks of every product on each multiprocessor, few enough that most of what one step
 /// hands to the next stays in the level-2 cache.
 pub(crate) const ROWS_MAX: usize = 16_384;
-fn rows_max() -> usize { std::env::var("GPU_ROWS").ok().and_then(|v| v.parse().ok()).unwrap_or(ROWS_MAX) } // EXPERIMENT
 /// Sequences of one batch.
 const SEQUENCES_MAX: usize = 4_096;
 /// Sequences whose vectors are fetched together: their parts follow one another without the processor waiting between them.
@@ -156,7 +155,7 @@ impl<M: Machine> GpuEncoder<M> {
     /// Buffers for one batch at a time.
     pub(crate) fn new_lane(&self) -> Result<Lane<M>, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, positions, .. } = *self.model.configuration();
-        let rows = rows_max().max(positions.next_multiple_of(128));
+        let rows = ROWS_MAX.max(positions.next_multiple_of(128));
         let shape = BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX };
         let halves = |columns: usize| self.machine.allocate(rows * columns * size_of::<f16>());
         Ok(Lane {
@@ -171,17 +170,28 @@ impl<M: Machine> GpuEncoder<M> {
         })
     }
 
-    /// The vectors of `sequences`, one after the other, each of Euclidean length one. The caller has checked the sequences.
-    pub(crate) fn embed(&self, lane: &mut Lane<M>, sequences: &[TokenSequence]) -> Result<Vec<f32>, GpuError> {
+    /// The vectors of `sequences`, one after the other, each of Euclidean length one. The lanes, of which there is at least one, share the work: what one of
+    /// them leaves of the GPU at the beginning and the end of a step, the other uses. The caller has checked the sequences.
+    pub(crate) fn embed(&self, lanes: &mut [Lane<M>], sequences: &[TokenSequence]) -> Result<Vec<f32>, GpuError> {
         let dimension = self.model.dimension();
         let mut vectors = vec![0.0f32; sequences.len() * dimension];
         for (flight, vectors) in sequences.chunks(FLIGHT_SEQUENCES).zip(vectors.chunks_mut(FLIGHT_SEQUENCES * dimension)) {
-            let mut done = 0;
-            for part in batch::parts(flight, rows_max(), SEQUENCES_MAX) {
-                self.begin(lane, part, done)?;
-                done += part.len();
+            let parts = batch::parts(flight, ROWS_MAX, SEQUENCES_MAX);
+            let turns = parts.len().div_ceil(lanes.len());
+            let mut done = vec![0; lanes.len()];
+            for turn in 0..turns {
+                for ((lane, share), done) in lanes.iter_mut().zip(parts.chunks(turns)).zip(&mut done) {
+                    let Some(part) = share.get(turn) else { continue };
+                    self.begin(lane, part, *done)?;
+                    *done += part.len();
+                }
             }
-            self.machine.download(&mut lane.queue, &lane.vectors, 0, bytemuck::cast_slice_mut(vectors))?;
+            let mut rest = vectors;
+            for (lane, done) in lanes.iter_mut().zip(done) {
+                let (own, after) = rest.split_at_mut(done * dimension);
+                self.machine.download(&mut lane.queue, &lane.vectors, 0, bytemuck::cast_slice_mut(own))?;
+                rest = after;
+            }
         }
         Ok(vectors)
     }

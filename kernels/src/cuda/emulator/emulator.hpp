@@ -271,6 +271,16 @@ DEVICE float half_to_float(half_bits bits) {
     return float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
+template <typename Vector> DEVICE Vector load(const Vector* from) {
+    if (reinterpret_cast<u64>(from) % 16 != 0) emulator::fail("a load is not aligned to 16 bytes");
+    return *from;
+}
+
+DEVICE void store(Half8* to, const Half8& halves) {
+    if (reinterpret_cast<u64>(to) % 16 != 0) emulator::fail("a store is not aligned to 16 bytes");
+    *to = halves;
+}
+
 // To nearest, ties to even.
 DEVICE half_bits float_to_half(float value) {
     u32 bits = float_bits(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
@@ -370,3 +380,18 @@ DEVICE void multiply_add(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         sums[i] = static_cast<float>(sum);
     }
 }
+
+DEVICE void multiply_add_to(float (&sums)[4], float upper, float lower, const u32 (&a)[4], u32 b0, u32 b1) {
+    sums[0] = sums[1] = upper;
+    sums[2] = sums[3] = lower;
+    multiply_add(sums, a, b0, b1);
+}
+
+DEVICE bool any_lane(bool so) {
+    auto shown = emulator::show(so);
+    bool any = false;
+    for (u32 lane = 0; lane < WARP; ++lane) any |= shown.of(lane);
+    return any;
+}
+
+DEVICE u32 lowest_bit(u32 bits) { return static_cast<u32>(__builtin_ctz(bits)); }
