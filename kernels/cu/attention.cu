@@ -21,7 +21,7 @@ struct AttentionArguments {
 };
 
 constexpr u32 QUERIES = 128; // of a block
-constexpr u32 TILE = 64;     // keys of a step
+constexpr u32 TILE = 32;     // keys of a step: few, so that registers suffice for many blocks at once
 constexpr float LEEWAY = 8;  // powers of two by which a weight may be above one: halves hold twice as many
 constexpr u32 TWO_ONES = 0x3c003c00; // as halves
 
@@ -234,5 +234,5 @@ template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
     }
 }
 
-KERNEL_BOUNDS(attention_32, AttentionArguments, ATTENTION_THREADS<32>, 3) { attend<32>(arguments); }
-KERNEL_BOUNDS(attention_64, AttentionArguments, ATTENTION_THREADS<64>, 1) { attend<64>(arguments); }
+KERNEL_BOUNDS(attention_32, AttentionArguments, ATTENTION_THREADS<32>, 4) { attend<32>(arguments); }
+KERNEL_BOUNDS(attention_64, AttentionArguments, ATTENTION_THREADS<64>, 2) { attend<64>(arguments); }

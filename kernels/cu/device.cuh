@@ -18,7 +18,11 @@ struct alignas(16) Half8 {
     u32 pairs[4];
 };
 
-// Four floats, likewise.
+// Two and four floats, likewise.
+struct alignas(8) Float2 {
+    float values[2];
+};
+
 struct alignas(16) Float4 {
     float values[4];
 };
@@ -49,6 +53,11 @@ DEVICE float half_to_float(half_bits bits) {
 DEVICE Float4 load(const Float4* from) {
     float4 loaded = *reinterpret_cast<const float4*>(from);
     return {loaded.x, loaded.y, loaded.z, loaded.w};
+}
+
+DEVICE Float2 load(const Float2* from) {
+    float2 loaded = *reinterpret_cast<const float2*>(from);
+    return {loaded.x, loaded.y};
 }
 
 DEVICE Half8 load(const Half8* from) {

@@ -15,18 +15,18 @@ struct EmbedArguments {
     u32 unused;
 };
 
-KERNEL(embed, EmbedArguments) {
+template <int Groups> DEVICE void embed(const EmbedArguments& arguments) {
     u32 row_index = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (row_index >= arguments.rows) {
         return;
     }
     u32 lane = lane_of(threadIdx.x);
     u64 size = arguments.size;
-    Row rows[1], position;
-    Row& row = rows[0];
+    Row<Groups> rows[1], position;
+    Row<Groups>& row = rows[0];
     load_row(row, arguments.words + arguments.tokens[row_index] * size, lane, arguments.size);
     load_row(position, arguments.positions + arguments.places[row_index] * size, lane, arguments.size);
-    for_groups(lane, arguments.size, [&](int group, u32) {
+    for_groups<Groups>(lane, arguments.size, [&](int group, u32) {
         for (int i = 0; i < 8; ++i) {
             row.values[group][i] += position.values[group][i];
         }
@@ -34,3 +34,6 @@ KERNEL(embed, EmbedArguments) {
     normalize(rows, lane, arguments.size, arguments.scale, arguments.shift, arguments.epsilon);
     store_row(row, arguments.hidden + row_index * size, lane, arguments.size);
 }
+
+KERNEL(embed_512, EmbedArguments) { embed<GROUPS_OF_512>(arguments); }
+KERNEL(embed_1024, EmbedArguments) { embed<GROUPS_OF_1024>(arguments); }

@@ -13,12 +13,12 @@ struct LayerNormArguments {
 
 constexpr int ROWS_OF_WARP = 2;
 
-KERNEL(layer_norm, LayerNormArguments) {
+template <int Groups> DEVICE void layer_norm(const LayerNormArguments& arguments) {
     u32 first = (blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP) * ROWS_OF_WARP, lane = lane_of(threadIdx.x), size = arguments.size;
     if (first >= arguments.rows) {
         return;
     }
-    Row rows[ROWS_OF_WARP];
+    Row<Groups> rows[ROWS_OF_WARP];
     half_bits* places[ROWS_OF_WARP];
 #pragma unroll
     for (int i = 0; i < ROWS_OF_WARP; ++i) {
@@ -35,3 +35,6 @@ KERNEL(layer_norm, LayerNormArguments) {
         }
     }
 }
+
+KERNEL(layer_norm_512, LayerNormArguments) { layer_norm<GROUPS_OF_512>(arguments); }
+KERNEL(layer_norm_1024, LayerNormArguments) { layer_norm<GROUPS_OF_1024>(arguments); }

@@ -11,23 +11,23 @@ struct PoolArguments {
 };
 
 // Shared memory: a row of floats for each warp.
-KERNEL(pool, PoolArguments) {
+template <int Groups> DEVICE void pool(const PoolArguments& arguments) {
     float* sums = reinterpret_cast<float*>(shared_memory());
     u32 warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = lane_of(threadIdx.x), size = arguments.size;
     u32 length = arguments.first_only ? 1 : arguments.lengths[blockIdx.x];
     const half_bits* first = arguments.hidden + static_cast<u64>(arguments.first_rows[blockIdx.x]) * size;
-    Row sum = {};
+    Row<Groups> sum = {};
 #pragma unroll 4
     for (u32 i = warp; i < length; i += warps) {
-        Row row;
+        Row<Groups> row;
         load_row(row, first + static_cast<u64>(i) * size, lane, size);
-        for_groups(lane, size, [&](int group, u32) {
+        for_groups<Groups>(lane, size, [&](int group, u32) {
             for (int value = 0; value < 8; ++value) {
                 sum.values[group][value] += row.values[group][value];
             }
         });
     }
-    for_groups(lane, size, [&](int group, u32 column) {
+    for_groups<Groups>(lane, size, [&](int group, u32 column) {
         for (int value = 0; value < 8; ++value) {
             sums[warp * size + column + value] = sum.values[group][value];
         }
@@ -53,3 +53,6 @@ KERNEL(pool, PoolArguments) {
         arguments.vectors[static_cast<u64>(blockIdx.x) * size + column] = total * factor;
     }
 }
+
+KERNEL(pool_512, PoolArguments) { pool<GROUPS_OF_512>(arguments); }
+KERNEL(pool_1024, PoolArguments) { pool<GROUPS_OF_1024>(arguments); }

@@ -106,7 +106,7 @@ struct ScoreArguments {
     Candidate* candidates;    // columns x capacity
     u32 size;     // of a row, a multiple of 64
     u32 rows;     // that there are
-    u32 first;    // eight rows that are looked at first
+    u32 first;    // eight rows that are looked at first; with a step of 1 they begin a group
     u32 step;     // from eight rows that are looked at to the next eight
     u32 count;    // how many eights are looked at
     u32 capacity; // candidates of a column
@@ -116,6 +116,11 @@ struct ScoreArguments {
 
 // The row that is the `number`th of those looked at.
 DEVICE u32 row_at(const ScoreArguments& arguments, u32 number) { return (arguments.first + number / OCTET * arguments.step) * OCTET + number % OCTET; }
+
+// Where a group begins of the rows that are looked at, when all are from the first on, which begins a group.
+DEVICE const u8* group_looked_at(const ScoreArguments& arguments, u32 group) {
+    return group_at(arguments.slabs, arguments.first / (GROUP_ROWS / OCTET) + group, arguments.size);
+}
 
 // Keeps a score if it is wanted: that of the `number`th row looked at.
 DEVICE void offer(const ScoreArguments& arguments, u32 column, float score, float threshold, u32 number) {
@@ -224,7 +229,7 @@ KERNEL_BOUNDS(score_128, ScoreArguments, SCORE_WARPS * WARP, 1) { score<16>(argu
 
 constexpr u32 SCAN_GROUPS = 2; // warpgroups that multiply, in turn: while one looks at its scores, the other multiplies
 constexpr u32 STAGES_ENOUGH = 12; // for all that memory brings at once
-constexpr u32 GROUPS_NEARER = 2;  // after which a block's group of rows is asked for from memory where stages are not enough, before there is room for it
+constexpr u32 GROUPS_NEARER = 4;  // after which a block's group of rows is asked for from memory where stages are not enough, before there is room for it
 constexpr u32 SCAN_THREADS = SCAN_GROUPS * WARPGROUP + WARP;
 
 // So many bits, all of which are set.
@@ -268,32 +273,36 @@ template <u32 Columns> DEVICE void scan(const ScoreArguments& arguments) {
         columns_there.arrive_and_expect(Columns / OCTET * octet_bytes);
         copy_in_bulk(columns, arguments.columns + static_cast<u64>(first_column) / OCTET * octet_bytes, Columns / OCTET * octet_bytes, columns_there);
         u32 stage = 0, parity = 1;
+        const u8* begin = groups > blockIdx.x ? group_looked_at(arguments, blockIdx.x) : nullptr;
         for (u32 group = blockIdx.x; group < groups; group += gridDim.x) {
-            // A whole group where its rows lie together; otherwise, or past the end, its eights one by one.
-            const u8* eights[GROUP_ROWS / OCTET];
-            for (u32 i = 0; i < GROUP_ROWS / OCTET; ++i) {
-                u32 number = group * GROUP_ROWS + i * OCTET, last = (arguments.count - 1) * OCTET;
-                u32 row = row_at(arguments, number < last ? number : last);
-                eights[i] = group_at(arguments.slabs, row / GROUP_ROWS, arguments.size) + row % GROUP_ROWS * SWIZZLED_ROW_BYTES;
-            }
-            if (stages < STAGES_ENOUGH && arguments.step == 1 && group + GROUPS_NEARER * gridDim.x < groups) {
-                u32 next = (arguments.first / OCTET + group + GROUPS_NEARER * gridDim.x);
-                bring_nearer(group_at(arguments.slabs, next, arguments.size), tiles * TILE_BYTES);
-            }
-            bool together = eights[GROUP_ROWS / OCTET - 1] - eights[0] == (GROUP_ROWS / OCTET - 1) * OCTET_BYTES;
+            u32 next_group = group + gridDim.x, nearer = group + GROUPS_NEARER * gridDim.x;
+            const u8* next = begin;
             for (u32 tile = 0; tile < tiles; ++tile) {
                 empty[stage].wait(parity);
                 full[stage].arrive_and_expect(TILE_BYTES);
-                if (together) {
-                    copy_in_bulk(rows + stage * TILE_BYTES, eights[0] + tile * TILE_BYTES, TILE_BYTES, full[stage]);
+                u8* to = rows + stage * TILE_BYTES;
+                if (arguments.step == 1) {
+                    copy_in_bulk(to, begin + tile * TILE_BYTES, TILE_BYTES, full[stage]);
                 } else {
+                    // The eights of a sample lie apart. Past the end the last one is there again.
                     for (u32 i = 0; i < GROUP_ROWS / OCTET; ++i) {
-                        copy_in_bulk(rows + stage * TILE_BYTES + i * OCTET_BYTES, eights[i] + tile * TILE_BYTES, OCTET_BYTES, full[stage]);
+                        u32 eight = group * (GROUP_ROWS / OCTET) + i;
+                        u32 row = row_at(arguments, (eight < arguments.count ? eight : arguments.count - 1) * OCTET);
+                        const u8* from = group_at(arguments.slabs, row / GROUP_ROWS, arguments.size) + row % GROUP_ROWS * SWIZZLED_ROW_BYTES;
+                        copy_in_bulk(to + i * OCTET_BYTES, from + tile * TILE_BYTES, OCTET_BYTES, full[stage]);
                     }
                 }
                 stage = stage + 1 == stages ? 0 : stage + 1;
                 parity ^= stage == 0;
+                if (tile == 0 && arguments.step == 1) {
+                    // While the first tile is on its way: finding the next group takes a while.
+                    next = next_group < groups ? group_looked_at(arguments, next_group) : begin;
+                    if (stages < STAGES_ENOUGH && nearer < groups) {
+                        bring_nearer(group_looked_at(arguments, nearer), tiles * TILE_BYTES);
+                    }
+                }
             }
+            begin = next;
         }
         return;
     }
@@ -343,9 +352,12 @@ template <u32 Columns> DEVICE void scan(const ScoreArguments& arguments) {
         u32 wanted = arguments.sampled ? EIGHTS_ALL<Columns / 8> : 0;
 #pragma unroll
         for (u32 eight = 0; eight < Columns / 8; ++eight) {
-            const float *least = thresholds + eight * 8 + lane % 4 * 2, *four = sums + eight * 4;
-            bool any = four[0] >= least[0] || four[1] >= least[1] || four[2] >= least[0] || four[3] >= least[1];
-            wanted |= any ? 1u << eight : 0;
+            Float2 least = load(reinterpret_cast<const Float2*>(thresholds + eight * 8 + lane % 4 * 2));
+            const float* four = sums + eight * 4;
+            // What is not a number is passed over by the maximum, and wanted by nobody.
+            if (fmaxf(four[0], four[2]) >= least.values[0] || fmaxf(four[1], four[3]) >= least.values[1]) {
+                wanted |= 1u << eight;
+            }
         }
         u32 number = group * GROUP_ROWS + warp * 16 + lane / 4;
         while (wanted != 0) {
@@ -506,7 +518,7 @@ DEVICE float exact_score(const SelectArguments& arguments, const float* query, u
 }
 
 // Keeps the best candidates of one query: one block for each.
-KERNEL_BOUNDS(select_best, SelectArguments, 1024, 1) {
+KERNEL_BOUNDS(select_best, SelectArguments, 512, 1) {
     SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared_memory());
     Candidate* candidates = arguments.candidates + static_cast<u64>(blockIdx.x) * arguments.capacity;
     Standing& standing = arguments.standing[blockIdx.x];

@@ -15,12 +15,12 @@ use std::sync::Arc;
 
 /// Rows that pass through the encoder together. Enough for several blocks of every product on each multiprocessor, few enough that most of what one step
 /// hands to the next stays in the level-2 cache.
-pub(crate) const ROWS_MAX: usize = 16_384;
+pub(crate) const ROWS_MAX: usize = 24_576;
 /// Sequences of one batch.
 const SEQUENCES_MAX: usize = 4_096;
 /// Sequences whose vectors are fetched together: their parts follow one another without the processor waiting between them.
 const FLIGHT_SEQUENCES: usize = 4_096;
-/// Rows of the hidden state that a warp holds in its registers have at most this many values; `LANE_GROUPS` of the kernels.
+/// Rows of the hidden state that a warp holds in its registers have at most this many values.
 const HIDDEN_SIZE_MAX: usize = 1_024;
 /// Threads of the blocks that take a warp for each row.
 const ROW_THREADS: u32 = 128;
@@ -29,14 +29,14 @@ const NORMALIZED_ROWS: u32 = 2;
 /// Threads of a block that pools a sequence.
 const POOL_THREADS: u32 = 512;
 /// Keys of a step of attention; `TILE` of the kernels.
-const ATTENTION_KEYS: usize = 64;
+const ATTENTION_KEYS: usize = 32;
 const WARP: u32 = 32;
 
 /// A model's weights on a GPU.
 pub(crate) struct GpuEncoder<M: Machine> {
     machine: Arc<M>,
     model: Arc<Model>,
-    attention: Kernel,
+    kernels: Kernels,
     words: Tensors<M>,
     layers: Vec<Layer<M>>,
 }
@@ -143,13 +143,13 @@ impl<M: Machine> GpuEncoder<M> {
     /// A model that the kernels are not made for, too little memory, a GPU that fails.
     pub(crate) fn new(machine: Arc<M>, model: Arc<Model>) -> Result<Self, GpuError> {
         let configuration = model.configuration();
-        let attention = attention_for(configuration)?;
+        let kernels = Kernels::of(configuration)?;
         let mut queue = machine.new_queue()?;
         let mut uploader = Uploader { machine: machine.as_ref(), queue: &mut queue, model: &model };
         let words = uploader.embeddings()?;
         let layers = (0..configuration.layers).map(|index| uploader.layer(index)).collect::<Result<_, _>>()?;
         model.weights().release_pages();
-        Ok(GpuEncoder { machine, model, attention, words, layers })
+        Ok(GpuEncoder { machine, model, kernels, words, layers })
     }
 
     /// Buffers for one batch at a time.
@@ -247,10 +247,10 @@ impl<M: Machine> GpuEncoder<M> {
     /// The whole forward pass.
     fn pass(&self, queue: &mut M::Queue, buffers: &Buffers, shape: BatchShape) -> Result<(), GpuError> {
         let configuration = self.model.configuration();
-        let mut work = Pass { machine: self.machine.as_ref(), queue, configuration, buffers, shape };
+        let mut work = Pass { machine: self.machine.as_ref(), queue, configuration, kernels: self.kernels, buffers, shape };
         work.embed(&self.words)?;
         for layer in &self.layers {
-            work.attend(&layer.tensors, self.attention)?;
+            work.attend(&layer.tensors)?;
             work.feed_forward(&layer.tensors)?;
         }
         work.pool()
@@ -272,6 +272,7 @@ struct Pass<'a, M: Machine> {
     machine: &'a M,
     queue: &'a mut M::Queue,
     configuration: &'a EncoderConfiguration,
+    kernels: Kernels,
     buffers: &'a Buffers,
     shape: BatchShape,
 }
@@ -291,10 +292,10 @@ impl<M: Machine> Pass<'_, M> {
             epsilon: self.configuration.layer_norm_epsilon,
             unused: 0,
         };
-        self.launch(Kernel::Embed, self.warps_for(1), &arguments)
+        self.launch(self.kernels.embed, self.warps_for(1), &arguments)
     }
 
-    fn attend(&mut self, tensors: &Tensors<M>, kernel: Kernel) -> Result<(), GpuError> {
+    fn attend(&mut self, tensors: &Tensors<M>) -> Result<(), GpuError> {
         let hidden = self.configuration.hidden_size;
         let Buffers { hidden: rows, projections, context, .. } = *self.buffers;
         self.multiply(tensors, layer::PROJECTIONS, rows, projections, (hidden, 3 * hidden), ProductEnd::Store)?;
@@ -302,7 +303,7 @@ impl<M: Machine> Pass<'_, M> {
         let arguments =
             AttentionArguments { projections, context, tiles: self.described(self.shape.tiles_at()), heads, unused: 0 };
         let shape = attention_shape(self.shape.tiles, heads, self.configuration.head_dimension());
-        self.launch(kernel, shape, &arguments)?;
+        self.launch(self.kernels.attention, shape, &arguments)?;
         self.multiply(tensors, layer::ATTENTION_OUTPUT, context, rows, (hidden, hidden), ProductEnd::Add)?;
         self.normalize(tensors, layer::ATTENTION_NORM)
     }
@@ -331,7 +332,7 @@ impl<M: Machine> Pass<'_, M> {
         };
         let shared_bytes = POOL_THREADS / WARP * size * size_of::<f32>() as u32;
         let shape = LaunchShape { grid: [self.shape.sequences as u32, 1], threads: POOL_THREADS, shared_bytes };
-        self.launch(Kernel::Pool, shape, &arguments)
+        self.launch(self.kernels.pool, shape, &arguments)
     }
 
     fn normalize(&mut self, tensors: &Tensors<M>, norm: usize) -> Result<(), GpuError> {
@@ -344,7 +345,7 @@ impl<M: Machine> Pass<'_, M> {
             epsilon: self.configuration.layer_norm_epsilon,
             unused: 0,
         };
-        self.launch(Kernel::LayerNorm, self.warps_for(NORMALIZED_ROWS), &arguments)
+        self.launch(self.kernels.layer_norm, self.warps_for(NORMALIZED_ROWS), &arguments)
     }
 
     /// Warps enough for all rows when each takes so many.
@@ -391,19 +392,36 @@ fn attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchSha
     }
 }
 
-/// The attention kernel for a model.
-fn attention_for(configuration: &EncoderConfiguration) -> Result<Kernel, GpuError> {
-    let EncoderConfiguration { hidden_size, intermediate_size, .. } = *configuration;
-    if hidden_size > HIDDEN_SIZE_MAX || !hidden_size.is_multiple_of(8) || !intermediate_size.is_multiple_of(8) {
-        let what = format!(
-            "hidden_size {hidden_size} and intermediate_size {intermediate_size} must be multiples of 8, and hidden_size at most {HIDDEN_SIZE_MAX}"
-        );
-        return Err(GpuError::ModelShape(what));
-    }
-    match configuration.head_dimension() {
-        32 => Ok(Kernel::Attention32),
-        64 => Ok(Kernel::Attention64),
-        other => Err(GpuError::ModelShape(format!("its attention heads have {other} values: 32 and 64 are possible"))),
+/// The kernels for a model.
+#[derive(Clone, Copy)]
+struct Kernels {
+    embed: Kernel,
+    attention: Kernel,
+    layer_norm: Kernel,
+    pool: Kernel,
+}
+
+impl Kernels {
+    fn of(configuration: &EncoderConfiguration) -> Result<Self, GpuError> {
+        let EncoderConfiguration { hidden_size, intermediate_size, .. } = *configuration;
+        if hidden_size > HIDDEN_SIZE_MAX || !hidden_size.is_multiple_of(8) || !intermediate_size.is_multiple_of(8) {
+            let what = format!(
+                "hidden_size {hidden_size} and intermediate_size {intermediate_size} must be multiples of 8, and hidden_size at most {HIDDEN_SIZE_MAX}"
+            );
+            return Err(GpuError::ModelShape(what));
+        }
+        let attention = match configuration.head_dimension() {
+            32 => Kernel::Attention32,
+            64 => Kernel::Attention64,
+            other => {
+                return Err(GpuError::ModelShape(format!("its attention heads have {other} values: 32 and 64 are possible")));
+            }
+        };
+        Ok(if hidden_size <= 512 {
+            Kernels { embed: Kernel::Embed512, attention, layer_norm: Kernel::LayerNorm512, pool: Kernel::Pool512 }
+        } else {
+            Kernels { embed: Kernel::Embed1024, attention, layer_norm: Kernel::LayerNorm1024, pool: Kernel::Pool1024 }
+        })
     }
 }
 

@@ -95,9 +95,12 @@ impl fmt::Display for CudaVersion {
 pub(crate) enum Kernel {
     Attention32,
     Attention64,
-    Embed,
-    LayerNorm,
-    Pool,
+    Embed512,
+    Embed1024,
+    LayerNorm512,
+    LayerNorm1024,
+    Pool512,
+    Pool1024,
     PrepareQueries,
     Score8,
     Score32,
@@ -110,12 +113,15 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    pub(crate) const ALL: [Kernel; 14] = [
+    pub(crate) const ALL: [Kernel; 17] = [
         Kernel::Attention32,
         Kernel::Attention64,
-        Kernel::Embed,
-        Kernel::LayerNorm,
-        Kernel::Pool,
+        Kernel::Embed512,
+        Kernel::Embed1024,
+        Kernel::LayerNorm512,
+        Kernel::LayerNorm1024,
+        Kernel::Pool512,
+        Kernel::Pool1024,
         Kernel::PrepareQueries,
         Kernel::Score8,
         Kernel::Score32,
@@ -137,9 +143,12 @@ impl Kernel {
         match self {
             Kernel::Attention32 => "attention_32",
             Kernel::Attention64 => "attention_64",
-            Kernel::Embed => "embed",
-            Kernel::LayerNorm => "layer_norm",
-            Kernel::Pool => "pool",
+            Kernel::Embed512 => "embed_512",
+            Kernel::Embed1024 => "embed_1024",
+            Kernel::LayerNorm512 => "layer_norm_512",
+            Kernel::LayerNorm1024 => "layer_norm_1024",
+            Kernel::Pool512 => "pool_512",
+            Kernel::Pool1024 => "pool_1024",
             Kernel::PrepareQueries => "prepare_queries",
             Kernel::Score8 => "score_8",
             Kernel::Score32 => "score_32",

@@ -38,7 +38,7 @@ const SCAN_THREADS: u32 = 2 * 128 + WARP;
 /// Tiles of rows that a block of scoring by warpgroups holds at most, and at least.
 const STAGES_MAX: usize = 24;
 const STAGES_MIN: usize = 3;
-const SELECT_THREADS: u32 = 1_024;
+const SELECT_THREADS: u32 = 512;
 /// What a selecting block shares; `SelectMemory` of the kernels.
 const SELECT_SHARED_BYTES: u32 = 256 * 4 + 24;
 const WARP: u32 = 32;
@@ -50,6 +50,8 @@ const CAPACITY: usize = 32_768;
 pub const HITS_MAX: usize = CAPACITY / 2;
 /// Rows of the smallest sample.
 const SAMPLE_MIN: usize = 4_096;
+/// Queries of a block that scores a sample, at most.
+const SAMPLE_COLUMNS: usize = 64;
 /// From so many queries on a first part of the rows is searched for a better threshold than the sample's: each candidate less is worth more than the time of
 /// two launches.
 const REFINED_QUERIES: usize = 17;
@@ -362,7 +364,11 @@ impl<M: Machine> Search<'_, M> {
             let sample = (4 * self.k * self.rows.count() / CAPACITY).clamp(SAMPLE_MIN, CAPACITY) / OCTET;
             let step = octets.div_ceil(sample);
             let looked_at = octets.div_ceil(step);
+            // Few rows for many queries: blocks of fewer columns, so that there are blocks for all multiprocessors.
+            let all = self.scoring;
+            self.scoring = self.rows.scoring(self.queries.len().min(SAMPLE_COLUMNS));
             self.score(0..octets, step, true)?;
+            self.scoring = all;
             self.select(looked_at * OCTET)?;
             if self.queries.len() >= REFINED_QUERIES {
                 first = (octets / REFINING_PART).next_multiple_of(GROUP_ROWS / OCTET);

@@ -272,7 +272,7 @@ DEVICE float half_to_float(half_bits bits) {
 }
 
 template <typename Vector> DEVICE Vector load(const Vector* from) {
-    if (reinterpret_cast<u64>(from) % 16 != 0) emulator::fail("a load is not aligned to 16 bytes");
+    if (reinterpret_cast<u64>(from) % alignof(Vector) != 0) emulator::fail("a load is not aligned to its size");
     return *from;
 }
 

@@ -161,7 +161,7 @@ proptest! {
             tokens: tokens_at.address(), places: at_at.address(), hidden: hidden.address(),
             rows: rows as u32, size: size as u32, epsilon, unused: 0,
         };
-        ground.launch(Kernel::Embed, shape, &arguments);
+        ground.launch(if size <= 512 { Kernel::Embed512 } else { Kernel::Embed1024 }, shape, &arguments);
         let embedded: Vec<f16> = ground.get(&hidden, rows * size);
         for (row, found) in embedded.chunks_exact(size).enumerate() {
             let sum = |i: usize| f64::from(words[tokens[row] as usize * size + i]) + f64::from(places[at[row] as usize * size + i]);
@@ -173,7 +173,7 @@ proptest! {
             hidden: hidden.address(), scale: shift_at.address(), shift: scale_at.address(),
             rows: rows as u32, size: size as u32, epsilon, unused: 0,
         };
-        ground.launch(Kernel::LayerNorm, shape, &arguments);
+        ground.launch(if size <= 512 { Kernel::LayerNorm512 } else { Kernel::LayerNorm1024 }, shape, &arguments);
         let again: Vec<f16> = ground.get(&hidden, rows * size);
         for (before, found) in embedded.chunks_exact(size).zip(again.chunks_exact(size)) {
             let before: Vec<f64> = before.iter().map(|value| f64::from(*value)).collect();
@@ -198,7 +198,7 @@ proptest! {
             size: size as u32, first_only: u32::from(cls),
         };
         let shared_bytes = POOL_THREADS / WARP * size as u32 * 4;
-        ground.launch(Kernel::Pool, LaunchShape { grid: [lengths.len() as u32, 1], threads: POOL_THREADS, shared_bytes }, &arguments);
+        ground.launch(Kernel::Pool512, LaunchShape { grid: [lengths.len() as u32, 1], threads: POOL_THREADS, shared_bytes }, &arguments);
         let found: Vec<f32> = ground.get(&vectors, lengths.len() * size);
         for (number, found) in found.chunks_exact(size).enumerate() {
             let first = firsts[number] as usize;
