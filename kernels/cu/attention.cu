@@ -1,7 +1,7 @@
 // Multi-head self-attention over packed sequences, without padding and without the matrix of scores in memory.
 //
-// Dao, "FlashAttention-2" (2023): a block takes 128 queries of one head of one sequence and goes through the sequence's keys and values, 64 at a time,
-// while the next 64 are on their way to shared memory. Scores, their running maximum and sum, and the result stay in registers, in f32; both products are
+// Dao, "FlashAttention-2" (2023): a block takes 128 queries of one head of one sequence and goes through the sequence's keys and values, 32 at a time,
+// while the next 32 are on their way to shared memory. Scores, their running maximum and sum, and the result stay in registers, in f32; both products are
 // on the tensor cores. Queries come scaled by log2(e) / sqrt(head dimension), so that the softmax is one of powers of two.
 #include "device.cuh"
 

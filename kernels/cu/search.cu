@@ -228,8 +228,6 @@ KERNEL_BOUNDS(score_128, ScoreArguments, SCORE_WARPS * WARP, 1) { score<16>(argu
 #if defined(RAGGED_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr u32 SCAN_GROUPS = 2; // warpgroups that multiply, in turn: while one looks at its scores, the other multiplies
-constexpr u32 STAGES_ENOUGH = 12; // for all that memory brings at once
-constexpr u32 GROUPS_NEARER = 4;  // after which a block's group of rows is asked for from memory where stages are not enough, before there is room for it
 constexpr u32 SCAN_THREADS = SCAN_GROUPS * WARPGROUP + WARP;
 
 // So many bits, all of which are set.
@@ -275,8 +273,16 @@ template <u32 Columns> DEVICE void scan(const ScoreArguments& arguments) {
         u32 stage = 0, parity = 1;
         const u8* begin = groups > blockIdx.x ? group_looked_at(arguments, blockIdx.x) : nullptr;
         for (u32 group = blockIdx.x; group < groups; group += gridDim.x) {
-            u32 next_group = group + gridDim.x, nearer = group + GROUPS_NEARER * gridDim.x;
+            u32 next_group = group + gridDim.x;
             const u8* next = begin;
+            // The eights of a sample lie apart. Past the end the last one is there again.
+            const u8* eights[GROUP_ROWS / OCTET];
+#pragma unroll
+            for (u32 i = 0; i < GROUP_ROWS / OCTET; ++i) {
+                u32 eight = group * (GROUP_ROWS / OCTET) + i;
+                u32 row = row_at(arguments, (eight < arguments.count ? eight : arguments.count - 1) * OCTET);
+                eights[i] = group_at(arguments.slabs, row / GROUP_ROWS, arguments.size) + row % GROUP_ROWS * SWIZZLED_ROW_BYTES;
+            }
             for (u32 tile = 0; tile < tiles; ++tile) {
                 empty[stage].wait(parity);
                 full[stage].arrive_and_expect(TILE_BYTES);
@@ -284,12 +290,9 @@ template <u32 Columns> DEVICE void scan(const ScoreArguments& arguments) {
                 if (arguments.step == 1) {
                     copy_in_bulk(to, begin + tile * TILE_BYTES, TILE_BYTES, full[stage]);
                 } else {
-                    // The eights of a sample lie apart. Past the end the last one is there again.
+#pragma unroll
                     for (u32 i = 0; i < GROUP_ROWS / OCTET; ++i) {
-                        u32 eight = group * (GROUP_ROWS / OCTET) + i;
-                        u32 row = row_at(arguments, (eight < arguments.count ? eight : arguments.count - 1) * OCTET);
-                        const u8* from = group_at(arguments.slabs, row / GROUP_ROWS, arguments.size) + row % GROUP_ROWS * SWIZZLED_ROW_BYTES;
-                        copy_in_bulk(to + i * OCTET_BYTES, from + tile * TILE_BYTES, OCTET_BYTES, full[stage]);
+                        copy_in_bulk(to + i * OCTET_BYTES, eights[i] + tile * TILE_BYTES, OCTET_BYTES, full[stage]);
                     }
                 }
                 stage = stage + 1 == stages ? 0 : stage + 1;
@@ -297,9 +300,6 @@ template <u32 Columns> DEVICE void scan(const ScoreArguments& arguments) {
                 if (tile == 0 && arguments.step == 1) {
                     // While the first tile is on its way: finding the next group takes a while.
                     next = next_group < groups ? group_looked_at(arguments, next_group) : begin;
-                    if (stages < STAGES_ENOUGH && nearer < groups) {
-                        bring_nearer(group_looked_at(arguments, nearer), tiles * TILE_BYTES);
-                    }
                 }
             }
             begin = next;

@@ -52,9 +52,6 @@ DEVICE void copy_in_bulk(void* to_shared, const void* from_global, u32 bytes, Ba
                  : "memory");
 }
 
-// Brings a multiple of 16 bytes nearer, to the level-2 cache.
-DEVICE void bring_nearer(const void* global, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory"); }
-
 // What the products have in their registers may be touched by the ones that follow.
 DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 

@@ -42,8 +42,22 @@ pub fn run(gpu: &Gpu, device: &CudaDevice, cpu: &CpuDevice, model: &Model, small
     }
     results.push(at_once(device, cpu, model)?);
     results.push(report("encoder: none", device.embed(&[])?.is_empty(), Value::Null));
-    let searches =
-        [(1, 1, 1, 1), (1_000, 384, 3, 10), (50_000, 384, 70, 100), (300_000, 100, 5, 1_000), (40_000, 1_024, 300, 10)];
+    results.extend(run_searches(gpu, small)?);
+    Ok(results)
+}
+
+/// The searches of [`run`].
+pub fn run_searches(gpu: &Gpu, small: bool) -> Result<Vec<Value>, Box<dyn Error>> {
+    let mut results = Vec::new();
+    let searches = [
+        (1, 1, 1, 1),
+        (1_000, 384, 3, 10),
+        (1_500, 200, 40, 5),
+        (2_000, 384, 200, 10),
+        (50_000, 384, 70, 100),
+        (300_000, 100, 5, 1_000),
+        (40_000, 1_024, 300, 10),
+    ];
     for (rows, dimension, queries, k) in searches.into_iter().filter(|(rows, ..)| !small || *rows <= SMALL) {
         for filtered in [false, true] {
             results.push(compare_search(gpu, rows, dimension, queries, k, filtered)?);

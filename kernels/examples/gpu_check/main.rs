@@ -5,6 +5,7 @@
 //! gpu_check pack MODEL_DIR FOLDER    a model with its weights as halves, small enough to be carried to a GPU machine
 //! gpu_check run MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER] [--peer]
 //! gpu_check compare MODEL_DIR [--gpu N] [--kernels FOLDER]    small comparisons only, for compute-sanitizer
+//! gpu_check compare-searches MODEL_DIR [--gpu N] [--kernels FOLDER]    those of searches alone, which use no library that a sanitizer stumbles over
 //! gpu_check measure MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER]    the speeds only
 //! gpu_check profile MODEL_DIR [--gpu N] [--kernels FOLDER]    each kind of work a few times and nothing else, for a profiler
 //! ```
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         ["pack", model, folder] => pack::pack(Path::new(model), Path::new(folder)).map(|()| true),
         ["run", model, rest @ ..] => Options::read(model, rest).and_then(|options| run(&options)),
         ["compare", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare(&options)),
+        ["compare-searches", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare_searches(&options)),
         ["measure", model, rest @ ..] => Options::read(model, rest).and_then(|options| measure(&options)),
         ["profile", model, rest @ ..] => Options::read(model, rest).and_then(|options| profile(&options)),
         _ => Err(USAGE.into()),
@@ -122,6 +124,12 @@ fn all_passed(comparisons: &[Value]) -> bool {
 fn compare(options: &Options) -> Result<bool, Box<dyn Error>> {
     let Ground { gpu, model, device, cpu } = Ground::open(options)?;
     Ok(all_passed(&comparison::run(&gpu, &device, &cpu, &model, true)?))
+}
+
+/// Whether the small comparisons of searches passed.
+fn compare_searches(options: &Options) -> Result<bool, Box<dyn Error>> {
+    let gpu = Gpu::open(options.gpu, &options.kernels)?;
+    Ok(all_passed(&comparison::run_searches(&gpu, true)?))
 }
 
 /// Work for a profiler to look at: one full part of the encoder, and searches of one and of many queries.

@@ -44,7 +44,8 @@ pub fn two_at_once(device: &CudaDevice, model: &Model, limits: &Limits) -> Resul
     let begun = Instant::now();
     std::thread::scope(|threads| {
         let two = [threads.spawn(each), threads.spawn(each)];
-        two.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?.map(drop).map_err(|fault| fault.to_string()))
+        two.into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?.map(drop).map_err(|fault| fault.to_string()))
     })?;
     let embedded = 2 * (ENCODER_REPEATS + UNCOUNTED) * tokens * batch;
     let per_second = embedded as f64 / begun.elapsed().as_secs_f64();

@@ -29,7 +29,12 @@ static RUNNING: Mutex<()> = Mutex::new(());
 
 impl Emulator {
     pub(crate) fn new(seed: u64) -> Self {
-        Emulator { library: library(), seed: AtomicU64::new(seed), launches_left: AtomicUsize::new(usize::MAX), has_warpgroups: true }
+        Emulator {
+            library: library(),
+            seed: AtomicU64::new(seed),
+            launches_left: AtomicUsize::new(usize::MAX),
+            has_warpgroups: true,
+        }
     }
 
     unsafe fn run(&self, kernel: Kernel, shape: LaunchShape, arguments: &[u8]) {

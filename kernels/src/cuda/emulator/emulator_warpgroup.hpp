@@ -71,12 +71,6 @@ DEVICE void copy_in_bulk(void* to_shared, const void* from_global, u32 bytes, Ba
     }
 }
 
-// Reads what it is to bring nearer, so that an address that is not there ends the test.
-DEVICE void bring_nearer(const void* global, u32 bytes) {
-    const volatile u8* at = static_cast<const volatile u8*>(global);
-    for (u32 i = 0; i < bytes; i += 16) static_cast<void>(at[i]);
-}
-
 DEVICE void begin_products() {}
 DEVICE void commit_products() {}
 

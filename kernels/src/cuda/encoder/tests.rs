@@ -120,7 +120,9 @@ fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
 
 #[test]
 fn attention_over_every_length_near_the_borders_of_tiles() {
-    for lengths in [&[1, 2, 15][..], &[16, 17], &[63], &[64], &[65], &[127, 1], &[128], &[129], &[193, 64], &[257], &[32, 33, 96, 97]] {
+    for lengths in
+        [&[1, 2, 15][..], &[16, 17], &[63], &[64], &[65], &[127, 1], &[128], &[129], &[193, 64], &[257], &[32, 33, 96, 97]]
+    {
         check_attention(lengths[0] as u64, 32, 2, lengths);
     }
 }
