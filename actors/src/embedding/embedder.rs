@@ -5,12 +5,13 @@ use crate::embedding::devices::{BatchDevice, DeviceSlot, Devices, InUse, OpenLat
 use crate::embedding::query_cache::QueryCache;
 use crate::embedding::queue::{Item, Queue};
 use crate::error::{ErrorKind, ServiceError};
-use prometheus::{Counter, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use parking_lot::Mutex;
+use prometheus::{Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_kernels::{Device, Model, TokenSequence};
 use ragged_raft::ids::TenantId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -182,6 +183,8 @@ pub struct EmbeddingMetrics {
     pub devices_lost: IntGauge,
     /// Seconds that batches waited or computed on devices, added up: on GPUs more than time passes, because batches overlap.
     pub busy_seconds: Counter,
+    /// The same of each tenant: batches' seconds shared out by tokens.
+    tenants: TenantSeconds,
     /// Tokens of each batch.
     pub batch_tokens: Histogram,
     /// Seconds that each batch took.
@@ -199,6 +202,7 @@ impl EmbeddingMetrics {
             failures: IntCounter::new("ragged_embedding_failures_total", "Batches that a device failed on.")?,
             devices_lost: IntGauge::new("ragged_embedding_devices_lost", "Devices that have failed and are not back.")?,
             busy_seconds: Counter::with_opts(Opts::new("ragged_embedding_busy_seconds_total", "Seconds of batches on devices."))?,
+            tenants: TenantSeconds::new()?,
             batch_tokens: Histogram::with_opts(
                 HistogramOpts::new("ragged_embedding_batch_tokens", "Tokens of a batch.")
                     .buckets(prometheus::exponential_buckets(8.0, 2.0, 14)?),
@@ -215,9 +219,50 @@ impl EmbeddingMetrics {
         registry.register(Box::new(metrics.failures.clone()))?;
         registry.register(Box::new(metrics.devices_lost.clone()))?;
         registry.register(Box::new(metrics.busy_seconds.clone()))?;
+        registry.register(Box::new(metrics.tenants.seconds.clone()))?;
         registry.register(Box::new(metrics.batch_tokens.clone()))?;
         registry.register(Box::new(metrics.batch_seconds.clone()))?;
         Ok(metrics)
+    }
+}
+
+/// Seconds of devices by tenant. Tenants beyond a number of them are counted together, under no tenant's name.
+#[derive(Clone)]
+struct TenantSeconds {
+    seconds: CounterVec,
+    known: Arc<Mutex<HashSet<TenantId>>>,
+}
+
+impl TenantSeconds {
+    /// Tenants that are counted each for itself.
+    const KNOWN_MAX: usize = 1_000;
+    /// The name under which the others are.
+    const OTHERS: &str = "others";
+
+    fn new() -> Result<Self, prometheus::Error> {
+        let what =
+            Opts::new("ragged_embedding_tenant_seconds_total", "Seconds of batches on devices, by whose tokens they were.");
+        Ok(TenantSeconds { seconds: CounterVec::new(what, &["tenant"])?, known: Arc::default() })
+    }
+
+    fn share_out(&self, seconds: f64, texts: impl Iterator<Item = (TenantId, usize)>) {
+        let mut tokens = HashMap::<TenantId, usize>::new();
+        for (tenant, length) in texts {
+            *tokens.entry(tenant).or_default() += length;
+        }
+        let all: usize = tokens.values().sum();
+        for (tenant, tokens) in tokens {
+            self.of(tenant).inc_by(seconds * tokens as f64 / all.max(1) as f64);
+        }
+    }
+
+    fn of(&self, tenant: TenantId) -> Counter {
+        let mut known = self.known.lock();
+        if known.len() < Self::KNOWN_MAX || known.contains(&tenant) {
+            known.insert(tenant);
+            return self.seconds.with_label_values(&[&tenant.0.to_string()]);
+        }
+        self.seconds.with_label_values(&[Self::OTHERS])
     }
 }
 
@@ -340,7 +385,7 @@ impl EmbedderState {
         let request = self.next_request;
         self.next_request += 1;
         for (position, tokens) in sequences.iter().enumerate() {
-            self.queue.push(tenant, urgency, Item { request, position, tokens: tokens.clone() });
+            self.queue.push(urgency, Item { tenant, request, position, tokens: tokens.clone() });
         }
         self.requests.insert(request, Request { sequences: sequences.len(), vectors: vec![Vec::new(); sequences.len()], reply });
     }
@@ -430,6 +475,7 @@ fn run_batch(device: InUse, mut items: Vec<Item>, tokens: usize, metrics: &Embed
     let took = begun.elapsed().as_secs_f64();
     metrics.batch_seconds.observe(took);
     metrics.busy_seconds.inc_by(took);
+    metrics.tenants.share_out(took, items.iter().map(|item| item.tenant).zip(sequences.iter().map(TokenSequence::len)));
     metrics.batch_tokens.observe(tokens as f64);
     if embedded.vectors.is_ok() {
         metrics.tokens.inc_by(tokens as u64);

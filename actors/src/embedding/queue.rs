@@ -16,6 +16,8 @@ pub enum Urgency {
 /// One text of a request.
 #[derive(Debug)]
 pub struct Item {
+    /// Whose text it is.
+    pub tenant: TenantId,
     /// The request that it belongs to.
     pub request: u64,
     /// Its place in the request.
@@ -46,11 +48,11 @@ impl Queue {
     }
 
     /// Adds a text.
-    pub fn push(&mut self, tenant: TenantId, urgency: Urgency, item: Item) {
+    pub fn push(&mut self, urgency: Urgency, item: Item) {
         self.tokens += item.tokens.len();
         match urgency {
-            Urgency::Query => self.queries.push(tenant, item),
-            Urgency::Document => self.documents.push(tenant, item),
+            Urgency::Query => self.queries.push(item),
+            Urgency::Document => self.documents.push(item),
         }
     }
 
@@ -88,10 +90,10 @@ impl Queue {
 }
 
 impl Lane {
-    fn push(&mut self, tenant: TenantId, item: Item) {
-        let items = self.waiting.entry(tenant).or_default();
+    fn push(&mut self, item: Item) {
+        let items = self.waiting.entry(item.tenant).or_default();
         if items.is_empty() {
-            self.turns.push_back(tenant);
+            self.turns.push_back(item.tenant);
         }
         items.push_back(item);
     }
@@ -118,18 +120,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn item(request: u64, tokens: usize) -> Item {
-        Item { request, position: 0, tokens: TokenSequence(vec![7; tokens]) }
+    fn item(tenant: u64, request: u64, tokens: usize) -> Item {
+        Item { tenant: TenantId(tenant), request, position: 0, tokens: TokenSequence(vec![7; tokens]) }
     }
 
     #[test]
     fn tenants_take_turns_and_queries_go_first() {
         let mut queue = Queue::default();
         for n in 0..4 {
-            queue.push(TenantId(1), Urgency::Document, item(n, 10));
+            queue.push(Urgency::Document, item(1, n, 10));
         }
-        queue.push(TenantId(2), Urgency::Document, item(10, 10));
-        queue.push(TenantId(1), Urgency::Query, item(20, 10));
+        queue.push(Urgency::Document, item(2, 10, 10));
+        queue.push(Urgency::Query, item(1, 20, 10));
         let order: Vec<u64> = queue.take_batch(40).iter().map(|item| item.request).collect();
         assert_eq!(order, [20, 0, 10, 1]);
     }
@@ -137,7 +139,7 @@ mod tests {
     #[test]
     fn a_text_longer_than_a_batch_still_leaves() {
         let mut queue = Queue::default();
-        queue.push(TenantId(1), Urgency::Document, item(1, 500));
+        queue.push(Urgency::Document, item(1, 1, 500));
         assert_eq!(queue.take_batch(100).len(), 1);
         assert_eq!(queue.tokens(), 0);
     }
@@ -150,7 +152,7 @@ mod tests {
             let mut queue = Queue::default();
             for (n, (tenant, query, tokens)) in texts.iter().enumerate() {
                 let urgency = if *query { Urgency::Query } else { Urgency::Document };
-                queue.push(TenantId(*tenant), urgency, item(n as u64, *tokens));
+                queue.push(urgency, item(*tenant, n as u64, *tokens));
             }
             let mut seen = Vec::new();
             loop {
