@@ -7,7 +7,7 @@
 
 use half::f16;
 use ragged_actors::shard::content_cache::ContentCache;
-use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuery, Recall};
+use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuery, Recall, SearchMetrics};
 use ragged_actors::{Condition, Filter, Scalar, Test};
 use ragged_kernels::{CpuDevice, Device, Model, exact};
 use ragged_raft::group::Ground;
@@ -151,8 +151,17 @@ fn main() {
         let changes = group.changes().watch(TENANT, collection.id);
         let (reader, folder) = (group.reader(), folder.path().join("partition"));
         let cache = Arc::new(ContentCache::register(32 << 20, &prometheus::Registry::new()).unwrap());
-        Partition::open(PartitionContext { reader, changes, tenant: TENANT, collection: collection.clone(), folder, cache })
-            .unwrap()
+        let metrics = SearchMetrics::register(&prometheus::Registry::new()).unwrap();
+        Partition::open(PartitionContext {
+            reader,
+            changes,
+            tenant: TENANT,
+            collection: collection.clone(),
+            folder,
+            cache,
+            metrics,
+        })
+        .unwrap()
     };
     let partition = open();
     let begun = Instant::now();

@@ -24,6 +24,7 @@ mod manifest;
 mod merge_plan;
 mod ranking;
 mod search;
+mod search_metrics;
 mod segment;
 mod selected;
 mod selection;
@@ -39,6 +40,7 @@ mod view;
 mod tests;
 
 pub use error::PartitionError;
+pub use search_metrics::SearchMetrics;
 pub use vector_index::Recall;
 
 use crate::filter::Filter;
@@ -104,6 +106,8 @@ pub struct PartitionContext {
     pub folder: PathBuf,
     /// What hits have shown lately.
     pub cache: Arc<ContentCache>,
+    /// Counts what searches do.
+    pub metrics: SearchMetrics,
 }
 
 /// What is looked for.
@@ -182,6 +186,7 @@ pub struct Partition {
     source: RowSource,
     changes: Arc<ChangesHandle>,
     analyzer: Analyzer,
+    metrics: SearchMetrics,
     view: ArcSwap<View>,
     /// Held while the view is exchanged. Taken after `checkpoint` where both are.
     follower: Mutex<Follower>,
@@ -227,6 +232,7 @@ impl Partition {
         let partition = Partition {
             source,
             changes: context.changes,
+            metrics: context.metrics,
             analyzer,
             view: ArcSwap::from_pointee(view),
             follower: Mutex::default(),
@@ -264,7 +270,7 @@ impl Partition {
         } else {
             query
         };
-        Search { view: &view, source: &self.source, analyzer: &self.analyzer, query }.run()
+        Search { view: &view, source: &self.source, analyzer: &self.analyzer, metrics: &self.metrics, query }.run()
     }
 
     /// Ids of documents that pass, in their order, after `after`, and their first rows; `limit` of them at most.
@@ -275,7 +281,7 @@ impl Partition {
         limit: usize,
     ) -> Result<Vec<(String, RowId)>, PartitionError> {
         let view = self.current()?;
-        let selected = passing(&view, Some(filter))?;
+        let selected = passing(&view, Some(filter), &self.metrics)?;
         let first_rows = selected.as_ref().map_or(view.live.as_ref(), |selected| selected.rows.as_ref()) & view.starts.as_ref();
         if first_rows.len() > NAMED_DOCUMENTS_MAX {
             return self.matching_in_order(&first_rows, after, limit);

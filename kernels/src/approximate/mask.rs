@@ -13,6 +13,8 @@ use std::ops::Range;
 pub struct Mask {
     /// For each block of the index a bit for each of its places, the first in the lowest.
     words: Vec<u64>,
+    /// The same by the numbers of rows, in the order in which the index has them.
+    by_number: Vec<u64>,
 }
 
 impl Mask {
@@ -22,12 +24,21 @@ impl Mask {
     /// If they are of indexes of different sizes.
     pub fn and(&self, other: &Mask) -> Mask {
         assert_eq!(self.words.len(), other.words.len(), "masks of different indexes");
-        Mask { words: self.words.iter().zip(&other.words).map(|(one, other)| one & other).collect() }
+        let both = |one: &[u64], other: &[u64]| one.iter().zip(other).map(|(one, other)| one & other).collect();
+        Mask { words: both(&self.words, &other.words), by_number: both(&self.by_number, &other.by_number) }
     }
 
     /// Bytes that it holds.
     pub fn memory_bytes(&self) -> usize {
-        self.words.len() * size_of::<u64>()
+        (self.words.len() + self.by_number.len()) * size_of::<u64>()
+    }
+
+    /// The numbers of the rows, in order.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+        (0u32..).zip(&self.by_number).flat_map(|(place, word)| {
+            let rests = std::iter::successors(Some(*word), |rest| Some(rest & rest.wrapping_sub(1)));
+            rests.take_while(|rest| *rest != 0).map(move |rest| place * BLOCK as u32 + rest.trailing_zeros())
+        })
     }
 
     /// The words of some blocks.
@@ -41,7 +52,7 @@ impl ApproximateIndex {
     pub fn mask(&self, allowed: &[u64]) -> Mask {
         // Lists have the numbers of rows, which have the positions.
         let by_number = gather_all(self.positions(), allowed);
-        Mask { words: gather_all(self.numbers(), &by_number) }
+        Mask { words: gather_all(self.numbers(), &by_number), by_number }
     }
 
     /// Number of its blocks, each of which is a word of a mask.

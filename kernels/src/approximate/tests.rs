@@ -92,6 +92,13 @@ proptest! {
         let mut some = index.search(&query, all_of(lists, count), Some(&both));
         some.sort_unstable();
         prop_assert_eq!(&some, &last);
+        let mut compared = index.compare(&query, count, &both);
+        compared.sort_unstable();
+        prop_assert_eq!(compared, last);
+        let nearest = index.compare(&query, 1, &mask)[0];
+        let score = |position: u32| exact::score(&query, &vectors, dimension, &[position])[0].score;
+        let best = right.iter().map(|position| score(*position)).fold(f32::NEG_INFINITY, f32::max);
+        prop_assert!(best - score(nearest) < 0.01 * dimension as f32, "{} instead of {}", score(nearest), best);
         // A row is in one list or in two.
         let reach = index.near(&query).reach(index.lists(), &mask);
         prop_assert!(reach.rows >= count && reach.rows <= 2 * count);

@@ -3,6 +3,7 @@
 use super::analyzer::Analyzer;
 use super::error::PartitionError;
 use super::ranking::{Ranked, Ranking};
+use super::search_metrics::SearchMetrics;
 use super::selected::{Allowed, Selected};
 use super::source::RowSource;
 use super::text_search::{self, TextScope};
@@ -20,9 +21,15 @@ use std::sync::Arc;
 const WIDENING: usize = 4;
 
 /// What the filter selects; none when it passes everything.
-pub(super) fn passing(view: &View, filter: Option<&Filter>) -> Result<Option<Arc<Selected>>, PartitionError> {
+pub(super) fn passing(
+    view: &View,
+    filter: Option<&Filter>,
+    metrics: &SearchMetrics,
+) -> Result<Option<Arc<Selected>>, PartitionError> {
     match filter {
-        Some(filter) if !filter.is_empty() && !mutant::is_on(Mutant::FilterIgnored) => Selected::of(view, filter).map(Some),
+        Some(filter) if !filter.is_empty() && !mutant::is_on(Mutant::FilterIgnored) => {
+            Selected::of(view, filter, metrics).map(Some)
+        }
         _ => Ok(None),
     }
 }
@@ -32,6 +39,7 @@ pub(super) struct Search<'a> {
     pub(super) view: &'a View,
     pub(super) source: &'a RowSource,
     pub(super) analyzer: &'a Analyzer,
+    pub(super) metrics: &'a SearchMetrics,
     pub(super) query: &'a PartitionQuery,
 }
 
@@ -39,7 +47,7 @@ impl Search<'_> {
     pub(super) fn run(&self) -> Result<PartitionAnswer, PartitionError> {
         let mut answer = PartitionAnswer::default();
         let steps = &mut answer.steps;
-        let selected = passing(self.view, self.query.filter.as_ref())?;
+        let selected = passing(self.view, self.query.filter.as_ref(), self.metrics)?;
         let selected = selected.as_deref();
         self.explain(steps, || {
             let (live, tail) = (self.view.live.len(), self.view.tail_rows());
@@ -113,6 +121,7 @@ impl Search<'_> {
             let selection = selected.map(|selected| selected.segment(self.view, part));
             let allowed = Allowed { selected: selection.as_deref(), live: part.live.as_deref() };
             let found = part.segment.search(vector, wanted, allowed, self.query.recall)?;
+            self.metrics.segment_searched(&found.method);
             self.explain(steps, || {
                 format!("meaning: segment {} of {} chunks, {}", part.segment.number, part.segment.len(), found.method)
             });

@@ -15,7 +15,7 @@ use super::error::PartitionError;
 use super::files;
 use super::selected::{Allowed, SegmentSelection};
 use super::vector_index::{self, Depth, Effort, Efforts, Recall};
-use super::vector_plan::{Method, Plan};
+use super::vector_plan::{self, Method, Plan};
 use half::f16;
 use memmap2::Mmap;
 use ragged_kernels::{ApproximateIndex, Scored, exact};
@@ -178,16 +178,12 @@ impl Segment {
         }
         let rows = Rows { vectors: self.vectors(), dimension: self.dimension };
         if let Some((index, efforts)) = &self.index
-            && let Some(plan) = Plan::new(efforts, recall, wanted, count, index.lists())
+            && let Some(plan) = Plan::new(efforts, recall, wanted, count)
         {
-            let mut near = index.near(query);
-            let mask = allowed.mask(index);
-            if let Some(approximate) = plan.approximate(&mut near, mask.as_deref()) {
-                let found = near.search(approximate.effort, mask.as_deref());
-                let scored = rows.scored_again(query, &found, wanted);
-                if scored.len() >= wanted {
-                    return Ok(SegmentHits { hits: self.named(&scored), method: Method::Approximate(approximate) });
-                }
+            let (found, method) = plan.find(index, query, allowed.mask(index).as_deref());
+            let scored = rows.scored_again(query, &found, wanted);
+            if scored.len() >= wanted {
+                return Ok(SegmentHits { hits: self.named(&scored), method });
             }
         }
         let scored = exact::top_k(query, rows.vectors, self.dimension, allowed.positions().as_deref(), wanted);
@@ -197,7 +193,7 @@ impl Segment {
     /// Makes what a search needs to go through the index for these rows, if one may.
     pub(super) fn prepare(&self, selection: &SegmentSelection) {
         if let Some((index, _)) = &self.index
-            && selection.len() > index.lists() as u64
+            && selection.len() > vector_plan::EXACT_ROWS_MAX
         {
             selection.mask(index);
         }

@@ -6,6 +6,7 @@
 use super::dense::DenseBits;
 use super::error::PartitionError;
 use super::filter_cache::MemoryBytes;
+use super::search_metrics::SearchMetrics;
 use super::segment::Segment;
 use super::selection::select;
 use super::view::{SegmentView, View};
@@ -134,9 +135,13 @@ pub(super) struct Selected {
 
 impl Selected {
     /// What the filter selects; kept for those who ask after.
-    pub(super) fn of(view: &View, filter: &Filter) -> Result<Arc<Selected>, PartitionError> {
+    pub(super) fn of(view: &View, filter: &Filter, metrics: &SearchMetrics) -> Result<Arc<Selected>, PartitionError> {
+        metrics.filters.inc();
         view.filters.get(filter, || {
-            let indexed = view.text.filters.get(filter, || IndexedSelection::of(view, filter))?;
+            let indexed = view.text.filters.get(filter, || {
+                metrics.filters_evaluated.inc();
+                IndexedSelection::of(view, filter)
+            })?;
             Selected::with(view, filter, indexed)
         })
     }

@@ -1,25 +1,32 @@
-//! How the nearest rows of a segment are looked for: by comparing all that are allowed, or through the index, and then how far into it.
+//! How the nearest rows of a segment are looked for: by comparing the vectors of all that are allowed, or only their bytes, which the index has, or
+//! those that are near by its lists, and then of how many lists.
 //!
-//! Costs are counted in rows that are compared, which takes about 25 ns of 384 values. An index costs as many as it has lists, to find those that
-//! are near, as many as there are candidates, and one for each [`SCANNED_PER_ROW`] rows whose codes are looked at.
+//! Costs are counted in vectors that are compared; each takes some tens of nanoseconds. What counts is how much memory is read: of a row's bytes half
+//! as much, of its codes a sixteenth, which are then counted several times.
 //!
 //! The effort of an index has been found by trial with all rows. With a filter it looks into lists until it has seen as many rows that pass as the
 //! trial saw of all: the nearest of those that pass are farther away, and where they are is not known beforehand, for a filter may pass just the
-//! rows that are near a query, or none of them. Seeing more codes costs little, and what a filter leaves of a block is known before it is scanned.
+//! rows that are near a query, or none of them. How many pass is seen in the mask, before anything is scanned. Fewer lists are enough where a filter
+//! has nothing to do with the meaning, and too few where it has.
 
 use super::vector_index::{Efforts, Recall};
+use ragged_kernels::ApproximateIndex;
 use ragged_kernels::approximate::{Effort, Mask, NearLists, Reach};
 use std::fmt;
 
-/// Rows whose codes are looked at while one row is compared.
-const SCANNED_PER_ROW: u64 = 30;
-/// What an index costs whatever is looked for: weighing the codes, choosing the best.
-const SEARCH_ROWS: u64 = 200;
+/// Allowed rows up to which their vectors are compared: what else there is would not be quicker.
+pub(super) const EXACT_ROWS_MAX: u64 = 1024;
+/// Rows whose bytes are compared while one vector is.
+const BYTES_PER_ROW: u64 = 2;
+/// Rows whose codes are looked at while one vector is compared.
+const SCANNED_PER_ROW: u64 = 12;
+/// What looking into lists costs whatever is looked for: weighing the codes, choosing the best.
+const SEARCH_ROWS: u64 = 100;
 /// Part of the rows that candidates may be at most: choosing as many would choose nothing.
 const CANDIDATES_PART_MAX: u64 = 4;
 /// By what the lists that are looked into grow at most from one look at them to the next.
 const STEP: usize = 4;
-/// With so many of a hundred rows allowed, the effort is not raised: deleted rows are not worth a second look at the lists.
+/// With so many of a hundred rows allowed the effort is enough as it is: a few deleted rows are not worth a second look at the lists.
 const ENOUGH_OF_HUNDRED: usize = 90;
 
 /// How rows were found.
@@ -27,12 +34,19 @@ const ENOUGH_OF_HUNDRED: usize = 90;
 pub(super) enum Method {
     /// There are none.
     Nothing,
-    /// All that are allowed were compared.
+    /// The vectors of all that are allowed were compared.
     Exact {
         /// So many.
         rows: u64,
     },
-    /// Through the index.
+    /// The bytes of all that are allowed were compared, and then the vectors of the best.
+    Bytes {
+        /// Rows that are allowed.
+        rows: u64,
+        /// Rows whose vectors were compared.
+        found: usize,
+    },
+    /// Through the lists of the index.
     Approximate(Approximate),
 }
 
@@ -51,6 +65,7 @@ impl fmt::Display for Method {
         match self {
             Method::Nothing => write!(to, "nothing to look at"),
             Method::Exact { rows } => write!(to, "exact: {rows} compared"),
+            Method::Bytes { rows, found } => write!(to, "by bytes: {rows} compared, {found} re-scored"),
             Method::Approximate(Approximate { effort, lists, reach }) => {
                 write!(to, "approximate: {} of {lists} lists, ", effort.probes)?;
                 if let Some(Reach { rows, allowed, .. }) = reach {
@@ -71,37 +86,47 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// None when comparing all of the `count` rows is better from the start. `lists` are those of the index.
-    pub(super) fn new(efforts: &Efforts, recall: Recall, wanted: usize, count: u64, lists: usize) -> Option<Plan> {
+    /// None when comparing the vectors of all of the `count` rows is better from the start.
+    pub(super) fn new(efforts: &Efforts, recall: Recall, wanted: usize, count: u64) -> Option<Plan> {
         let effort = efforts.for_recall(recall, wanted)?.for_rows(wanted);
-        let plan = Plan { wanted, count, effort };
-        let is_better = plan.cost(lists, 0) < count && (effort.candidates as u64) < count / CANDIDATES_PART_MAX;
-        is_better.then_some(plan)
+        let chooses = count > EXACT_ROWS_MAX && (effort.candidates as u64) < count / CANDIDATES_PART_MAX;
+        chooses.then_some(Plan { wanted, count, effort })
     }
 
-    fn cost(&self, lists: usize, scanned: usize) -> u64 {
-        lists as u64 + self.effort.candidates as u64 + SEARCH_ROWS + scanned as u64 / SCANNED_PER_ROW
+    /// Positions of rows among which the nearest are, of those of `mask` when there is one, and how they were found.
+    pub(super) fn find(&self, index: &ApproximateIndex, query: &[f32], mask: Option<&Mask>) -> (Vec<u32>, Method) {
+        let Some(mask) = mask else {
+            let approximate = Approximate { effort: self.effort, lists: index.lists(), reach: None };
+            return (index.search(query, self.effort, None), Method::Approximate(approximate));
+        };
+        if self.is_better(index.lists(), 0) {
+            let mut near = index.near(query);
+            if let Some(approximate) = self.approximate(&mut near, mask) {
+                return (near.search(approximate.effort, Some(mask)), Method::Approximate(approximate));
+            }
+        }
+        let found = self.effort.found;
+        (index.compare(query, found, mask), Method::Bytes { rows: self.count, found })
     }
 
-    /// How far to look into the index, of which the rows of `mask` are allowed, all without one; none when comparing all that are allowed is better.
-    pub(super) fn approximate(&self, near: &mut NearLists<'_>, mask: Option<&Mask>) -> Option<Approximate> {
+    /// Whether looking into lists is better than comparing the bytes of all rows that are allowed.
+    fn is_better(&self, lists: usize, scanned: usize) -> bool {
+        let compared = (lists + self.effort.candidates) as u64;
+        SEARCH_ROWS + compared / BYTES_PER_ROW + scanned as u64 / SCANNED_PER_ROW < self.count / BYTES_PER_ROW
+    }
+
+    /// How far to look into the lists; none when that is not better than comparing all rows that are allowed.
+    fn approximate(&self, near: &mut NearLists<'_>, mask: &Mask) -> Option<Approximate> {
         let lists = near.count();
-        let Some(mask) = mask else { return Some(Approximate { effort: self.effort, lists, reach: None }) };
         let mut probes = self.effort.probes.min(lists);
         let mut reach = near.reach(probes, mask);
         let enough = reach.rows * ENOUGH_OF_HUNDRED / 100;
-        loop {
-            if self.cost(lists, reach.scanned) >= self.count {
-                return None;
-            }
-            if reach.allowed >= enough || probes == lists {
-                break;
-            }
+        while reach.allowed < enough && probes < lists && self.is_better(lists, reach.scanned) {
             probes = (probes * enough).div_ceil(reach.allowed.max(1)).min(probes * STEP).min(lists);
             reach = near.reach(probes, mask);
         }
         // A row that is in two lists counts twice.
-        let is_enough = reach.allowed >= 2 * self.wanted;
+        let is_enough = reach.allowed >= 2 * self.wanted && self.is_better(lists, reach.scanned);
         is_enough.then_some(Approximate { effort: Effort { probes, ..self.effort }, lists, reach: Some(reach) })
     }
 }

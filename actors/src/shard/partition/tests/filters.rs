@@ -2,11 +2,12 @@
 
 use super::shard::{TestShard, document};
 use crate::filter::{Condition, Filter, Scalar, Test};
-use crate::shard::partition::PartitionQuery;
+use crate::shard::partition::{Candidate, PartitionQuery};
 use proptest::prelude::*;
 use ragged_raft::ids::RowId;
 use serde_json::{Number, Value, json};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 /// All values at a path: keys are joined by dots, arrays are entered.
@@ -295,6 +296,39 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_a_filter_selected_is_kept_and_never_shows_what_is_gone() {
+    let shard = TestShard::new(2, "none");
+    let partition = shard.open();
+    let upsert = |id: usize, number: usize| {
+        shard.upsert(&format!("d{id:02}"), None, &json!({ "n": number }).to_string(), &[("word", vec![1.0, 0.0])])
+    };
+    (0..50).for_each(|id| upsert(id, id));
+    partition.index_with(false).unwrap();
+    let test = Test::Range { lower: Bound::Included(Scalar::Number(2.into())), upper: Bound::Excluded(Scalar::Number(9.into())) };
+    let filter = Filter { must: vec![Condition { field: "n".to_owned(), test }], ..Default::default() };
+    let found = || {
+        let (vector, text, filter) = (Some(vec![1.0, 0.0]), Some("word".to_owned()), Some(filter.clone()));
+        let answer = partition.search(&PartitionQuery { vector, text, filter, depth: 100, ..Default::default() }).unwrap();
+        let sorted = |hits: &[Candidate]| hits.iter().map(|hit| hit.document_id.clone()).collect::<BTreeSet<_>>();
+        assert_eq!(sorted(&answer.dense), sorted(&answer.text));
+        sorted(&answer.dense).into_iter().collect::<Vec<_>>()
+    };
+    let evaluated = || partition.metrics.filters_evaluated.get();
+    assert_eq!(found(), ["d02", "d03", "d04", "d05", "d06", "d07", "d08"]);
+    found();
+    assert_eq!(evaluated(), 1, "the second search uses what the first has made");
+    shard.delete("d03");
+    upsert(4, 40);
+    upsert(30, 5);
+    assert_eq!(found(), ["d02", "d05", "d06", "d07", "d08", "d30"]);
+    assert_eq!(evaluated(), 1, "rows that go are taken out of what is kept");
+    partition.index_with(true).unwrap();
+    assert_eq!(found(), ["d02", "d05", "d06", "d07", "d08", "d30"]);
+    assert_eq!(evaluated(), 2, "another index is asked anew");
+    assert_eq!(partition.metrics.filters.get(), 4);
 }
 
 #[test]
