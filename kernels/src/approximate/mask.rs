@@ -54,11 +54,6 @@ impl ApproximateIndex {
         let by_number = gather_all(self.positions(), allowed);
         Mask { words: gather_all(self.numbers(), &by_number), by_number }
     }
-
-    /// Number of its blocks, each of which is a word of a mask.
-    pub fn blocks(&self) -> usize {
-        self.numbers().len() / BLOCK
-    }
 }
 
 /// The bits at these places, in their order; those that are not there are not set.

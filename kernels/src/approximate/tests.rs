@@ -103,7 +103,7 @@ proptest! {
         let reach = index.near(&query).reach(index.lists(), &mask);
         prop_assert!(reach.rows >= count && reach.rows <= 2 * count);
         prop_assert!(reach.allowed >= right.len() && reach.allowed <= 2 * right.len());
-        prop_assert!(reach.scanned >= reach.allowed && reach.scanned <= index.blocks() * BLOCK);
+        prop_assert!(reach.scanned >= reach.allowed && reach.scanned <= index.numbers().len());
         let mut near = index.near(&query);
         let nearest = near.reach(2, &mask).allowed;
         let found = near.search(all_of(2, count), Some(&mask)).len();
