@@ -7,7 +7,7 @@
 
 use half::f16;
 use ragged_actors::shard::content_cache::ContentCache;
-use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuery};
+use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuery, Recall, SearchMetrics};
 use ragged_actors::{Condition, Filter, Scalar, Test};
 use ragged_kernels::{CpuDevice, Device, Model, exact};
 use ragged_raft::group::Ground;
@@ -18,6 +18,7 @@ use ragged_raft::shard::group::ShardGroup;
 use ragged_raft::shard::rows::{ChunkText, DocumentHead, TextFormat};
 use ragged_raft::{Store, StoreOptions};
 use serde_json::Value;
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,10 @@ const TENANT: TenantId = TenantId(1);
 const BATCH: usize = 256;
 /// Characters of a text that are embedded: real vectors in bearable time.
 const EMBEDDED_CHARACTERS: usize = 160;
+/// Parts of the documents that filters pass.
+const PARTS: [f64; 4] = [0.001, 0.01, 0.1, 0.5];
+/// A prime: its multiples, modulo the number of documents, are the numbers of all of them in another order.
+const SHUFFLE: usize = 1_000_003;
 
 struct Text {
     title: String,
@@ -65,14 +70,16 @@ fn remembered(path: &str, make: impl FnOnce() -> Vec<f32>) -> Vec<f32> {
     vectors
 }
 
-fn prepared(number: usize, text: &Text, vector: &[f32]) -> PreparedDocument {
+/// A number of each document's, from 0 up to 1, that has nothing to do with its vector.
+fn draw(number: usize, count: usize) -> f64 {
+    (number * SHUFFLE % count) as f64 / count as f64
+}
+
+fn prepared(number: usize, count: usize, text: &Text, vector: &[f32]) -> PreparedDocument {
+    let mut meta: Value = serde_json::from_str(&text.meta).unwrap();
+    meta["draw"] = draw(number, count).into();
     PreparedDocument {
-        head: DocumentHead::uploaded(
-            format!("document-{number}"),
-            Some(text.title.clone()),
-            TextFormat::Plain,
-            text.meta.clone(),
-        ),
+        head: DocumentHead::uploaded(format!("document-{number}"), Some(text.title.clone()), TextFormat::Plain, meta.to_string()),
         text: text.text.clone(),
         chunks: vec![PreparedChunk {
             text: ChunkText { start: 0, end: text.text.len() as u64, text: text.text.clone() },
@@ -144,8 +151,17 @@ fn main() {
         let changes = group.changes().watch(TENANT, collection.id);
         let (reader, folder) = (group.reader(), folder.path().join("partition"));
         let cache = Arc::new(ContentCache::register(32 << 20, &prometheus::Registry::new()).unwrap());
-        Partition::open(PartitionContext { reader, changes, tenant: TENANT, collection: collection.clone(), folder, cache })
-            .unwrap()
+        let metrics = SearchMetrics::register(&prometheus::Registry::new()).unwrap();
+        Partition::open(PartitionContext {
+            reader,
+            changes,
+            tenant: TENANT,
+            collection: collection.clone(),
+            folder,
+            cache,
+            metrics,
+        })
+        .unwrap()
     };
     let partition = open();
     let begun = Instant::now();
@@ -153,7 +169,7 @@ fn main() {
     for (block, some) in texts.chunks(500).enumerate() {
         let documents = some.iter().enumerate().map(|(place, text)| {
             let number = block * 500 + place;
-            prepared(number, text, &vectors[number * dimension..(number + 1) * dimension])
+            prepared(number, texts.len(), text, &vectors[number * dimension..(number + 1) * dimension])
         });
         let documents = documents.collect();
         let upsert = ShardCommand::Upsert { tenant: TENANT, collection: collection.id, documents, idempotency: None, at_ms: 0 };
@@ -190,10 +206,49 @@ fn main() {
         }
         println!("recall@{depth}: {:.4}", right as f64 / wanted as f64);
     }
-    let section = |section: &str| {
-        let test = Test::In(vec![Scalar::Text(section.to_owned())]);
-        Some(Filter { must: vec![Condition { field: "section".to_owned(), test }], ..Default::default() })
+    let only = |field: &str, test| Some(Filter { must: vec![Condition { field: field.to_owned(), test }], ..Default::default() });
+    let section = |section: &str| only("section", Test::In(vec![Scalar::Text(section.to_owned())]));
+    let below = |part: f64| {
+        let part = Scalar::Number(serde_json::Number::from_f64(part).unwrap());
+        only("draw", Test::Range { lower: Bound::Unbounded, upper: Bound::Excluded(part) })
     };
+    let searched = |number: usize, filter: Option<Filter>, recall: Recall| PartitionQuery {
+        vector: Some(query(number)),
+        depth: 10,
+        filter,
+        recall,
+        explain: true,
+        ..Default::default()
+    };
+    let all: Vec<PartitionQuery> = (0..questions.len()).map(|number| searched(number, None, Recall::Usual)).collect();
+    let unfiltered = speed(&partition, &all, 2);
+    println!("unfiltered: {unfiltered:.0}/s on two threads");
+    let filters = PARTS.iter().map(|part| (format!("draw < {part}"), below(*part)));
+    let sections = ["libs", "python", "doc", "games"].map(|name| (format!("section {name}"), section(name)));
+    for (name, filter) in filters.chain(sections) {
+        let begun = Instant::now();
+        partition.search(&searched(0, filter.clone(), Recall::Usual)).unwrap();
+        let first = begun.elapsed();
+        let (mut found, mut wanted) = (0, 0);
+        for number in 0..questions.len() {
+            let right = partition.search(&searched(number, filter.clone(), Recall::Exact)).unwrap().dense;
+            let worst = right.last().map_or(0.0, |one| one.score);
+            let near = partition.search(&searched(number, filter.clone(), Recall::Usual)).unwrap().dense;
+            found += near.iter().filter(|one| one.score >= worst).count();
+            wanted += right.len();
+        }
+        let queries: Vec<PartitionQuery> =
+            (0..questions.len()).map(|number| searched(number, filter.clone(), Recall::Usual)).collect();
+        let two = speed(&partition, &queries, 2);
+        println!(
+            "{name}: first {first:.0?}, recall@10 {:.4}, {two:.0}/s on two threads, {:.2} of unfiltered",
+            found as f64 / f64::max(wanted as f64, 1.0),
+            two / unfiltered
+        );
+        let steps = partition.search(&searched(0, filter, Recall::Usual)).unwrap().steps;
+        println!("    {}", steps.join("; "));
+    }
+    println!("holds {} MB", partition.memory_bytes() >> 20);
     type Make<'a> = Box<dyn Fn(usize) -> PartitionQuery + 'a>;
     let text = |number: usize| Some(questions[number].text.clone());
     let kinds: [(&str, Make<'_>); 6] = [

@@ -14,6 +14,7 @@
 //! - `tables`: what each code is worth to a query
 //! - `scan`: scores codes, for each instruction set
 //! - `best`: the candidates among the scores
+//! - `mask`: which rows may be found
 
 mod best;
 mod build;
@@ -21,14 +22,16 @@ mod bytes;
 mod clusters;
 mod codes;
 mod file;
+mod mask;
 mod scan;
 mod tables;
 
 pub use build::build;
 pub use file::{ApproximateIndex, IndexError};
+pub use mask::Mask;
 
 use crate::exact::Scored;
-use bytes::{ByteQuery, ByteRows};
+use bytes::ByteQuery;
 use scan::{BLOCK, Scanner};
 use std::cell::RefCell;
 use tables::Tables;
@@ -38,6 +41,9 @@ pub const DIMENSION_MAX: usize = 32_768;
 
 /// Scores that a thread keeps room for between searches at most: 4 MiB.
 const ROOM_KEPT_MAX: usize = 2 << 20;
+
+/// Rows that are compared until only the best of them are kept.
+const COMPARED_TOGETHER: usize = 4096;
 
 /// How hard an index is searched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,14 +56,6 @@ pub struct Effort {
     pub found: usize,
 }
 
-/// The lists that are looked into, in no order, with the inner products of their centroids.
-fn nearest_lists(query: &ByteQuery, centroids: ByteRows<'_>, probes: usize) -> Vec<Scored> {
-    let scores = centroids.score_all(query);
-    let mut lists: Vec<Scored> = (0..).zip(scores).map(|(position, score)| Scored { position, score }).collect();
-    keep_best(&mut lists, probes);
-    lists
-}
-
 /// Leaves so many with the best scores, in no order.
 fn keep_best(scored: &mut Vec<Scored>, count: usize) {
     if count < scored.len() {
@@ -68,17 +66,113 @@ fn keep_best(scored: &mut Vec<Scored>, count: usize) {
 
 impl ApproximateIndex {
     /// Positions of at most as many rows as `effort` says with about the largest inner products with `query`, in no order that counts. With `allowed`,
-    /// only rows whose bit is set: bit `position % 8` of byte `position / 8`; bits that are not there are not set.
+    /// only rows that it has.
+    ///
+    /// # Panics
+    /// If `query` has another length than the index's vectors, or `allowed` is of an index of another size.
+    pub fn search(&self, query: &[f32], effort: Effort, allowed: Option<&Mask>) -> Vec<u32> {
+        self.near(query).search(effort, allowed)
+    }
+
+    /// Positions of the `found` rows of those allowed whose bytes have the largest inner products with `query`, in no order that counts: every one is
+    /// compared. Bytes place a row among its neighbours nearly as exactly as its vector does, and are half as many.
+    ///
+    /// # Panics
+    /// If `query` has another length than the index's vectors, or `allowed` is of an index of another size.
+    pub fn compare(&self, query: &[f32], found: usize, allowed: &Mask) -> Vec<u32> {
+        assert_eq!(query.len(), self.dimension(), "the query has another dimension");
+        let (byte_query, rows) = (ByteQuery::new(query), self.byte_rows());
+        let mut best = Vec::new();
+        let mut numbers = allowed.numbers().fuse();
+        let mut some = Vec::with_capacity(COMPARED_TOGETHER);
+        loop {
+            some.clear();
+            some.extend(numbers.by_ref().take(COMPARED_TOGETHER));
+            if some.is_empty() {
+                let positions = self.positions();
+                return best.iter().map(|one: &Scored| positions[one.position as usize]).collect();
+            }
+            let mut compared = some.iter();
+            rows.score(&byte_query, &some, |score| {
+                best.extend(compared.next().map(|number| Scored { position: *number, score }));
+            });
+            keep_best(&mut best, found);
+        }
+    }
+
+    /// The lists as they lie to a query: to see what is in the nearest of them before they are searched.
     ///
     /// # Panics
     /// If `query` has another length than the index's vectors.
-    pub fn search(&self, query: &[f32], effort: Effort, allowed: Option<&[u8]>) -> Vec<u32> {
+    pub fn near<'a>(&'a self, query: &'a [f32]) -> NearLists<'a> {
         assert_eq!(query.len(), self.dimension(), "the query has another dimension");
         let byte_query = ByteQuery::new(query);
-        let candidates = self.candidates(query, &byte_query, effort, allowed);
+        let scores = self.centroids().score_all(&byte_query);
+        let lists = (0..).zip(scores).map(|(position, score)| Scored { position, score }).collect();
+        NearLists { index: self, query, byte_query, lists }
+    }
+}
+
+/// The lists of an index with the inner products of their centroids with a query.
+pub struct NearLists<'a> {
+    index: &'a ApproximateIndex,
+    query: &'a [f32],
+    byte_query: ByteQuery,
+    lists: Vec<Scored>,
+}
+
+/// What is in some lists. Rows that are in two of them count twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reach {
+    /// Rows, allowed or not.
+    pub rows: usize,
+    /// Rows that are allowed.
+    pub allowed: usize,
+    /// Rows, allowed or not, in blocks with allowed ones: those are scanned.
+    pub scanned: usize,
+}
+
+impl NearLists<'_> {
+    /// Number of the lists.
+    pub fn count(&self) -> usize {
+        self.lists.len()
+    }
+
+    /// What is in the `probes` nearest lists.
+    ///
+    /// # Panics
+    /// If `allowed` is of an index of another size.
+    pub fn reach(&mut self, probes: usize, allowed: &Mask) -> Reach {
+        let index = self.index;
+        let mut reach = Reach::default();
+        for scored in self.nearest(probes) {
+            let list = index.list(scored.position);
+            let words = allowed.words(list.blocks.clone());
+            reach.rows += list.len;
+            reach.allowed += words.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+            reach.scanned += words.iter().filter(|word| **word != 0).count() * BLOCK;
+        }
+        reach
+    }
+
+    /// The nearest lists, in no order.
+    fn nearest(&mut self, probes: usize) -> &[Scored] {
+        let probes = probes.max(1).min(self.lists.len());
+        if probes < self.lists.len() {
+            self.lists.select_nth_unstable_by(probes, |one, other| other.score.total_cmp(&one.score));
+        }
+        &self.lists[..probes]
+    }
+
+    /// As [`ApproximateIndex::search`].
+    ///
+    /// # Panics
+    /// If `allowed` is of an index of another size.
+    pub fn search(mut self, effort: Effort, allowed: Option<&Mask>) -> Vec<u32> {
+        let candidates = self.candidates(effort, allowed);
         let mut scored = Vec::with_capacity(candidates.len());
         let mut numbers = candidates.iter();
-        self.byte_rows().score(&byte_query, &candidates, |score| {
+        self.index.byte_rows().score(&self.byte_query, &candidates, |score| {
             scored.extend(numbers.next().map(|number| Scored { position: *number, score }));
         });
         // Each is there twice at most.
@@ -86,31 +180,37 @@ impl ApproximateIndex {
         scored.sort_unstable_by(|one, other| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position)));
         scored.dedup_by_key(|one| one.position);
         scored.truncate(effort.found);
-        let positions = self.positions();
+        let positions = self.index.positions();
         scored.iter().map(|one| positions[one.position as usize]).collect()
     }
 
     /// Numbers of the rows whose codes score best.
-    fn candidates(&self, query: &[f32], byte_query: &ByteQuery, effort: Effort, allowed: Option<&[u8]>) -> Vec<u32> {
-        let lists = nearest_lists(byte_query, self.centroids(), effort.probes.max(1));
+    fn candidates(&mut self, effort: Effort, allowed: Option<&Mask>) -> Vec<u32> {
+        let (index, query) = (self.index, self.query);
+        let lists = self.nearest(effort.probes);
         let scores = lists.iter().map(|list| list.score);
         let least = scores.clone().fold(f32::INFINITY, f32::min);
         let spread = scores.fold(f32::NEG_INFINITY, f32::max) - least;
-        let tables = Tables::new(&self.codebook(), query, spread);
+        let tables = Tables::new(&index.codebook(), query, spread);
         let scanner = Scanner::get();
-        let blocks: usize = lists.iter().map(|list| self.list(list.position).blocks()).sum();
-        let positions = self.positions();
+        let blocks: usize = lists.iter().map(|list| index.list(list.position).blocks.len()).sum();
         with_room_for(blocks * BLOCK, |room| {
             let mut found = Found { scores: room, used: 0, numbers: Vec::with_capacity(lists.len()) };
-            for scored in &lists {
-                let list = self.list(scored.position);
+            for scored in lists {
+                let list = index.list(scored.position);
                 // Never 0, which stands for what is not to be found.
                 let bias = 1 + ((scored.score - least) * tables.scale).round() as u16;
-                let scores = found.next(list.numbers);
-                scanner.scan(list.codes, &tables.steps, bias, scores);
-                scores[list.len..].fill(0);
-                if let Some(allowed) = allowed {
-                    leave_out(scores, list.numbers[..list.len].iter().map(|number| positions[*number as usize]), allowed);
+                let Some(allowed) = allowed else {
+                    let scores = found.next(list.numbers);
+                    scanner.scan(list.codes, &tables.steps, bias, scores);
+                    scores[list.len..].fill(0);
+                    continue;
+                };
+                let words = allowed.words(list.blocks.clone());
+                for run in mask::runs(words) {
+                    let scores = found.next(&list.numbers[run.start * BLOCK..run.end * BLOCK]);
+                    scanner.scan(list.codes_of(run.clone()), &tables.steps, bias, scores);
+                    mask::pass(scores, &words[run]);
                 }
             }
             found.best(effort.candidates)
@@ -137,17 +237,7 @@ fn with_room_for<T>(scores: usize, work: impl FnOnce(&mut [u16]) -> T) -> T {
     done
 }
 
-/// Marks the scores of rows that are not allowed.
-fn leave_out(scores: &mut [u16], positions: impl Iterator<Item = u32>, allowed: &[u8]) {
-    for (score, position) in scores.iter_mut().zip(positions) {
-        let is_allowed = allowed.get(position as usize / 8).is_some_and(|byte| byte & (1 << (position % 8)) != 0);
-        if !is_allowed {
-            *score = 0;
-        }
-    }
-}
-
-/// The scores of the lists that have been scanned.
+/// The scores of what has been scanned: lists, or runs of their blocks.
 struct Found<'a> {
     scores: &'a mut [u16],
     used: usize,
@@ -155,7 +245,7 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// Where the scores of the next list go, whose rows have these numbers.
+    /// Where the scores of the next rows go, which have these numbers.
     fn next(&mut self, numbers: &'a [u32]) -> &mut [u16] {
         let start = self.used;
         self.used += numbers.len();
@@ -165,9 +255,9 @@ impl<'a> Found<'a> {
 
     /// The numbers with the `count` best scores.
     fn best(&self, count: usize) -> Vec<u32> {
-        let Some(mut cut) = best::cut(self.scores, count) else { return Vec::new() };
+        let mut scores = &self.scores[..self.used];
+        let Some(mut cut) = best::cut(scores, count) else { return Vec::new() };
         let mut chosen = Vec::with_capacity(count);
-        let mut scores = &*self.scores;
         for numbers in &self.numbers {
             let (own, rest) = scores.split_at(numbers.len());
             scores = rest;

@@ -10,6 +10,7 @@ use crate::meta::Meta;
 use crate::shard::content_cache::ContentCache;
 use crate::shard::indexer::Indexer;
 use crate::shard::loaded::LoadedPartitions;
+use crate::shard::partition::SearchMetrics;
 use crate::shard::read_threads::ReadThreads;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use crate::shard::serving::{Place, Replica, Request, check_tenant, may_answer, not_hosted, remove_checkpoint};
@@ -141,6 +142,8 @@ pub struct ShardMetrics {
     pub partitions: IntGauge,
     /// Bytes that loaded partitions hold.
     pub partition_bytes: IntGauge,
+    /// What searches did.
+    pub search: SearchMetrics,
 }
 
 impl ShardMetrics {
@@ -149,6 +152,7 @@ impl ShardMetrics {
         let metrics = ShardMetrics {
             partitions: IntGauge::new("ragged_partitions_loaded", "Partitions that are loaded.")?,
             partition_bytes: IntGauge::new("ragged_partition_bytes", "Bytes of memory that loaded partitions hold.")?,
+            search: SearchMetrics::register(registry)?,
         };
         registry.register(Box::new(metrics.partitions.clone()))?;
         registry.register(Box::new(metrics.partition_bytes.clone()))?;

@@ -9,31 +9,38 @@
 //! A checkpoint that is torn, damaged or of another past is no error: it is deleted and built again.
 //!
 //! In the order in which data passes: [`source`] reads rows; [`analyzer`] and [`facts`] say what they can be found by; [`tail`] keeps them
-//! at first; [`checkpoint`] indexes them, as [`merge_plan`] says; [`search`] asks all of these, with [`selection`] for filters,
-//! [`text_search`] for words, [`segment`] and [`vector_index`] for meaning, and [`ranking`] to keep the best.
+//! at first; [`checkpoint`] indexes them, as [`merge_plan`] says; [`search`] asks all of these, with [`selection`] for filters, whose
+//! results are kept ([`selected`], [`filter_cache`]), [`text_search`] for words, [`segment`] and [`vector_index`] for meaning, as [`vector_plan`] says, and
+//! [`ranking`] to keep the best.
 
 mod analyzer;
 mod checkpoint;
+mod dense;
 mod error;
 mod facts;
 mod files;
+mod filter_cache;
 mod manifest;
 mod merge_plan;
 mod ranking;
 mod search;
+mod search_metrics;
 mod segment;
+mod selected;
 mod selection;
 mod source;
 mod tail;
 mod text_index;
 mod text_search;
 mod vector_index;
+mod vector_plan;
 mod view;
 
 #[cfg(test)]
 mod tests;
 
 pub use error::PartitionError;
+pub use search_metrics::SearchMetrics;
 pub use vector_index::Recall;
 
 use crate::filter::Filter;
@@ -41,6 +48,7 @@ use crate::shard::content_cache::ContentCache;
 use analyzer::Analyzer;
 use arc_swap::ArcSwap;
 use checkpoint::{Checkpoint, Step};
+use filter_cache::FilterCache;
 use parking_lot::Mutex;
 use ragged_raft::IS_FOR_TESTS;
 use ragged_raft::ids::{RowId, TenantId};
@@ -49,7 +57,7 @@ use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::changes::{ChangesHandle, PendingChanges};
 use ragged_raft::shard::reader::ShardReader;
 use roaring::RoaringBitmap;
-use search::{Search, allowed_rows};
+use search::{Search, passing};
 use serde::{Deserialize, Serialize};
 use source::RowSource;
 use std::path::{Path, PathBuf};
@@ -98,6 +106,8 @@ pub struct PartitionContext {
     pub folder: PathBuf,
     /// What hits have shown lately.
     pub cache: Arc<ContentCache>,
+    /// Counts what searches do.
+    pub metrics: SearchMetrics,
 }
 
 /// What is looked for.
@@ -176,6 +186,7 @@ pub struct Partition {
     source: RowSource,
     changes: Arc<ChangesHandle>,
     analyzer: Analyzer,
+    metrics: SearchMetrics,
     view: ArcSwap<View>,
     /// Held while the view is exchanged. Taken after `checkpoint` where both are.
     follower: Mutex<Follower>,
@@ -221,6 +232,7 @@ impl Partition {
         let partition = Partition {
             source,
             changes: context.changes,
+            metrics: context.metrics,
             analyzer,
             view: ArcSwap::from_pointee(view),
             follower: Mutex::default(),
@@ -258,7 +270,7 @@ impl Partition {
         } else {
             query
         };
-        Search { view: &view, source: &self.source, analyzer: &self.analyzer, query }.run()
+        Search { view: &view, source: &self.source, analyzer: &self.analyzer, metrics: &self.metrics, query }.run()
     }
 
     /// Ids of documents that pass, in their order, after `after`, and their first rows; `limit` of them at most.
@@ -269,8 +281,8 @@ impl Partition {
         limit: usize,
     ) -> Result<Vec<(String, RowId)>, PartitionError> {
         let view = self.current()?;
-        let allowed = allowed_rows(&view, Some(filter))?;
-        let first_rows = allowed.as_ref() & view.starts.as_ref();
+        let selected = passing(&view, Some(filter), &self.metrics)?;
+        let first_rows = selected.as_ref().map_or(view.live.as_ref(), |selected| selected.rows.as_ref()) & view.starts.as_ref();
         if first_rows.len() > NAMED_DOCUMENTS_MAX {
             return self.matching_in_order(&first_rows, after, limit);
         }
@@ -557,5 +569,6 @@ fn first_view(checkpoint: &Checkpoint, mut live: RoaringBitmap) -> Result<View, 
         segments,
         text,
         tail: Vec::new(),
+        filters: FilterCache::default(),
     })
 }

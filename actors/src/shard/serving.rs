@@ -257,6 +257,7 @@ impl Request {
                 folder: replica.arguments.partition_folder(tenant, collection.id),
                 collection,
                 cache: replica.arguments.cache.clone(),
+                metrics: replica.arguments.metrics.search.clone(),
             })?;
             tracing::info!(collection = %name, took_ms = begun.elapsed().as_millis() as u64, "partition loaded");
             Ok::<_, PartitionError>(Arc::new(partition))

@@ -154,12 +154,15 @@ pub(super) struct List<'a> {
     pub(super) numbers: &'a [u32],
     /// Their codes, block by block.
     pub(super) codes: &'a [u8],
+    /// Numbers of its blocks among those of the index.
+    pub(super) blocks: Range<usize>,
 }
 
-impl List<'_> {
-    /// Number of its blocks.
-    pub(super) fn blocks(&self) -> usize {
-        self.numbers.len() / BLOCK
+impl<'a> List<'a> {
+    /// The codes of some of its blocks, by their places in the list.
+    pub(super) fn codes_of(&self, blocks: Range<usize>) -> &'a [u8] {
+        let block_bytes = self.codes.len() / self.blocks.len();
+        &self.codes[blocks.start * block_bytes..blocks.end * block_bytes]
     }
 }
 
@@ -235,7 +238,8 @@ impl ApproximateIndex {
         bytemuck::cast_slice(&self.mapped[self.sections.lengths.clone()])
     }
 
-    fn numbers(&self) -> &[u32] {
+    /// Numbers of the rows, by their places in the lists.
+    pub(super) fn numbers(&self) -> &[u32] {
         bytemuck::cast_slice(&self.mapped[self.sections.numbers.clone()])
     }
 
@@ -269,6 +273,7 @@ impl ApproximateIndex {
             len: self.lengths()[number] as usize,
             numbers: &self.numbers()[blocks.start * BLOCK..blocks.end * BLOCK],
             codes: &codes[blocks.start * block_bytes..blocks.end * block_bytes],
+            blocks,
         }
     }
 }

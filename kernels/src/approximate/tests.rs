@@ -16,6 +16,13 @@ fn values(count: usize, seed: u64) -> Vec<f32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
+/// A bit for each position.
+fn bits(positions: &[u32], count: usize) -> Vec<u64> {
+    let mut bits = vec![0u64; count.div_ceil(64)];
+    positions.iter().for_each(|position| bits[*position as usize / 64] |= 1 << (position % 64));
+    bits
+}
+
 fn index(vectors: &[f16], dimension: usize, lists: usize) -> (tempfile::TempDir, ApproximateIndex) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("index");
@@ -74,12 +81,33 @@ proptest! {
         let mut all = index.search(&query, all_of(lists, count), None);
         all.sort_unstable();
         prop_assert!(all.into_iter().eq(0..count as u32));
-        let mut allowed = vec![0u8; count.div_ceil(8)];
         let right: Vec<u32> = (0..count as u32).step_by(step).collect();
-        right.iter().for_each(|position| allowed[*position as usize / 8] |= 1 << (position % 8));
-        let mut some = index.search(&query, all_of(lists, count), Some(&allowed));
+        let mask = index.mask(&bits(&right, count));
+        let mut some = index.search(&query, all_of(lists, count), Some(&mask));
         some.sort_unstable();
-        prop_assert_eq!(some, right);
+        prop_assert_eq!(&some, &right);
+        // What is in both of two masks, a third of what is allowed in the last block only.
+        let last: Vec<u32> = right.iter().copied().filter(|position| *position as usize + BLOCK >= count).step_by(3).collect();
+        let both = mask.and(&index.mask(&bits(&last, count)));
+        let mut some = index.search(&query, all_of(lists, count), Some(&both));
+        some.sort_unstable();
+        prop_assert_eq!(&some, &last);
+        let mut compared = index.compare(&query, count, &both);
+        compared.sort_unstable();
+        prop_assert_eq!(compared, last);
+        let nearest = index.compare(&query, 1, &mask)[0];
+        let score = |position: u32| exact::score(&query, &vectors, dimension, &[position])[0].score;
+        let best = right.iter().map(|position| score(*position)).fold(f32::NEG_INFINITY, f32::max);
+        prop_assert!(best - score(nearest) < 0.01 * dimension as f32, "{} instead of {}", score(nearest), best);
+        // A row is in one list or in two.
+        let reach = index.near(&query).reach(index.lists(), &mask);
+        prop_assert!(reach.rows >= count && reach.rows <= 2 * count);
+        prop_assert!(reach.allowed >= right.len() && reach.allowed <= 2 * right.len());
+        prop_assert!(reach.scanned >= reach.allowed && reach.scanned <= index.numbers().len());
+        let mut near = index.near(&query);
+        let nearest = near.reach(2, &mask).allowed;
+        let found = near.search(all_of(2, count), Some(&mask)).len();
+        prop_assert!(found <= nearest && nearest <= 2 * found);
         let few = index.search(&query, all_of(1, 5), None);
         prop_assert!(few.len() <= 5);
     }

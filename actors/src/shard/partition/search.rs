@@ -3,7 +3,8 @@
 use super::analyzer::Analyzer;
 use super::error::PartitionError;
 use super::ranking::{Ranked, Ranking};
-use super::selection::select;
+use super::search_metrics::SearchMetrics;
+use super::selected::{Allowed, Selected};
 use super::source::RowSource;
 use super::text_search::{self, TextScope};
 use super::view::View;
@@ -14,24 +15,23 @@ use ragged_raft::ids::RowId;
 use ragged_raft::mutant::{self, Mutant};
 use roaring::RoaringBitmap;
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// By what the number of rows grows that are looked for until there are enough documents.
 const WIDENING: usize = 4;
 
-/// Rows that pass the filter: of those that are there, indexed or not.
-pub(super) fn allowed_rows<'a>(view: &'a View, filter: Option<&Filter>) -> Result<Cow<'a, RoaringBitmap>, PartitionError> {
-    let Some(filter) = filter.filter(|filter| !filter.is_empty() && !mutant::is_on(Mutant::FilterIgnored)) else {
-        return Ok(Cow::Borrowed(&view.live));
-    };
-    let until = view.text.until;
-    let mut indexed = view.live.as_ref().clone();
-    indexed.remove_range(until..);
-    let mut allowed = if indexed.is_empty() { indexed } else { select(filter, &view.text, &indexed)? };
-    for block in &view.tail {
-        let rows: RoaringBitmap = block.rows.iter().copied().filter(|row| *row >= until && view.live.contains(*row)).collect();
-        allowed |= select(filter, block.as_ref(), &rows)?;
+/// What the filter selects; none when it passes everything.
+pub(super) fn passing(
+    view: &View,
+    filter: Option<&Filter>,
+    metrics: &SearchMetrics,
+) -> Result<Option<Arc<Selected>>, PartitionError> {
+    match filter {
+        Some(filter) if !filter.is_empty() && !mutant::is_on(Mutant::FilterIgnored) => {
+            Selected::of(view, filter, metrics).map(Some)
+        }
+        _ => Ok(None),
     }
-    Ok(Cow::Owned(allowed))
 }
 
 /// A search under way.
@@ -39,6 +39,7 @@ pub(super) struct Search<'a> {
     pub(super) view: &'a View,
     pub(super) source: &'a RowSource,
     pub(super) analyzer: &'a Analyzer,
+    pub(super) metrics: &'a SearchMetrics,
     pub(super) query: &'a PartitionQuery,
 }
 
@@ -46,22 +47,21 @@ impl Search<'_> {
     pub(super) fn run(&self) -> Result<PartitionAnswer, PartitionError> {
         let mut answer = PartitionAnswer::default();
         let steps = &mut answer.steps;
-        let allowed = allowed_rows(self.view, self.query.filter.as_ref())?;
-        let filtered = matches!(allowed, Cow::Owned(_));
+        let selected = passing(self.view, self.query.filter.as_ref(), self.metrics)?;
+        let selected = selected.as_deref();
         self.explain(steps, || {
             let (live, tail) = (self.view.live.len(), self.view.tail_rows());
-            if filtered {
-                format!("filter: {} of {live} chunks pass", allowed.len())
-            } else {
-                format!("{live} chunks, {tail} of them not indexed yet")
+            match selected {
+                Some(selected) => format!("filter: {} of {live} chunks pass", selected.rows.len()),
+                None => format!("{live} chunks, {tail} of them not indexed yet"),
             }
         });
         let dense = match &self.query.vector {
-            Some(vector) => self.dense(vector, filtered.then_some(allowed.as_ref()), steps)?,
+            Some(vector) => self.dense(vector, selected, steps)?,
             None => Vec::new(),
         };
         let text = match &self.query.text {
-            Some(text) => self.text(text, &allowed, steps)?,
+            Some(text) => self.text(text, selected.map_or(self.view.live.as_ref(), |selected| selected.rows.as_ref()), steps)?,
             None => Vec::new(),
         };
         (answer.dense, answer.text) = self.name(&dense, &text)?;
@@ -87,19 +87,14 @@ impl Search<'_> {
         Ok(ranking.into_sorted())
     }
 
-    fn dense(
-        &self,
-        vector: &[f32],
-        allowed: Option<&RoaringBitmap>,
-        steps: &mut Vec<String>,
-    ) -> Result<Vec<Ranked>, PartitionError> {
+    fn dense(&self, vector: &[f32], selected: Option<&Selected>, steps: &mut Vec<String>) -> Result<Vec<Ranked>, PartitionError> {
         if vector.len() != self.source.dimension() {
             return Err(PartitionError::Dimension { expected: self.source.dimension(), found: vector.len() });
         }
         let mut wanted = self.query.depth;
         loop {
             let mut ranking = Ranking::new(self.query.depth, self.starts());
-            let unseen = self.dense_rows(vector, allowed, wanted, &mut ranking, steps)?;
+            let unseen = self.dense_rows(vector, selected, wanted, &mut ranking, steps)?;
             // Where several rows share a document, the best rows of a part can be of so few documents that a row that was not asked for
             // is better than the worst that is kept.
             if ranking.depth() == 0 || unseen.is_none_or(|unseen| ranking.worst().is_some_and(|worst| worst.score >= unseen)) {
@@ -115,7 +110,7 @@ impl Search<'_> {
     fn dense_rows(
         &self,
         vector: &[f32],
-        allowed: Option<&RoaringBitmap>,
+        selected: Option<&Selected>,
         wanted: usize,
         ranking: &mut Ranking<'_>,
         steps: &mut Vec<String>,
@@ -123,11 +118,10 @@ impl Search<'_> {
         let mut unseen: Option<f32> = None;
         let mut cut_at = |score: f32| unseen = Some(unseen.map_or(score, |known| known.max(score)));
         for part in &self.view.segments {
-            let positions = match allowed {
-                Some(allowed) => Some(Cow::Owned(part.segment.positions_of(allowed))),
-                None => part.live.as_deref().map(Cow::Borrowed),
-            };
-            let found = part.segment.search(vector, wanted, positions.as_deref(), self.query.recall)?;
+            let selection = selected.map(|selected| selected.segment(self.view, part));
+            let allowed = Allowed { selected: selection.as_deref(), live: part.live.as_deref() };
+            let found = part.segment.search(vector, wanted, allowed, self.query.recall)?;
+            self.metrics.segment_searched(&found.method);
             self.explain(steps, || {
                 format!("meaning: segment {} of {} chunks, {}", part.segment.number, part.segment.len(), found.method)
             });
@@ -138,18 +132,16 @@ impl Search<'_> {
                 ranking.offer(score, row);
             }
         }
-        for block in &self.view.tail {
-            let from = block.rows.partition_point(|row| *row < self.view.segments_until);
-            let mut positions = block.positions_in(allowed.unwrap_or(&self.view.live));
-            if from > 0 {
-                let mut all = RoaringBitmap::new();
-                all.insert_range(0..block.rows.len() as u32);
-                let mut later = positions.unwrap_or(all);
-                later.remove_range(..from as u32);
-                positions = Some(later);
-            }
-            let scored = exact::top_k(vector, &block.vectors, vector.len(), positions.as_ref(), wanted);
-            self.explain(steps, || format!("meaning: {} chunks not indexed yet, exact", block.rows.len()));
+        for (number, block) in self.view.tail.iter().enumerate() {
+            let positions = match selected {
+                Some(selected) => selected.tail(number).map(Cow::Borrowed),
+                None => block.positions_from(self.view.segments_until, &self.view.live).map(Cow::Owned),
+            };
+            let scored = exact::top_k(vector, &block.vectors, vector.len(), positions.as_deref(), wanted);
+            self.explain(steps, || {
+                let compared = positions.as_ref().map_or(block.rows.len() as u64, |positions| positions.len());
+                format!("meaning: {} chunks not indexed yet, exact: {compared} compared", block.rows.len())
+            });
             if let Some(last) = scored.last().filter(|_| scored.len() >= wanted) {
                 cut_at(last.score);
             }

@@ -5,12 +5,17 @@
 //! - `vectors.index`: the approximate index over them, for larger segments; mapped into memory
 //! - `segment`: lengths and checksums of the others, framed by the codec; written last
 //!
+//! How the nearest rows are looked for is decided in [`super::vector_plan`].
+//!
 //! All checksums are compared when a segment is opened, but for vectors and index beyond [`VERIFIED_BYTES_MAX`], of which only the lengths are:
 //! reading gigabytes would keep the first search waiting. What is damaged is built again from the rows.
 
+use super::dense::DenseBits;
 use super::error::PartitionError;
 use super::files;
+use super::selected::{Allowed, SegmentSelection};
 use super::vector_index::{self, Depth, Effort, Efforts, Recall};
+use super::vector_plan::{self, Method, Plan};
 use half::f16;
 use memmap2::Mmap;
 use ragged_kernels::{ApproximateIndex, Scored, exact};
@@ -25,8 +30,6 @@ use std::path::{Path, PathBuf};
 
 /// Segments of at least this many rows get an approximate index; smaller ones are faster without.
 pub(super) const INDEXED_ROWS_MIN: usize = 8192;
-/// Rows up to which going through all that are wanted is not slower than the approximate index.
-const EXACT_ROWS_MAX: u64 = 4096;
 /// Queries that the effort of searching an index is found with.
 const TRIAL_QUERIES: usize = 64;
 /// Part of the nearest rows that an index must find for the trial queries, for 95 of a hundred and for 99. Trial queries are about as hard as questions of
@@ -96,7 +99,7 @@ pub(super) struct SegmentHits {
     /// Rows and scores, best first.
     pub(super) hits: Vec<(u32, f32)>,
     /// How they were found.
-    pub(super) method: &'static str,
+    pub(super) method: Method,
 }
 
 impl Segment {
@@ -157,48 +160,43 @@ impl Segment {
 
     /// Positions of those of its rows that are in `rows`.
     pub(super) fn positions_of(&self, rows: &RoaringBitmap) -> RoaringBitmap {
-        let common = rows & &self.row_set;
-        let Some(first) = self.rows.first() else { return RoaringBitmap::new() };
-        if (self.rows[self.rows.len() - 1] - first) as usize + 1 == self.rows.len() {
-            return common.iter().map(|row| row - first).collect();
-        }
-        let mut positions = RoaringBitmap::new();
-        let mut from = 0;
-        for row in &common {
-            // Rows come in order, so the search goes on where the last one ended.
-            from += self.rows[from..].partition_point(|known| *known < row);
-            positions.insert(from as u32);
-        }
-        positions
+        DenseBits::places(&self.rows, rows).to_bitmap()
     }
 
-    /// The `k` nearest rows of those whose positions are `allowed` (of all when none is given), or all when there are fewer.
+    /// The `k` nearest rows of those that are allowed, or all when there are fewer.
     pub(super) fn search(
         &self,
         query: &[f32],
         k: usize,
-        allowed: Option<&RoaringBitmap>,
+        allowed: Allowed<'_>,
         recall: Recall,
     ) -> Result<SegmentHits, PartitionError> {
-        let count = allowed.map_or(self.rows.len() as u64, RoaringBitmap::len);
+        let count = allowed.count().unwrap_or(self.rows.len() as u64);
         let wanted = k.min(count as usize);
         if wanted == 0 {
-            return Ok(SegmentHits { hits: Vec::new(), method: "nothing to look at" });
+            return Ok(SegmentHits { hits: Vec::new(), method: Method::Nothing });
         }
+        let rows = Rows { vectors: self.vectors(), dimension: self.dimension };
         if let Some((index, efforts)) = &self.index
-            && let Some(effort) = efforts.for_recall(recall, wanted)
-            && count > EXACT_ROWS_MAX
-            && (effort.candidates(wanted) as u64) < count / 4
+            && let Some(plan) = Plan::new(efforts, recall, wanted, count)
         {
-            let bitmap = allowed.map(|allowed| byte_bitmap(allowed, self.rows.len()));
-            let rows = Rows { vectors: self.vectors(), dimension: self.dimension };
-            let scored = rows.nearest(index, effort, query, wanted, bitmap.as_deref());
+            let (found, method) = plan.find(index, query, allowed.mask(index).as_deref());
+            let scored = rows.scored_again(query, &found, wanted);
             if scored.len() >= wanted {
-                return Ok(SegmentHits { hits: self.named(&scored), method: "approximate, re-scored" });
+                return Ok(SegmentHits { hits: self.named(&scored), method });
             }
         }
-        let scored = exact::top_k(query, self.vectors(), self.dimension, allowed, wanted);
-        Ok(SegmentHits { hits: self.named(&scored), method: "exact" })
+        let scored = exact::top_k(query, rows.vectors, self.dimension, allowed.positions().as_deref(), wanted);
+        Ok(SegmentHits { hits: self.named(&scored), method: Method::Exact { rows: count } })
+    }
+
+    /// Makes what a search needs to go through the index for these rows, if one may.
+    pub(super) fn prepare(&self, selection: &SegmentSelection) {
+        if let Some((index, _)) = &self.index
+            && selection.len() > vector_plan::EXACT_ROWS_MAX
+        {
+            selection.mask(index);
+        }
     }
 
     fn named(&self, scored: &[Scored]) -> Vec<(u32, f32)> {
@@ -219,16 +217,14 @@ struct Rows<'a> {
 
 impl Rows<'_> {
     /// The nearest of what the index finds, with exact scores, best first.
-    fn nearest(
-        &self,
-        index: &ApproximateIndex,
-        effort: Effort,
-        query: &[f32],
-        wanted: usize,
-        allowed: Option<&[u8]>,
-    ) -> Vec<Scored> {
-        let positions = index.search(query, effort.for_rows(wanted), allowed);
-        let mut scored = exact::score(query, self.vectors, self.dimension, &positions);
+    fn nearest(&self, index: &ApproximateIndex, effort: Effort, query: &[f32], wanted: usize) -> Vec<Scored> {
+        let positions = index.search(query, effort.for_rows(wanted), None);
+        self.scored_again(query, &positions, wanted)
+    }
+
+    /// The nearest of the rows at these positions, with exact scores, best first.
+    fn scored_again(&self, query: &[f32], positions: &[u32], wanted: usize) -> Vec<Scored> {
+        let mut scored = exact::score(query, self.vectors, self.dimension, positions);
         let by_score = |one: &Scored, other: &Scored| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position));
         if wanted < scored.len() {
             scored.select_nth_unstable_by(wanted, by_score);
@@ -296,23 +292,12 @@ impl Rows<'_> {
         for (query, right) in queries {
             let right = &right[..depth.min(right.len())];
             let worst = right.last().map_or(f32::MAX, |scored| scored.score);
-            let nearest = self.nearest(index, effort, query, right.len(), None);
+            let nearest = self.nearest(index, effort, query, right.len());
             found += nearest.iter().filter(|scored| scored.score >= worst).count();
             wanted += right.len();
         }
         found as f64 / (wanted as f64).max(1.0)
     }
-}
-
-/// Bit `position % 8` of byte `position / 8` for each position.
-fn byte_bitmap(positions: &RoaringBitmap, count: usize) -> Vec<u8> {
-    let mut bytes = vec![0u8; count.div_ceil(8)];
-    for position in positions {
-        if let Some(byte) = bytes.get_mut(position as usize / 8) {
-            *byte |= 1 << (position % 8);
-        }
-    }
-    bytes
 }
 
 fn read_rows(path: &Path, sum: FileSum) -> Result<Vec<u32>, PartitionError> {

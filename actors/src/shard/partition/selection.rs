@@ -1,18 +1,20 @@
 //! Filters, evaluated into sets of rows.
 
 use super::error::PartitionError;
-use super::facts::{self, FactRange};
+use super::facts::{self, FactRange, ValueRange};
 use crate::filter::{Condition, Filter, Test};
 use crate::shard::partition::analyzer::each_word;
-use roaring::RoaringBitmap;
+use roaring::{MultiOps, RoaringBitmap};
 use std::collections::BTreeMap;
 
-/// Something that knows which rows have which facts. Rows may be given in any order and more than once.
+/// Something that knows which rows have which facts.
 pub(super) trait FactIndex {
-    /// Calls `take` with the rows that have this fact.
-    fn rows_with(&self, fact: &[u8], take: &mut dyn FnMut(&[u32])) -> Result<(), PartitionError>;
-    /// Calls `take` with each fact of the range and rows that have it.
-    fn rows_within(&self, range: &FactRange, take: &mut dyn FnMut(&[u8], &[u32])) -> Result<(), PartitionError>;
+    /// The rows that have one of these facts.
+    fn rows_with(&self, facts: &[Vec<u8>]) -> Result<RoaringBitmap, PartitionError>;
+    /// The rows that have a value of the range.
+    fn rows_within(&self, range: &ValueRange) -> Result<RoaringBitmap, PartitionError>;
+    /// Calls `take` with each fact of the range and rows that have it, in any order and more than once.
+    fn each_within(&self, range: &FactRange, take: &mut dyn FnMut(&[u8], &[u32])) -> Result<(), PartitionError>;
 }
 
 /// The rows of `all` that pass.
@@ -42,27 +44,18 @@ pub(super) fn select(filter: &Filter, index: &dyn FactIndex, all: &RoaringBitmap
 
 fn holds(condition: &Condition, index: &dyn FactIndex, all: &RoaringBitmap) -> Result<RoaringBitmap, PartitionError> {
     let field = condition.field.as_str();
-    let mut rows = RoaringBitmap::new();
     match &condition.test {
-        Test::In(values) => {
-            for value in values {
-                index.rows_with(&facts::equals(field, value), &mut |found| rows.extend(found))?;
-            }
-        }
-        Test::Range { lower, upper } => {
-            if let Some(range) = facts::within(field, lower, upper) {
-                index.rows_within(&range, &mut |_, found| rows.extend(found))?;
-            }
-        }
+        Test::In(values) => index.rows_with(&values.iter().map(|value| facts::equals(field, value)).collect::<Vec<_>>()),
+        Test::Range { lower, upper } => match facts::within(field, lower, upper) {
+            Some(range) => index.rows_within(&range),
+            None => Ok(RoaringBitmap::new()),
+        },
         Test::Exists(wanted) => {
-            index.rows_with(&facts::exists(field), &mut |found| rows.extend(found))?;
-            if !wanted {
-                return Ok(all - rows);
-            }
+            let rows = index.rows_with(&[facts::exists(field)])?;
+            Ok(if *wanted { rows } else { all - rows })
         }
-        Test::Match(text) => return matches(field, text, index),
+        Test::Match(text) => matches(field, text, index),
     }
-    Ok(rows)
 }
 
 /// Rows that have a text with all of these words in it.
@@ -71,11 +64,11 @@ fn matches(field: &str, text: &str, index: &dyn FactIndex) -> Result<RoaringBitm
     each_word(text, true, |word| words.push(word.to_owned()));
     words.sort_unstable();
     words.dedup();
-    let mut rows = RoaringBitmap::new();
-    let Some((first, others)) = words.split_first() else {
+    let (first, others) = match words.as_slice() {
         // No word at all is in every text.
-        index.rows_within(&facts::any_text(field), &mut |_, found| rows.extend(found))?;
-        return Ok(rows);
+        [] => return index.rows_within(&facts::any_text(field).into()),
+        [word] => return index.rows_within(&facts::contains_word(field, word).into()),
+        [first, others @ ..] => (first, others),
     };
     let mut texts = texts_with(field, first, index)?;
     for word in others {
@@ -88,16 +81,13 @@ fn matches(field: &str, text: &str, index: &dyn FactIndex) -> Result<RoaringBitm
             !rows.is_empty()
         });
     }
-    for found in texts.into_values() {
-        rows |= found;
-    }
-    Ok(rows)
+    Ok(texts.into_values().union())
 }
 
 /// For each place in a field's array the rows whose text there has the word in it.
 fn texts_with(field: &str, word: &str, index: &dyn FactIndex) -> Result<BTreeMap<u32, RoaringBitmap>, PartitionError> {
     let mut texts: BTreeMap<u32, RoaringBitmap> = BTreeMap::new();
-    index.rows_within(&facts::contains_word(field, word), &mut |fact, found| {
+    index.each_within(&facts::contains_word(field, word), &mut |fact, found| {
         texts.entry(facts::element_of(fact)).or_default().extend(found);
     })?;
     Ok(texts)

@@ -1,7 +1,7 @@
 //! Reads the partition's rows: what everything here is made from.
 
 use super::error::PartitionError;
-use super::facts::facts;
+use super::facts::{Facts, facts};
 use crate::shard::content_cache::{ContentCache, RowPlace};
 use half::f16;
 use ragged_raft::ReadError;
@@ -31,7 +31,7 @@ pub(super) struct StoredRow<'a> {
     /// Title and text, as they are searched by words.
     pub(super) text: &'a str,
     /// What its document's metadata says.
-    pub(super) facts: &'a [Vec<u8>],
+    pub(super) facts: &'a Facts,
 }
 
 impl RowSource {
@@ -151,5 +151,5 @@ impl RowSource {
 /// The document whose chunks are being read.
 struct OpenDocument {
     head: DocumentHead,
-    facts: Vec<Vec<u8>>,
+    facts: Facts,
 }

@@ -5,7 +5,7 @@
 
 use super::analyzer::Analyzer;
 use super::error::PartitionError;
-use super::facts::FactRange;
+use super::facts::{FactRange, ValueRange};
 use super::selection::FactIndex;
 use super::source::RowSource;
 use half::f16;
@@ -54,7 +54,7 @@ impl TailBlock {
         source.each_row(from, until, |stored| {
             block.push_text(analyzer, stored.row, stored.text);
             block.first_rows.push(stored.first_row);
-            for fact in stored.facts {
+            for fact in &stored.facts.values {
                 match block.facts.get_mut(fact.as_slice()) {
                     Some(rows) => rows.push(stored.row),
                     None => {
@@ -124,15 +124,16 @@ impl TailBlock {
         self.bytes + self.vectors.len() * 2 + self.rows.len() * 9
     }
 
-    /// Positions of the rows that are in `allowed`; none when all of them are.
-    pub(super) fn positions_in(&self, allowed: &RoaringBitmap) -> Option<RoaringBitmap> {
+    /// Positions of the rows from `from` on that are in `allowed`; none when it is the whole block.
+    pub(super) fn positions_from(&self, from: u32, allowed: &RoaringBitmap) -> Option<RoaringBitmap> {
         let (first, last) = (self.rows.first()?, self.rows.last()?);
         let is_whole = (last - first) as usize + 1 == self.rows.len();
-        if is_whole && allowed.range_cardinality(*first..=*last) == self.rows.len() as u64 {
+        if *first >= from && is_whole && allowed.range_cardinality(*first..=*last) == self.rows.len() as u64 {
             return None;
         }
         let numbered = (0u32..).zip(&self.rows);
-        Some(numbered.filter(|(_, row)| allowed.contains(**row)).map(|(position, _)| position).collect())
+        let is_wanted = |row: u32| row >= from && allowed.contains(row);
+        Some(numbered.filter(|(_, row)| is_wanted(**row)).map(|(position, _)| position).collect())
     }
 
     /// The rows of both, `self`'s before `later`'s.
@@ -185,14 +186,21 @@ impl TailBlock {
 }
 
 impl FactIndex for TailBlock {
-    fn rows_with(&self, fact: &[u8], take: &mut dyn FnMut(&[u32])) -> Result<(), PartitionError> {
-        if let Some(rows) = self.facts.get(fact) {
-            take(rows);
+    fn rows_with(&self, facts: &[Vec<u8>]) -> Result<RoaringBitmap, PartitionError> {
+        let mut found = RoaringBitmap::new();
+        for rows in facts.iter().filter_map(|fact| self.facts.get(fact.as_slice())) {
+            found.extend(rows);
         }
-        Ok(())
+        Ok(found)
     }
 
-    fn rows_within(&self, (from, until): &FactRange, take: &mut dyn FnMut(&[u8], &[u32])) -> Result<(), PartitionError> {
+    fn rows_within(&self, range: &ValueRange) -> Result<RoaringBitmap, PartitionError> {
+        let mut found = RoaringBitmap::new();
+        self.each_within(&range.values, &mut |_, rows| found.extend(rows))?;
+        Ok(found)
+    }
+
+    fn each_within(&self, (from, until): &FactRange, take: &mut dyn FnMut(&[u8], &[u32])) -> Result<(), PartitionError> {
         if from < until {
             let bounds = (Bound::Included(from.as_slice()), Bound::Excluded(until.as_slice()));
             for (fact, rows) in self.facts.range::<[u8], _>(bounds) {

@@ -6,13 +6,16 @@ mod crash;
 mod filters;
 mod model;
 mod quality;
+mod recall;
 mod shard;
 mod words;
 
 use super::*;
+use crate::filter::{Condition, Scalar, Test};
 use model::{Model, Operation};
 use proptest::prelude::*;
 use shard::TestShard;
+use std::ops::Bound;
 
 const DIMENSION: u32 = 6;
 
@@ -125,6 +128,57 @@ fn searches_run_beside_indexing_and_see_every_acknowledged_write() {
             let answer = partition.search(&query).unwrap();
             assert_eq!(answer.text.len(), 1, "write {number} is not seen");
             assert_eq!(answer.dense.len() as u32, (number + 1).min(20));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn filtered_searches_beside_writes_and_indexing_see_every_acknowledged_write_and_nothing_else() {
+    const DOCUMENTS: i64 = 20;
+    let shard = TestShard::new(DIMENSION, "none");
+    let partition = shard.open();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let from = |number: i64| {
+        let range = Test::Range { lower: Bound::Included(Scalar::Number(number.into())), upper: Bound::Unbounded };
+        Some(Filter { must: vec![Condition { field: "n".to_owned(), test: range }], ..Default::default() })
+    };
+    let query = |number: i64| PartitionQuery {
+        vector: Some(vec![1.0; 6]),
+        text: Some("word".to_owned()),
+        filter: from(number),
+        depth: 100,
+        ..Default::default()
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                partition.index_with(true).unwrap();
+            }
+        });
+        // Two that ask the same all the time, so that what one makes the other uses.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = partition.search(&query(0)).unwrap();
+                    let documents: std::collections::HashSet<&str> =
+                        answer.dense.iter().map(|one| one.document_id.as_str()).collect();
+                    assert_eq!(documents.len(), answer.dense.len(), "two versions of a document");
+                    assert!(answer.text.len() <= DOCUMENTS as usize);
+                }
+            });
+        }
+        for number in 0..100i64 {
+            let metadata = format!("{{\"n\":{number}}}");
+            shard.upsert(&format!("d{}", number % DOCUMENTS), None, &metadata, &[("word", vec![1.0; 6])]);
+            let count = |number| {
+                let answer = partition.search(&query(number)).unwrap();
+                assert_eq!(answer.dense.len(), answer.text.len());
+                answer.dense.len() as i64
+            };
+            assert_eq!(count(number), 1, "write {number} is not seen");
+            assert_eq!(count(number - 5), (number + 1).min(6));
+            assert_eq!(count(0), (number + 1).min(DOCUMENTS));
         }
         stop.store(true, Ordering::Relaxed);
     });

@@ -4,10 +4,13 @@
 //! committed together: after a crash between the two, each goes on from where it is.
 
 use super::analyzer::Analyzer;
+use super::dense::{self, DenseBits};
 use super::error::PartitionError;
-use super::facts::FactRange;
+use super::facts::{FactRange, ValueRange};
 use super::files;
+use super::filter_cache::FilterCache;
 use super::merge_plan::{self, SegmentSize};
+use super::selected::IndexedSelection;
 use super::selection::FactIndex;
 use super::source::RowSource;
 use ragged_raft::failpoints::{self, Point};
@@ -18,13 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tantivy::columnar::Column;
 use tantivy::directory::MmapDirectory;
-use tantivy::index::{SegmentComponent, SegmentId, SegmentMeta, SegmentReader};
+use tantivy::index::{InvertedIndexReader, SegmentComponent, SegmentId, SegmentMeta};
 use tantivy::indexer::{LogMergePolicy, MergePolicy, NoMergePolicy};
-use tantivy::postings::BlockSegmentPostings;
+use tantivy::postings::{BlockSegmentPostings, TermInfo};
 use tantivy::schema::{
     BytesOptions, FAST, Field, INDEXED, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions,
 };
-use tantivy::termdict::TermDictionary;
 use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term};
 
 /// Memory for rows that are being indexed.
@@ -37,7 +39,7 @@ const DEAD_PART_MAX: f32 = 0.3;
 const VERIFIED_BYTES_MAX: u64 = 256 << 20;
 const TOKENIZER: &str = "ragged";
 /// Raised when rows are indexed in another way; an older index is then built again.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a commit carries, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +76,8 @@ pub(super) struct TextSnapshot {
     pub(super) fields: Fields,
     /// For each of tantivy's segments the rows of its documents.
     columns: Arc<Vec<Column<u64>>>,
+    /// What filters have selected from it.
+    pub(super) filters: Arc<FilterCache<IndexedSelection>>,
     /// Rows before it are here.
     pub(super) until: u32,
     /// The rows that are here and not deleted.
@@ -131,6 +135,7 @@ impl TextIndex {
             searcher,
             fields: self.fields,
             columns: Arc::new(columns),
+            filters: Arc::default(),
             until: payload.until,
             rows: Arc::new(rows),
             changed_at: payload.changed_at,
@@ -172,7 +177,7 @@ impl TextIndex {
                 document.add_u64(self.fields.row, u64::from(stored.row));
                 document.add_u64(self.fields.first_row, u64::from(stored.first_row));
                 document.add_text(self.fields.text, stored.text);
-                for fact in stored.facts {
+                for fact in stored.facts.values.iter().chain(&stored.facts.coarse) {
                     document.add_bytes(self.fields.facts, fact);
                 }
                 writer.add_document(document)?;
@@ -256,48 +261,110 @@ impl TextSnapshot {
         self.columns.get(segment)?.first(document).and_then(|row| u32::try_from(row).ok())
     }
 
-    /// Gives the rows of a fact's documents in one segment.
-    fn rows_of_postings(&self, segment: usize, mut postings: BlockSegmentPostings, take: &mut dyn FnMut(&[u32])) {
-        let Some(column) = self.columns.get(segment) else { return };
-        let mut rows = Vec::new();
-        while postings.block_len() > 0 {
-            rows.clear();
-            rows.extend(postings.docs().iter().filter_map(|document| u32::try_from(column.first(*document)?).ok()));
-            take(&rows);
-            postings.advance();
+    /// The rows of the documents that `gather` finds, segment by segment.
+    fn rows_of(
+        &self,
+        mut gather: impl FnMut(&Terms<'_>, &mut DenseBits) -> Result<(), PartitionError>,
+    ) -> Result<RoaringBitmap, PartitionError> {
+        let mut rows = RoaringBitmap::new();
+        for (segment, column) in self.searcher.segment_readers().iter().zip(self.columns.iter()) {
+            let inverted = segment.inverted_index(self.fields.facts)?;
+            let mut documents = DenseBits::below(segment.max_doc() as usize);
+            gather(&Terms { inverted: &inverted }, &mut documents)?;
+            rows |= rows_in(column, &documents);
         }
-    }
-
-    fn each_segment(&self) -> impl Iterator<Item = (usize, &SegmentReader)> {
-        self.searcher.segment_readers().iter().enumerate()
+        Ok(rows)
     }
 }
 
-impl FactIndex for TextSnapshot {
-    fn rows_with(&self, fact: &[u8], take: &mut dyn FnMut(&[u32])) -> Result<(), PartitionError> {
-        let term = Term::from_field_bytes(self.fields.facts, fact);
-        for (number, segment) in self.each_segment() {
-            let inverted = segment.inverted_index(self.fields.facts)?;
-            if let Some(info) = inverted.get_term_info(&term)? {
-                let postings = inverted.read_block_postings_from_terminfo(&info, IndexRecordOption::Basic)?;
-                self.rows_of_postings(number, postings, take);
+/// The rows of some documents.
+fn rows_in(column: &Column<u64>, documents: &DenseBits) -> RoaringBitmap {
+    let mut rows = Vec::new();
+    let mut found = [None; dense::PART];
+    documents.each_part(|documents| {
+        let found = &mut found[..documents.len()];
+        found.fill(None);
+        column.first_vals(documents, found);
+        rows.extend(found.iter().flatten().filter_map(|row| u32::try_from(*row).ok()));
+    });
+    match RoaringBitmap::from_sorted_iter(rows.iter().copied()) {
+        Ok(rows) => rows,
+        // Segments that have been joined may follow each other in any order.
+        Err(_) => rows.into_iter().collect(),
+    }
+}
+
+/// The facts of one of tantivy's segments.
+struct Terms<'a> {
+    inverted: &'a InvertedIndexReader,
+}
+
+impl Terms<'_> {
+    /// Calls `take` with documents that have the fact of this place, in order.
+    fn documents(&self, place: &TermInfo, postings: &mut Postings, mut take: impl FnMut(&[u32])) -> Result<(), PartitionError> {
+        let postings = match postings {
+            // Opening another one would cost more than reading it: most facts are of few documents.
+            Some(postings) => {
+                self.inverted.reset_block_postings_from_terminfo(place, postings)?;
+                postings
             }
+            none => none.insert(self.inverted.read_block_postings_from_terminfo(place, IndexRecordOption::Basic)?),
+        };
+        while postings.block_len() > 0 {
+            take(postings.docs());
+            postings.advance();
         }
         Ok(())
     }
 
-    fn rows_within(&self, (from, until): &FactRange, take: &mut dyn FnMut(&[u8], &[u32])) -> Result<(), PartitionError> {
+    /// Calls `take` with each fact of the range and documents that have it.
+    fn each_within(&self, (from, until): &FactRange, mut take: impl FnMut(&[u8], &[u32])) -> Result<(), PartitionError> {
         if from >= until {
             return Ok(());
         }
-        for (number, segment) in self.each_segment() {
-            let inverted = segment.inverted_index(self.fields.facts)?;
-            let dictionary: &TermDictionary = inverted.terms();
-            let mut facts = dictionary.range().ge(from).lt(until).into_stream()?;
-            while let Some((fact, info)) = facts.next() {
-                let postings = inverted.read_block_postings_from_terminfo(info, IndexRecordOption::Basic)?;
-                self.rows_of_postings(number, postings, &mut |rows| take(fact, rows));
+        let mut postings = None;
+        let mut facts = self.inverted.terms().range().ge(from).lt(until).into_stream()?;
+        while let Some((fact, place)) = facts.next() {
+            self.documents(place, &mut postings, |documents| take(fact, documents))?;
+        }
+        Ok(())
+    }
+}
+
+/// What is used again for the documents of the next fact.
+type Postings = Option<BlockSegmentPostings>;
+
+impl FactIndex for TextSnapshot {
+    fn rows_with(&self, facts: &[Vec<u8>]) -> Result<RoaringBitmap, PartitionError> {
+        self.rows_of(|terms, found| {
+            let mut postings = None;
+            for fact in facts {
+                if let Some(place) = terms.inverted.get_term_info(&Term::from_field_bytes(self.fields.facts, fact))? {
+                    terms.documents(&place, &mut postings, |documents| found.insert_all(documents))?;
+                }
             }
+            Ok(())
+        })
+    }
+
+    fn rows_within(&self, range: &ValueRange) -> Result<RoaringBitmap, PartitionError> {
+        self.rows_of(|terms, found| {
+            for facts in &range.cover {
+                terms.each_within(facts, |_, documents| found.insert_all(documents))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn each_within(&self, range: &FactRange, take: &mut dyn FnMut(&[u8], &[u32])) -> Result<(), PartitionError> {
+        let mut rows = Vec::new();
+        for (segment, column) in self.searcher.segment_readers().iter().zip(self.columns.iter()) {
+            let inverted = segment.inverted_index(self.fields.facts)?;
+            Terms { inverted: &inverted }.each_within(range, |fact, documents| {
+                rows.clear();
+                rows.extend(documents.iter().filter_map(|document| u32::try_from(column.first(*document)?).ok()));
+                take(fact, &rows);
+            })?;
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! What a search sees of a partition: one moment of it, which does not change while it is searched.
 
+use super::filter_cache::{FilterCache, MemoryBytes};
 use super::segment::Segment;
+use super::selected::{SegmentSelection, Selected};
 use super::tail::TailBlock;
 use super::text_index::TextSnapshot;
 use ragged_raft::mutant::{self, Mutant};
@@ -25,14 +27,16 @@ pub(super) struct View {
     pub(super) text: TextSnapshot,
     /// Rows that are not in the segments or not in the text index.
     pub(super) tail: Vec<Arc<TailBlock>>,
+    /// What filters have selected from it.
+    pub(super) filters: FilterCache<Selected>,
 }
 
 /// A segment with what is left of it.
 #[derive(Clone)]
 pub(super) struct SegmentView {
     pub(super) segment: Arc<Segment>,
-    /// Positions of the rows that are there; none when all of them are.
-    pub(super) live: Option<Arc<RoaringBitmap>>,
+    /// Those of its rows that are there; none when all of them are.
+    pub(super) live: Option<Arc<SegmentSelection>>,
 }
 
 impl SegmentView {
@@ -41,22 +45,18 @@ impl SegmentView {
         if left == segment.len() as u64 || mutant::is_on(Mutant::IgnoreDeletions) {
             return SegmentView { segment, live: None };
         }
-        let positions = Arc::new(segment.positions_of(live));
-        SegmentView { segment, live: Some(positions) }
+        let live = SegmentSelection::of(&segment, live);
+        SegmentView { segment, live: Some(Arc::new(live)) }
     }
 
     fn without(&self, removed: &RoaringBitmap) -> SegmentView {
-        let gone = self.segment.positions_of(removed);
-        if gone.is_empty() || mutant::is_on(Mutant::IgnoreDeletions) {
+        if self.segment.row_set().is_disjoint(removed) || mutant::is_on(Mutant::IgnoreDeletions) {
             return self.clone();
         }
+        let gone = self.segment.positions_of(removed);
         let live = match &self.live {
-            Some(live) => live.as_ref() - gone,
-            None => {
-                let mut all = RoaringBitmap::new();
-                all.insert_range(0..self.segment.len() as u32);
-                all - gone
-            }
+            Some(live) => live.without(&gone),
+            None => SegmentSelection::all(&self.segment).without(&gone),
         };
         SegmentView { segment: self.segment.clone(), live: Some(Arc::new(live)) }
     }
@@ -80,9 +80,9 @@ impl View {
         let segments: usize = self
             .segments
             .iter()
-            .map(|one| one.segment.memory_bytes() + one.live.as_ref().map_or(0, |live| live.serialized_size()))
+            .map(|one| one.segment.memory_bytes() + one.live.as_ref().map_or(0, |live| live.memory_bytes()))
             .sum();
-        bitmaps + segments + self.tail_bytes()
+        bitmaps + segments + self.tail_bytes() + self.text.filters.memory_bytes() + self.filters.memory_bytes()
     }
 
     /// Bytes that the tail holds, roughly.

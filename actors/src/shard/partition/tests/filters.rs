@@ -2,11 +2,12 @@
 
 use super::shard::{TestShard, document};
 use crate::filter::{Condition, Filter, Scalar, Test};
-use crate::shard::partition::PartitionQuery;
+use crate::shard::partition::{Candidate, PartitionQuery};
 use proptest::prelude::*;
 use ragged_raft::ids::RowId;
 use serde_json::{Number, Value, json};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 /// All values at a path: keys are joined by dots, arrays are entered.
@@ -214,6 +215,120 @@ proptest! {
             prop_assert_eq!(answer.text.len(), expected.len() * 2);
         }
     }
+}
+
+/// A number near this one that is the same after it has been written and read again: reading may round the last digit.
+fn as_it_is_read(mut number: Number) -> Number {
+    for _ in 0..8 {
+        let read: Number = serde_json::from_str(&number.to_string()).unwrap();
+        if read == number {
+            return number;
+        }
+        number = read;
+    }
+    Number::from(0)
+}
+
+/// Numbers of every size, and many that differ in their last bits only.
+fn any_number() -> impl Strategy<Value = Number> {
+    let float = |value: f64| as_it_is_read(Number::from_f64(value).unwrap_or_else(|| Number::from(0)));
+    prop_oneof![
+        2 => any::<i64>().prop_map(Number::from),
+        2 => any::<f64>().prop_map(float),
+        2 => (0.0..1.0f64).prop_map(float),
+        2 => (-2000i64..2000).prop_map(Number::from),
+        2 => (0u64..300).prop_map(|more| Number::from((1 << 53) - 150 + more)),
+        2 => (0u64..5000).prop_map(|more| Number::from(u64::MAX - more)),
+        1 => (0i64..5000).prop_map(|more| Number::from(i64::MIN + more)),
+        1 => (0u64..40).prop_map(move |bits| float(f64::from_bits(bits))),
+        1 => (0u64..40).prop_map(move |bits| float(-f64::from_bits(f64::MAX.to_bits() - bits))),
+        1 => (0u64..40).prop_map(move |bits| float(f64::from_bits(1.5f64.to_bits() + (bits << 12)))),
+    ]
+}
+
+fn number_range() -> impl Strategy<Value = Test> {
+    let bound = || {
+        let number = any_number().prop_map(Scalar::Number).boxed();
+        prop_oneof![1 => Just(Bound::Unbounded), 3 => number.clone().prop_map(Bound::Included), 3 => number.prop_map(Bound::Excluded)]
+    };
+    let equal = any_number().prop_map(|number| {
+        let number = Scalar::Number(number);
+        Test::Range { lower: Bound::Included(number.clone()), upper: Bound::Included(number) }
+    });
+    prop_oneof![8 => (bound(), bound()).prop_map(|(lower, upper)| Test::Range { lower, upper }), 1 => equal]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_range_of_many_numbers_selects_those_within(
+        numbers in proptest::collection::vec(proptest::collection::vec(any_number(), 0..4), 600),
+        ranges in proptest::collection::vec(number_range(), 60), picked in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 40),
+        indexed in 0.0..1.2f64,
+    ) {
+        let shard = TestShard::new(2, "none");
+        let partition = shard.open();
+        let indexed = (numbers.len() as f64 * indexed) as usize;
+        let metadata: Vec<Value> = numbers.iter().map(|numbers| json!({ "deep": [{ "number": numbers }] })).collect();
+        let prepared = |some: &[Value], first: usize| {
+            some.iter().enumerate().map(|(place, metadata)| document(&format!("d{:03}", first + place), None, &metadata.to_string(), &[("word", vec![1.0, 0.0])])).collect::<Vec<_>>()
+        };
+        // In two parts of the index, and the rest in the tail.
+        for (part, some) in metadata.chunks(200).enumerate() {
+            shard.upsert_all(prepared(some, part * 200));
+            if (part + 1) * 200 <= indexed {
+                partition.index_with(false).unwrap();
+            }
+        }
+        // Bounds that documents have, too.
+        let all: Vec<&Number> = numbers.iter().flatten().collect();
+        let between = picked.iter().filter(|_| !all.is_empty()).map(|(lower, upper)| {
+            let bound = |place: &prop::sample::Index| Scalar::Number((*place.get(&all)).clone());
+            Test::Range { lower: Bound::Excluded(bound(lower)), upper: Bound::Included(bound(upper)) }
+        });
+        for test in ranges.into_iter().chain(between) {
+            let filter = Filter { must: vec![Condition { field: "deep.number".to_owned(), test }], ..Default::default() };
+            let expected: Vec<String> =
+                metadata.iter().enumerate().filter(|(_, metadata)| passes(&filter, metadata)).map(|(number, _)| format!("d{number:03}")).collect();
+            for _ in 0..2 {
+                prop_assert_eq!(&ids(partition.matching_documents(&filter, None, 1000).unwrap()), &expected, "{:?}", filter);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_filter_selected_is_kept_and_never_shows_what_is_gone() {
+    let shard = TestShard::new(2, "none");
+    let partition = shard.open();
+    let upsert = |id: usize, number: usize| {
+        shard.upsert(&format!("d{id:02}"), None, &json!({ "n": number }).to_string(), &[("word", vec![1.0, 0.0])])
+    };
+    (0..50).for_each(|id| upsert(id, id));
+    partition.index_with(false).unwrap();
+    let test = Test::Range { lower: Bound::Included(Scalar::Number(2.into())), upper: Bound::Excluded(Scalar::Number(9.into())) };
+    let filter = Filter { must: vec![Condition { field: "n".to_owned(), test }], ..Default::default() };
+    let found = || {
+        let (vector, text, filter) = (Some(vec![1.0, 0.0]), Some("word".to_owned()), Some(filter.clone()));
+        let answer = partition.search(&PartitionQuery { vector, text, filter, depth: 100, ..Default::default() }).unwrap();
+        let sorted = |hits: &[Candidate]| hits.iter().map(|hit| hit.document_id.clone()).collect::<BTreeSet<_>>();
+        assert_eq!(sorted(&answer.dense), sorted(&answer.text));
+        sorted(&answer.dense).into_iter().collect::<Vec<_>>()
+    };
+    let evaluated = || partition.metrics.filters_evaluated.get();
+    assert_eq!(found(), ["d02", "d03", "d04", "d05", "d06", "d07", "d08"]);
+    found();
+    assert_eq!(evaluated(), 1, "the second search uses what the first has made");
+    shard.delete("d03");
+    upsert(4, 40);
+    upsert(30, 5);
+    assert_eq!(found(), ["d02", "d05", "d06", "d07", "d08", "d30"]);
+    assert_eq!(evaluated(), 1, "rows that go are taken out of what is kept");
+    partition.index_with(true).unwrap();
+    assert_eq!(found(), ["d02", "d05", "d06", "d07", "d08", "d30"]);
+    assert_eq!(evaluated(), 2, "another index is asked anew");
+    assert_eq!(partition.metrics.filters.get(), 4);
 }
 
 #[test]

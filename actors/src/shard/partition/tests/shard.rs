@@ -1,7 +1,7 @@
 //! A real shard group on a store of its own, for tests.
 
 use crate::shard::content_cache::ContentCache;
-use crate::shard::partition::{Partition, PartitionContext};
+use crate::shard::partition::{Partition, PartitionContext, SearchMetrics};
 use half::f16;
 use ragged_raft::group::Ground;
 use ragged_raft::ids::{CollectionId, ShardId, TenantId};
@@ -55,6 +55,7 @@ impl TestShard {
             collection: self.collection.clone(),
             folder: self.checkpoint(),
             cache: Arc::new(ContentCache::register(1 << 20, &prometheus::Registry::new()).unwrap()),
+            metrics: SearchMetrics::register(&prometheus::Registry::new()).unwrap(),
         })
         .unwrap()
     }

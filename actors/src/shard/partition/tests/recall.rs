@@ -1,0 +1,94 @@
+//! How much of what is nearest is found in a segment with an index, and how, whatever part of the rows a filter passes.
+
+use super::shard::{TestShard, document};
+use crate::filter::{Condition, Filter, Scalar, Test};
+use crate::shard::partition::{Partition, PartitionQuery, Recall};
+use ragged_kernels::exact;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::collections::HashSet;
+use std::ops::Bound;
+
+const DIMENSION: usize = 24;
+const COUNT: usize = 12_000;
+const HEAPS: usize = 60;
+const LIMIT: usize = 10;
+
+/// Vectors in heaps, as texts on some subjects are; the heap comes first.
+fn vectors(count: usize, seed: u64) -> Vec<(usize, Vec<f32>)> {
+    let centre = |heap: usize| {
+        let mut random = StdRng::seed_from_u64(1000 + heap as u64);
+        (0..DIMENSION).map(|_| random.random_range(-1.0..1.0f32)).collect::<Vec<f32>>()
+    };
+    let centres: Vec<Vec<f32>> = (0..HEAPS).map(centre).collect();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut vector = |number: usize| {
+        let heap = number % HEAPS;
+        let mut vector: Vec<f32> = centres[heap].iter().map(|value| value + random.random_range(-0.9..0.9)).collect();
+        exact::normalize(&mut vector);
+        (heap, vector)
+    };
+    (0..count).map(&mut vector).collect()
+}
+
+fn ids(partition: &Partition, query: &PartitionQuery) -> (Vec<String>, String) {
+    let answer = partition.search(query).unwrap();
+    (answer.dense.into_iter().map(|one| one.document_id).collect(), answer.steps.join("; "))
+}
+
+#[test]
+fn a_filtered_search_finds_as_much_as_it_is_asked_to_and_all_that_there_is_up_to_the_limit() {
+    let shard = TestShard::new(DIMENSION as u32, "none");
+    let partition = shard.open();
+    let numbered: Vec<(usize, (usize, Vec<f32>))> = vectors(COUNT, 1).into_iter().enumerate().collect();
+    for some in numbered.chunks(1000) {
+        let prepared = some.iter().map(|(number, (heap, vector))| {
+            // Apart from everything else: a whole number that has nothing to do with the vector.
+            let metadata = format!("{{\"draw\":{},\"heap\":{heap}}}", number * 7919 % COUNT);
+            document(&number.to_string(), None, &metadata, &[("a point", vector.clone())])
+        });
+        shard.upsert_all(prepared.collect());
+    }
+    partition.index_with(true).unwrap();
+    // Some are gone: what is left is looked for through a mask also without a filter.
+    for number in (0..COUNT).step_by(40) {
+        shard.delete(&number.to_string());
+    }
+    let only = |field: &str, test| Filter { must: vec![Condition { field: field.to_owned(), test }], ..Default::default() };
+    let whole = |value: usize| Scalar::Number(value.into());
+    let below =
+        |field: &str, value: usize| only(field, Test::Range { lower: Bound::Unbounded, upper: Bound::Excluded(whole(value)) });
+    let cases = [
+        ("all", Filter::default(), "approximate"),
+        ("half", below("draw", COUNT / 2), "approximate"),
+        ("a tenth", below("draw", COUNT / 10), "by bytes"),
+        ("a hundredth", below("draw", COUNT / 100), "exact"),
+        ("six", below("draw", 6), "exact"),
+        ("none", below("draw", 0), "nothing"),
+        // Near some questions is everything allowed, near others nothing.
+        ("half of the heaps", below("heap", HEAPS / 2), "approximate"),
+        ("a few heaps", below("heap", HEAPS / 6), ""),
+    ];
+    for (name, filter, method) in cases {
+        let (mut found, mut wanted, mut used) = (0, 0, HashSet::new());
+        for (_, question) in vectors(120, 2) {
+            let query = |recall| PartitionQuery {
+                vector: Some(question.clone()),
+                filter: Some(filter.clone()),
+                depth: LIMIT,
+                recall,
+                explain: true,
+                ..Default::default()
+            };
+            let (right, steps) = ids(&partition, &query(Recall::Exact));
+            assert!(!steps.contains("approximate") && !steps.contains("by bytes"), "{steps}");
+            let (hits, steps) = ids(&partition, &query(Recall::Usual));
+            assert_eq!(hits.len(), right.len(), "{name}: {steps}");
+            used.extend(["approximate", "by bytes", "exact", "nothing"].into_iter().filter(|method| steps.contains(method)));
+            found += hits.iter().filter(|id| right.contains(id)).count();
+            wanted += right.len();
+        }
+        assert!(found * 100 >= wanted * 95, "{name}: {found} of {wanted}");
+        assert!(used.iter().any(|used| used.contains(method)), "{name}: {used:?}");
+    }
+}
