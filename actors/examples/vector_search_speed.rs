@@ -8,6 +8,7 @@
 use half::f16;
 use ragged_actors::shard::content_cache::ContentCache;
 use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuery};
+use ragged_actors::shard::text_writers::TextWriters;
 use ragged_actors::{Condition, Filter, Scalar, Test};
 use ragged_kernels::{CpuDevice, Device, Model, exact};
 use ragged_raft::group::Ground;
@@ -144,8 +145,19 @@ fn main() {
         let changes = group.changes().watch(TENANT, collection.id);
         let (reader, folder) = (group.reader(), folder.path().join("partition"));
         let cache = Arc::new(ContentCache::register(32 << 20, &prometheus::Registry::new()).unwrap());
-        Partition::open(PartitionContext { reader, changes, tenant: TENANT, collection: collection.clone(), folder, cache })
-            .unwrap()
+        let text_writers = Arc::new(TextWriters::new(32 << 20));
+        let collection = collection.clone();
+        let context = PartitionContext {
+            reader,
+            changes,
+            tenant: TENANT,
+            collection,
+            folder,
+            cache,
+            text_writers,
+            tail_bytes_max: 64 << 20,
+        };
+        Partition::open(context).unwrap()
     };
     let partition = open();
     let begun = Instant::now();

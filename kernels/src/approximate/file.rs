@@ -9,7 +9,7 @@ use super::DIMENSION_MAX;
 use super::bytes::{ByteRows, row_bytes};
 use super::codes::{CODES, Codebook, PART, PartCodes, parts_of};
 use super::scan::BLOCK;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -219,9 +219,20 @@ impl ApproximateIndex {
         self.sizes.lists
     }
 
-    /// Bytes of memory that it is worth keeping in.
+    /// Bytes that it holds in memory, without its mapped file.
     pub fn memory_bytes(&self) -> usize {
-        self.mapped.len() + self.starts.len() * 4
+        self.starts.len() * 4
+    }
+
+    /// Gives the pages of its file back: they no longer count as the program's memory, and stay in the system's cache of files, where the next search
+    /// finds them.
+    pub fn give_back(&self) {
+        // SAFETY: a file that is mapped for reading only and that nothing changes: pages that are read again have the bytes that they had, and
+        // searches that read them at this moment notice nothing.
+        let given = unsafe { self.mapped.unchecked_advise(UncheckedAdvice::DontNeed) };
+        if let Err(fault) = given {
+            tracing::debug!(%fault, "pages of an index were not given back");
+        }
     }
 
     // A mapping begins at a page and every section at a multiple of 64, so that no cast below can fail.

@@ -205,9 +205,20 @@ impl Segment {
         scored.iter().map(|scored| (self.rows[scored.position as usize], scored.score)).collect()
     }
 
-    /// Bytes that it holds in memory; mapped vectors are the operating system's to drop.
+    /// Bytes that it holds in memory, without mapped files.
     pub(super) fn memory_bytes(&self) -> usize {
         self.rows.len() * 4 + self.row_set.serialized_size() + self.index.as_ref().map_or(0, |(index, _)| index.memory_bytes())
+    }
+
+    /// Gives the pages of its mapped files back.
+    pub(super) fn give_back(&self) {
+        if let Some(mapped) = &self.vectors {
+            // SAFETY: as for `map_vectors`, which has mapped it so.
+            unsafe { files::give_back(mapped) };
+        }
+        if let Some((index, _)) = &self.index {
+            index.give_back();
+        }
     }
 }
 

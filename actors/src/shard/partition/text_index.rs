@@ -10,6 +10,7 @@ use super::files;
 use super::merge_plan::{self, SegmentSize};
 use super::selection::FactIndex;
 use super::source::RowSource;
+use crate::shard::text_writers::Writing;
 use ragged_raft::failpoints::{self, Point};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tantivy::columnar::Column;
-use tantivy::directory::MmapDirectory;
+use tantivy::directory::{Directory, MmapDirectory};
 use tantivy::index::{SegmentComponent, SegmentId, SegmentMeta, SegmentReader};
 use tantivy::indexer::{LogMergePolicy, MergePolicy, NoMergePolicy};
 use tantivy::postings::BlockSegmentPostings;
@@ -27,8 +28,6 @@ use tantivy::schema::{
 use tantivy::termdict::TermDictionary;
 use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term};
 
-/// Memory for rows that are being indexed.
-const WRITER_BYTES: usize = 32 << 20;
 /// Segments of like size that are merged into one.
 const SEGMENTS_MERGED_MIN: usize = 4;
 /// Part of a segment's rows that may be dead before it is written again.
@@ -61,6 +60,7 @@ pub(super) struct Fields {
 
 /// The index of one partition.
 pub(super) struct TextIndex {
+    directory: MmapDirectory,
     index: Index,
     reader: IndexReader,
     fields: Fields,
@@ -70,6 +70,7 @@ pub(super) struct TextIndex {
 /// The index at one moment; it does not change.
 #[derive(Clone)]
 pub(super) struct TextSnapshot {
+    directory: MmapDirectory,
     pub(super) searcher: Searcher,
     pub(super) fields: Fields,
     /// For each of tantivy's segments the rows of its documents.
@@ -87,16 +88,16 @@ impl TextIndex {
     pub(super) fn open(folder: &Path, language: &str, analyzer: &Analyzer) -> Result<TextIndex, PartitionError> {
         std::fs::create_dir_all(folder).map_err(PartitionError::file(folder))?;
         let (schema, fields) = schema();
-        let directory = || MmapDirectory::open(folder).map_err(tantivy::TantivyError::from);
-        let is_new = !Index::exists(&directory()?).map_err(tantivy::TantivyError::from)?;
+        let directory = MmapDirectory::open(folder).map_err(tantivy::TantivyError::from)?;
+        let is_new = !Index::exists(&directory).map_err(tantivy::TantivyError::from)?;
         if !is_new {
             verify(folder)?;
         }
-        let index =
-            if is_new { Index::create(directory()?, schema, IndexSettings::default())? } else { Index::open(directory()?)? };
+        let shared = directory.clone();
+        let index = if is_new { Index::create(shared, schema, IndexSettings::default())? } else { Index::open(shared)? };
         index.tokenizers().register(TOKENIZER, analyzer.for_texts());
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).num_warming_threads(0).try_into()?;
-        let opened = TextIndex { index, reader, fields, language: language.to_owned() };
+        let opened = TextIndex { directory, index, reader, fields, language: language.to_owned() };
         let payload = opened.payload()?;
         if payload.version != VERSION || payload.language != language {
             return Err(PartitionError::damaged(folder, "it was written for another language or by another version"));
@@ -128,6 +129,7 @@ impl TextIndex {
             columns.push(row_of);
         }
         let snapshot = TextSnapshot {
+            directory: self.directory.clone(),
             searcher,
             fields: self.fields,
             columns: Arc::new(columns),
@@ -155,12 +157,13 @@ impl TextIndex {
     pub(super) fn advance(
         &self,
         source: &RowSource,
+        writing: &Writing<'_>,
         rows: Range<u32>,
         dead: &RoaringBitmap,
         changed_at: u64,
         is_idle: bool,
     ) -> Result<(), PartitionError> {
-        let mut writer: IndexWriter = self.index.writer_with_num_threads(1, WRITER_BYTES)?;
+        let mut writer: IndexWriter = self.index.writer_with_num_threads(1, writing.bytes())?;
         let policy: Box<dyn MergePolicy> = if is_idle { Box::new(NoMergePolicy) } else { merge_policy() };
         writer.set_merge_policy(policy);
         for row in dead {
@@ -265,6 +268,18 @@ impl TextSnapshot {
             rows.extend(postings.docs().iter().filter_map(|document| u32::try_from(column.first(*document)?).ok()));
             take(&rows);
             postings.advance();
+        }
+    }
+
+    /// Gives the pages of its mapped files back.
+    pub(super) fn give_back(&self) {
+        // Whoever opens a file that is mapped already is given the same mapping.
+        for path in self.directory.get_cache_info().mmapped {
+            // It may have been deleted a moment ago.
+            let Ok(file) = self.directory.open_read(&path) else { continue };
+            let Ok(content) = file.read_bytes() else { continue };
+            // SAFETY: it is a whole file, as tantivy has mapped it, for reading and shared; no file of its changes once it is written.
+            unsafe { files::give_back(content.as_slice()) };
         }
     }
 

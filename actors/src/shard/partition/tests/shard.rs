@@ -2,6 +2,7 @@
 
 use crate::shard::content_cache::ContentCache;
 use crate::shard::partition::{Partition, PartitionContext};
+use crate::shard::text_writers::TextWriters;
 use half::f16;
 use ragged_raft::group::Ground;
 use ragged_raft::ids::{CollectionId, ShardId, TenantId};
@@ -55,6 +56,8 @@ impl TestShard {
             collection: self.collection.clone(),
             folder: self.checkpoint(),
             cache: Arc::new(ContentCache::register(1 << 20, &prometheus::Registry::new()).unwrap()),
+            text_writers: Arc::new(TextWriters::new(16 << 20)),
+            tail_bytes_max: 1 << 20,
         })
         .unwrap()
     }
