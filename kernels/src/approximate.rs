@@ -21,8 +21,10 @@ mod bytes;
 mod clusters;
 mod codes;
 mod file;
+mod nearest;
 mod scan;
 mod tables;
+mod vectors;
 
 pub use build::build;
 pub use file::{ApproximateIndex, IndexError};
