@@ -11,9 +11,11 @@ use super::merge_plan::{self, SegmentSize};
 use super::selection::FactIndex;
 use super::source::RowSource;
 use crate::shard::text_writers::Writing;
+use parking_lot::Mutex;
 use ragged_raft::failpoints::{self, Point};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,6 +67,39 @@ pub(super) struct TextIndex {
     reader: IndexReader,
     fields: Fields,
     language: String,
+    /// What is known of the segments that there were when it was looked at last: they do not change but by deletions.
+    known: Mutex<HashMap<SegmentKey, Arc<SegmentRows>>>,
+}
+
+/// A segment of tantivy's, and how many of its documents are deleted.
+type SegmentKey = (SegmentId, u32);
+
+/// The rows of a segment's documents.
+struct SegmentRows {
+    /// By the documents' numbers, deleted ones included.
+    column: Column<u64>,
+    /// Those that are not deleted.
+    rows: RoaringBitmap,
+    /// The first rows of their documents of ours.
+    starts: RoaringBitmap,
+}
+
+impl SegmentRows {
+    fn read(segment: &SegmentReader) -> Result<SegmentRows, PartitionError> {
+        let column = segment.fast_fields().u64("row")?;
+        let rows = living(segment, &column);
+        let starts = living(segment, &segment.fast_fields().u64("first_row")?);
+        Ok(SegmentRows { column, rows, starts })
+    }
+}
+
+/// What a column has of documents that are not deleted.
+fn living(segment: &SegmentReader, column: &Column<u64>) -> RoaringBitmap {
+    let value = |document| column.first(document).and_then(|row| u32::try_from(row).ok());
+    let mut rows: Vec<u32> = segment.doc_ids_alive().filter_map(value).collect();
+    rows.sort_unstable();
+    rows.dedup();
+    rows.into_iter().collect()
 }
 
 /// The index at one moment; it does not change.
@@ -74,7 +109,7 @@ pub(super) struct TextSnapshot {
     pub(super) searcher: Searcher,
     pub(super) fields: Fields,
     /// For each of tantivy's segments the rows of its documents.
-    columns: Arc<Vec<Column<u64>>>,
+    segments: Arc<Vec<Arc<SegmentRows>>>,
     /// Rows before it are here.
     pub(super) until: u32,
     /// The rows that are here and not deleted.
@@ -97,7 +132,7 @@ impl TextIndex {
         let index = if is_new { Index::create(shared, schema, IndexSettings::default())? } else { Index::open(shared)? };
         index.tokenizers().register(TOKENIZER, analyzer.for_texts());
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).num_warming_threads(0).try_into()?;
-        let opened = TextIndex { directory, index, reader, fields, language: language.to_owned() };
+        let opened = TextIndex { directory, index, reader, fields, language: language.to_owned(), known: Mutex::default() };
         let payload = opened.payload()?;
         if payload.version != VERSION || payload.language != language {
             return Err(PartitionError::damaged(folder, "it was written for another language or by another version"));
@@ -118,26 +153,39 @@ impl TextIndex {
         self.reader.reload()?;
         let searcher = self.reader.searcher();
         let payload = self.payload()?;
-        let (mut columns, mut rows, mut starts) = (Vec::new(), RoaringBitmap::new(), RoaringBitmap::new());
-        for segment in searcher.segment_readers() {
-            let row_of = segment.fast_fields().u64("row")?;
-            let first_row_of = segment.fast_fields().u64("first_row")?;
-            for document in segment.doc_ids_alive() {
-                rows.extend(row_of.first(document).and_then(|row| u32::try_from(row).ok()));
-                starts.extend(first_row_of.first(document).and_then(|row| u32::try_from(row).ok()));
-            }
-            columns.push(row_of);
+        let segments = self.segments(&searcher)?;
+        let (mut rows, mut starts) = (RoaringBitmap::new(), RoaringBitmap::new());
+        for segment in &segments {
+            rows |= &segment.rows;
+            starts |= &segment.starts;
         }
         let snapshot = TextSnapshot {
             directory: self.directory.clone(),
             searcher,
             fields: self.fields,
-            columns: Arc::new(columns),
+            segments: Arc::new(segments),
             until: payload.until,
             rows: Arc::new(rows),
             changed_at: payload.changed_at,
         };
         Ok((snapshot, starts))
+    }
+
+    /// What is known of each segment; only new ones are gone through.
+    fn segments(&self, searcher: &Searcher) -> Result<Vec<Arc<SegmentRows>>, PartitionError> {
+        let mut known = self.known.lock();
+        let (mut segments, mut found) = (Vec::new(), HashMap::new());
+        for segment in searcher.segment_readers() {
+            let key = (segment.segment_id(), segment.num_deleted_docs());
+            let rows = match known.get(&key) {
+                Some(rows) => rows.clone(),
+                None => Arc::new(SegmentRows::read(segment)?),
+            };
+            found.insert(key, rows.clone());
+            segments.push(rows);
+        }
+        *known = found;
+        Ok(segments)
     }
 
     /// The segments to join when no rows come.
@@ -256,12 +304,12 @@ fn components(segment: &SegmentMeta) -> Vec<SegmentComponent> {
 impl TextSnapshot {
     /// The row of a document.
     pub(super) fn row_of(&self, segment: usize, document: u32) -> Option<u32> {
-        self.columns.get(segment)?.first(document).and_then(|row| u32::try_from(row).ok())
+        self.segments.get(segment)?.column.first(document).and_then(|row| u32::try_from(row).ok())
     }
 
     /// Gives the rows of a fact's documents in one segment.
     fn rows_of_postings(&self, segment: usize, mut postings: BlockSegmentPostings, take: &mut dyn FnMut(&[u32])) {
-        let Some(column) = self.columns.get(segment) else { return };
+        let Some(SegmentRows { column, .. }) = self.segments.get(segment).map(Arc::as_ref) else { return };
         let mut rows = Vec::new();
         while postings.block_len() > 0 {
             rows.clear();
