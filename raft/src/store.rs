@@ -11,8 +11,8 @@ use crate::syncer::{OnSyncFailure, Sync, end_process};
 use crate::watermark::Watermark;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction,
-    IteratorMode, Options, ReadOptions, WriteBatch, WriteBufferManager,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteBufferManager,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -632,6 +632,11 @@ fn family_options(cache: &Cache, limits: StoreOptions) -> Options {
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_bloom_filter(10.0, false);
+    // In parts: the filter of a file with a million small rows is larger than what a shard of the cache has room for, and would be read from the disk,
+    // whole, with every row that is looked up.
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    blocks.set_partition_filters(true);
+    blocks.set_pin_top_level_index_and_filter(true);
     blocks.set_block_size(16 << 10);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
