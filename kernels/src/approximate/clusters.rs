@@ -14,7 +14,7 @@ use crate::cpu::product::{Epilogue, Product, Results};
 use crate::instructions::Instructions;
 
 /// Rounds of k-means: more change the centroids, and hardly what is found.
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 6;
 /// Rounds where there are few centroids.
 pub(super) const FEW_ROUNDS: usize = 20;
 /// Vectors whose distances are computed at a time.
