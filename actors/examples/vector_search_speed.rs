@@ -8,6 +8,7 @@
 use half::f16;
 use ragged_actors::shard::content_cache::ContentCache;
 use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuery, Recall, SearchMetrics};
+use ragged_actors::shard::text_writers::TextWriters;
 use ragged_actors::{Condition, Filter, Scalar, Test};
 use ragged_kernels::{CpuDevice, Device, Model, exact};
 use ragged_raft::group::Ground;
@@ -152,16 +153,20 @@ fn main() {
         let (reader, folder) = (group.reader(), folder.path().join("partition"));
         let cache = Arc::new(ContentCache::register(32 << 20, &prometheus::Registry::new()).unwrap());
         let metrics = SearchMetrics::register(&prometheus::Registry::new()).unwrap();
-        Partition::open(PartitionContext {
+        let text_writers = Arc::new(TextWriters::new(32 << 20));
+        let collection = collection.clone();
+        let context = PartitionContext {
             reader,
             changes,
             tenant: TENANT,
-            collection: collection.clone(),
+            collection,
             folder,
             cache,
             metrics,
-        })
-        .unwrap()
+            text_writers,
+            tail_bytes_max: 64 << 20,
+        };
+        Partition::open(context).unwrap()
     };
     let partition = open();
     let begun = Instant::now();

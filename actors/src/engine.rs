@@ -6,6 +6,7 @@
 //!       ├─ embedding ─── embedder-cpu, or embedder-gpu-0 …
 //!       ├─ ingest ────── jobs
 //!       ├─ reconciler
+//!       ├─ keeper
 //!       └─ sessions ──── one a key, started by its first request
 //! ```
 
@@ -28,13 +29,16 @@ use crate::embedding::{
 use crate::hedge::Hedge;
 use crate::ingest::jobs::{JobsActor, JobsArguments, JobsMessage, JobsMetrics};
 use crate::ingest::pipeline::{Pipeline, PipelineMetrics, now_ms};
+use crate::keeper::{Keeper, KeeperArguments, KeeperMessage, KeeperMetrics};
+use crate::memory::MemoryLimits;
 use crate::meta::{Meta, MetaActor, MetaArguments};
 use crate::search::Searcher;
 use crate::session::{ApiKey, KeyError, Sessions};
-use crate::shard::actor::{Residency, ShardMetrics};
+use crate::shard::actor::ShardMetrics;
 use crate::shard::content_cache::ContentCache;
 use crate::shard::indexer::{Indexer, IndexerMetrics};
 use crate::shard::read_threads::ReadThreads;
+use crate::shard::text_writers::TextWriters;
 use crate::shard::{ShardActor, ShardArguments};
 use crate::shards::Shards;
 use crate::supervision::{Child, RestartPolicy, Supervision, Supervisor, SupervisorMessage};
@@ -80,14 +84,8 @@ pub struct EngineOptions {
     pub embedding_batch_tokens: usize,
     /// Reads and searches that run at once.
     pub search_threads: usize,
-    /// Memory for blocks of the database.
-    pub block_cache_bytes: usize,
-    /// Memory for what hits have shown.
-    pub content_cache_bytes: usize,
-    /// Memory for vectors of queries.
-    pub query_cache_bytes: usize,
-    /// Memory that loaded partitions may hold.
-    pub partitions_bytes: usize,
+    /// What the parts of the node may hold in memory.
+    pub memory: MemoryLimits,
     /// A partition that nobody has used for so long is unloaded.
     pub partition_idle: Duration,
     /// Limits of what clients may ask.
@@ -112,7 +110,7 @@ pub struct ClusterOptions {
 }
 
 /// Partitions that are loaded at once.
-const LOADS_AT_ONCE: usize = 2;
+pub(crate) const LOADS_AT_ONCE: usize = 2;
 /// How long a start waits before it looks again whether a full disk has space.
 const SPACE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How long clearing a deleted collection waits after a failure.
@@ -225,8 +223,12 @@ pub(crate) struct Parts {
     pub(crate) query_cache: Arc<QueryCache>,
     /// Bytes that loaded partitions hold.
     pub(crate) partition_bytes: IntGauge,
-    /// Bytes that they may hold.
-    pub(crate) partition_bytes_max: usize,
+    pub(crate) text_writers: Arc<TextWriters>,
+    /// What all of them may hold.
+    pub(crate) memory: MemoryLimits,
+    #[cfg(test)]
+    pub(crate) keeper: Arc<Address<KeeperMessage>>,
+    pub(crate) keeper_metrics: KeeperMetrics,
     port: ClusterPort,
 }
 
@@ -279,7 +281,7 @@ impl Engine {
         let meta = Meta::new(links.clone());
         let shards = Shards::new(identity.shard_count, meta.clone(), links.clone(), Hedge::register(&registry)?);
         let queues: Vec<EmbedderQueue> = devices.iter().map(|device| EmbedderQueue::new(&device.embedder)).collect();
-        let query_cache = Arc::new(QueryCache::register(options.query_cache_bytes, &registry)?);
+        let query_cache = Arc::new(QueryCache::register(options.memory.query_cache, &registry)?);
         let embedding = Embedding::new(model.clone(), queues.clone(), query_cache.clone());
         let pipeline = Pipeline::new(embedding.clone(), shards.clone(), PipelineMetrics::register(&registry)?);
         let searcher = Searcher::register(embedding.clone(), pipeline.clone(), shards.clone(), &registry)?;
@@ -302,11 +304,13 @@ impl Engine {
         // Before the groups: a cluster port that is taken ends the start with one clear line.
         let port = listen(options.cluster.listen, services.clone()).await?;
 
-        let storage = StorageGround { ground, replicas, found_shards };
+        let content_cache = Arc::new(ContentCache::register(options.memory.content_cache, &registry)?);
+        let text_writers = Arc::new(TextWriters::new(options.memory.text_writer));
+        let (cache, writers) = (content_cache.clone(), text_writers.clone());
+        let storage = StorageGround { ground, replicas, found_shards, cache, text_writers: writers };
         let shard_metrics = ShardMetrics::register(&registry)?;
         let partition_bytes = shard_metrics.partition_bytes.clone();
-        let content_cache = Arc::new(ContentCache::register(options.content_cache_bytes, &registry)?);
-        let storage = storage_children(&options, &storage, &meta, &shards, content_cache.clone(), shard_metrics, &registry)?;
+        let storage = storage_children(&options, &storage, &meta, &shards, shard_metrics, &registry)?;
         let encoder_bytes = weights_bytes(&devices);
         let embedders = embedder_children(devices, queues, &model, &options, &EmbeddingMetrics::register(&registry)?);
         let jobs_child = jobs_child(JobsArguments {
@@ -322,6 +326,14 @@ impl Engine {
             settings: options.cluster.settings,
             metrics: ReconcilerMetrics::register(&registry)?,
         });
+        let keeper = Arc::new(Address::<KeeperMessage>::new("keeper"));
+        let keeper_metrics = KeeperMetrics::register(&registry)?;
+        let keeper_child = keeper_child(KeeperArguments {
+            address: keeper.clone(),
+            shards: shards.clone(),
+            limits: options.memory,
+            metrics: keeper_metrics.clone(),
+        });
         let sessions_child = {
             let sessions = sessions.clone();
             Child::new("sessions", move |above| {
@@ -334,6 +346,7 @@ impl Engine {
             supervisor("embedding", embedders, &restarts),
             supervisor("ingest", vec![jobs_child], &restarts),
             reconciler_child,
+            keeper_child,
             sessions_child,
         ];
         let root =
@@ -358,7 +371,11 @@ impl Engine {
             content_cache,
             query_cache,
             partition_bytes,
-            partition_bytes_max: options.partitions_bytes,
+            text_writers,
+            memory: options.memory,
+            #[cfg(test)]
+            keeper,
+            keeper_metrics,
             port,
         };
         let parts = Arc::new(parts);
@@ -473,8 +490,8 @@ where
 async fn open(options: &EngineOptions) -> Result<(Arc<Store>, Arc<Model>, Vec<Opened>), StartError> {
     let options = options.clone();
     let open = move || {
-        let store_options = StoreOptions { block_cache_bytes: options.block_cache_bytes, ..StoreOptions::default() };
-        let store = Store::open(&options.data_dir.join("store"), store_options)?;
+        let (block_cache_bytes, write_buffer_bytes) = (options.memory.block_cache, options.memory.write_buffers);
+        let store = Store::open(&options.data_dir.join("store"), StoreOptions { block_cache_bytes, write_buffer_bytes })?;
         let model = Arc::new(Model::load(&options.model_dir).map_err(|fault| StartError::Model(fault.to_string()))?);
         let opening = Opening {
             choice: &options.embedding_device,
@@ -604,6 +621,8 @@ struct StorageGround {
     ground: Ground,
     replicas: Replicas,
     found_shards: bool,
+    cache: Arc<ContentCache>,
+    text_writers: Arc<TextWriters>,
 }
 
 fn storage_children(
@@ -611,7 +630,6 @@ fn storage_children(
     storage: &StorageGround,
     meta: &Meta,
     shards: &Shards,
-    cache: Arc<ContentCache>,
     metrics: ShardMetrics,
     registry: &Registry,
 ) -> Result<Vec<Child>, StartError> {
@@ -619,8 +637,6 @@ fn storage_children(
         .map_err(|fault| StartError::Group(format!("the threads that search could not be started: {fault}")))?;
     let (threads, loads) = (Arc::new(threads), Arc::new(Semaphore::new(LOADS_AT_ONCE)));
     let indexer = Indexer::new(IndexerMetrics::register(registry)?);
-    let residency =
-        Residency { idle: options.partition_idle, bytes: options.partitions_bytes / usize::from(shards.count()).max(1) };
     let meta_arguments = MetaArguments { ground: storage.ground.clone(), replicas: storage.replicas.clone(), meta: meta.clone() };
     let mut children = vec![Child::new("meta", move |above| {
         let arguments = meta_arguments.clone();
@@ -638,11 +654,13 @@ fn storage_children(
             replicas: storage.replicas.clone(),
             folder: options.data_dir.join("partitions"),
             meta: meta.clone(),
-            cache: cache.clone(),
+            cache: storage.cache.clone(),
+            text_writers: storage.text_writers.clone(),
+            tail_bytes_max: options.memory.tail_max(),
             threads: threads.clone(),
             loads: loads.clone(),
             indexer: indexer.clone(),
-            residency,
+            partition_idle: options.partition_idle,
             metrics: metrics.clone(),
         };
         let arguments = Arc::new(arguments);
@@ -688,6 +706,13 @@ fn jobs_child(arguments: JobsArguments) -> Child {
     Child::new("jobs", move |above| {
         let arguments = arguments.clone();
         async move { Ok(Actor::spawn_linked(None, JobsActor, arguments, above).await?.0.get_cell()) }
+    })
+}
+
+fn keeper_child(arguments: KeeperArguments) -> Child {
+    Child::new("keeper", move |above| {
+        let arguments = arguments.clone();
+        async move { Ok(Actor::spawn_linked(None, Keeper, arguments, above).await?.0.get_cell()) }
     })
 }
 

@@ -7,6 +7,8 @@ use crate::fusion::Mode;
 use crate::ingest::UploadDocument;
 use crate::ingest::jobs::JobsMessage;
 use crate::installed_model::model_dir;
+use crate::keeper::KeeperMessage;
+use crate::memory::MemoryLimits;
 use crate::meta::MetaMessage;
 use crate::search::{Freshness, Search};
 use crate::service::{CreateCollection, EmbeddingChoice, Session};
@@ -26,10 +28,15 @@ async fn start(data: &Path, model_dir: PathBuf) -> Engine {
         embedding_threads: 1,
         embedding_batch_tokens: 512,
         search_threads: 4,
-        block_cache_bytes: 8 << 20,
-        content_cache_bytes: 1 << 20,
-        query_cache_bytes: 64 << 10,
-        partitions_bytes: 64 << 20,
+        memory: MemoryLimits {
+            budget: 1 << 30,
+            block_cache: 8 << 20,
+            write_buffers: 16 << 20,
+            content_cache: 1 << 20,
+            query_cache: 64 << 10,
+            partitions: 64 << 20,
+            text_writer: 16 << 20,
+        },
         partition_idle: Duration::from_secs(60),
         limits: Limits::default(),
         cluster: ClusterOptions {
@@ -124,6 +131,7 @@ async fn a_panic_in_every_kind_of_actor_loses_no_acknowledged_write() {
         stored += 1;
         engine.parts.meta.address().cast(MetaMessage::Panic);
         engine.parts.jobs.cast(JobsMessage::Panic);
+        engine.parts.keeper.cast(KeeperMessage::Panic);
         engine.parts.sessions.panic_session(own.principal());
         upload(&own, stored).await;
         stored += 1;

@@ -2,7 +2,7 @@
 //!
 //! Data passes in this order: [`service`] lets a request in through its [`session`]; [`ingest`] brings documents through [`embedding`] into a
 //! [`shard`]; [`search`] asks [`shards`] and merges what they found; [`hedge`] says when a slow one is not waited for. [`meta`] knows collections and keys. [`supervision`] restarts what fails, and
-//! an [`address`] reaches an actor across its restarts.
+//! an [`address`] reaches an actor across its restarts. [`memory`] says where the node's memory is, and the [`keeper`] keeps it within its budget.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps fails, and says where
 
@@ -15,8 +15,10 @@ pub mod filter;
 pub mod fusion;
 pub mod hedge;
 pub mod ingest;
+pub mod keeper;
 pub mod memory;
 pub mod meta;
+mod program_pages;
 pub mod search;
 pub mod service;
 pub mod session;
@@ -40,7 +42,7 @@ pub use error::{ErrorKind, ServiceError};
 pub use filter::{Condition, Filter, Scalar, Test};
 pub use fusion::Mode;
 pub use ingest::{Import, ImportOutcome, ImportRefusal, UploadDocument};
-pub use memory::PartMemory;
+pub use memory::{MemoryLimits, PartMemory, ProcessMemory};
 pub use ragged_raft::StoreOptions;
 pub use ragged_raft::ids::{NodeId, RowId, ShardId};
 pub use ragged_raft::meta::collection::{Collection, ModelRevision, VectorSettings};

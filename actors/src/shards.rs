@@ -7,6 +7,7 @@ use crate::error::{ErrorKind, ServiceError};
 use crate::hedge::Hedge;
 use crate::meta::Meta;
 use crate::shard::actor::ShardMessage;
+use crate::shard::loaded::LoadedPartitions;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use crate::shard::serving::Replica;
 use arc_swap::ArcSwapOption;
@@ -106,6 +107,11 @@ impl Shards {
     /// What is to be known of this node's replica of a shard, if it has one that runs.
     fn with_group_here<T>(&self, shard: ShardId, look: impl FnOnce(&ShardGroup) -> T) -> Option<T> {
         self.here(shard).ok()?.group.read().as_ref().map(look)
+    }
+
+    /// What is loaded of the shards on this node.
+    pub(crate) fn loaded_here(&self) -> Vec<Arc<LoadedPartitions>> {
+        self.inner.here.iter().filter_map(|here| Some(here.reads.load().as_ref()?.partitions.clone())).collect()
     }
 
     /// The shard that a tenant's item of this key lives in.

@@ -6,6 +6,13 @@ use utoipa::ToSchema;
 /// Answer of `GET /api/v1/memory`, about the node that answers. All sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemoryReport {
+    /// What the node keeps `resident_bytes` within.
+    #[serde(default)]
+    #[schema(example = 1073741824)]
+    pub budget_bytes: u64,
+    /// Bytes of mapped files that were given back to keep the budget, since the node started.
+    #[serde(default)]
+    pub given_back_bytes: u64,
     /// What the node has of the machine's memory: `anonymous_bytes` and `mapped_bytes`.
     #[schema(example = 73400320)]
     pub resident_bytes: u64,
@@ -24,7 +31,7 @@ pub struct MemoryReport {
 /// A part of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemoryPart {
-    /// `encoder`, `store_block_cache`, `store_write_buffers`, `content_cache`, `query_cache` or `partitions`.
+    /// `encoder`, `store_block_cache`, `store_write_buffers`, `content_cache`, `query_cache`, `partitions`, `text_writers` or `bodies`.
     #[schema(example = "partitions")]
     pub part: String,
     /// What it holds.

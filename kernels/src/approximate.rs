@@ -23,8 +23,10 @@ mod clusters;
 mod codes;
 mod file;
 mod mask;
+mod nearest;
 mod scan;
 mod tables;
+mod vectors;
 
 pub use build::build;
 pub use file::{ApproximateIndex, IndexError};

@@ -6,12 +6,15 @@
 pub mod byte_size;
 pub mod error;
 pub mod key;
+mod machine;
+pub mod memory;
 mod providers;
 pub mod sources;
 
 pub use byte_size::ByteSize;
 pub use error::ConfigError;
 pub use key::{KEYS, Key, Kind};
+pub use memory::Memory;
 pub use sources::{OTHER_VARIABLES, Sources};
 
 use byte_size::{GIB, KIB, MIB};
@@ -133,22 +136,6 @@ pub struct Search {
     pub threads: usize,
 }
 
-/// Budgets of memory.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Memory {
-    /// RocksDB's block cache.
-    pub block_cache_bytes: ByteSize,
-    /// What hits have shown lately.
-    pub content_cache_bytes: ByteSize,
-    /// Vectors of queries that were embedded lately.
-    pub query_cache_bytes: ByteSize,
-    /// Indexes of loaded partitions.
-    pub partitions_bytes: ByteSize,
-    /// A partition that nobody used for so long is unloaded.
-    pub partition_idle_ms: u64,
-}
-
 /// What is refused rather than queued.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -193,8 +180,9 @@ impl Config {
             let key = Key::find(path).ok_or_else(unknown)?;
             figment = figment.merge(SingleValue::parse(key, text, "flag".to_string())?);
         }
-        let config: Config = figment.extract().map_err(value_error)?;
+        let mut config: Config = figment.extract().map_err(value_error)?;
         config.check()?;
+        config.memory.give_out(machine::memory_bytes(), config.http.max_body_bytes)?;
         let origin = |key: &Key| figment.find_metadata(key.path).map_or_else(|| "default".to_string(), origin_name);
         let origins = KEYS.iter().map(|key| (key.path, origin(key))).collect();
         Ok(Loaded { config, origins })
@@ -242,12 +230,7 @@ impl Config {
         within("embedding.threads", self.embedding.threads, 1..=1024, threads)?;
         within("embedding.batch_tokens", self.embedding.batch_tokens, 512..=1 << 20, "512 to 1048576")?;
         within("search.threads", self.search.threads, 1..=1024, threads)?;
-        let memory = ByteSize(MIB)..=ByteSize(1 << 44);
-        within("memory.block_cache_bytes", self.memory.block_cache_bytes, memory.clone(), "1 MiB to 16384 GiB")?;
-        within("memory.content_cache_bytes", self.memory.content_cache_bytes, memory.clone(), "1 MiB to 16384 GiB")?;
-        let queries = ByteSize(64 * KIB)..=ByteSize(1 << 44);
-        within("memory.query_cache_bytes", self.memory.query_cache_bytes, queries, "64 KiB to 16384 GiB")?;
-        within("memory.partitions_bytes", self.memory.partitions_bytes, memory, "1 MiB to 16384 GiB")?;
+        self.memory.check()?;
         within("memory.partition_idle_ms", self.memory.partition_idle_ms, 1_000..=604_800_000, "1000 to 604800000 (a week)")?;
         within("limits.in_flight_per_key", self.limits.in_flight_per_key, 1..=1_000_000, "1 to 1000000")?;
         within("limits.queued_tokens", self.limits.queued_tokens, 1 << 16..=1 << 32, "65536 to 4294967296")?;
@@ -309,13 +292,7 @@ fn defaults(sources: &Sources) -> Result<Config, ConfigError> {
         log: Log { format: LogFormat::Text, filter: "info".to_string() },
         embedding: Embedding { device: DeviceChoice::Auto, precision: PrecisionChoice::Auto, threads: cores, batch_tokens: 4096 },
         search: Search { threads: cores },
-        memory: Memory {
-            block_cache_bytes: ByteSize(64 * MIB),
-            content_cache_bytes: ByteSize(32 * MIB),
-            query_cache_bytes: ByteSize(8 * MIB),
-            partitions_bytes: ByteSize(GIB),
-            partition_idle_ms: 600_000,
-        },
+        memory: Memory::unset(),
         limits: Limits { in_flight_per_key: 256, queued_tokens: 4 << 20, queued_searches: 4096 },
     })
 }
@@ -435,6 +412,20 @@ mod tests {
         assert_eq!(config.http.max_body_bytes, ByteSize(8 * MIB));
         assert_eq!(config.memory.block_cache_bytes, ByteSize(16 * MIB));
         assert_eq!(config.memory.partitions_bytes, ByteSize(2 * GIB));
+        assert!(config.memory.budget_bytes >= ByteSize(2 * GIB));
+    }
+
+    #[test]
+    fn memory_that_does_not_add_up_is_refused() {
+        let budget = ("RAGGED_MEMORY_BUDGET_BYTES", "256 MiB");
+        let config = Config::load(&sources(&[budget])).unwrap().config;
+        assert_eq!(config.memory.budget_bytes, ByteSize(256 * MIB));
+        let line = refusal(&sources(&[budget, ("RAGGED_MEMORY_PARTITIONS_BYTES", "1GiB")]));
+        assert!(line.contains("memory.budget_bytes is 256 MiB") && line.contains("memory.partitions_bytes = 1 GiB"), "{line}");
+        let line = refusal(&sources(&[("RAGGED_MEMORY_BODIES_BYTES", "1MiB")]));
+        assert!(line.contains("memory.bodies_bytes is 1 MiB") && line.contains("http.max_body_bytes is 32 MiB"), "{line}");
+        assert!(refusal(&sources(&[("RAGGED_MEMORY_TEXT_WRITER_BYTES", "1MiB")])).contains("15 MiB"));
+        assert!(Config::load(&sources(&[("RAGGED_MEMORY_BUDGET_BYTES", "0")])).is_ok());
     }
 
     #[test]

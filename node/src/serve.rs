@@ -4,7 +4,7 @@ use crate::api::{Api, server};
 use crate::config::Config;
 use crate::telemetry;
 use anyhow::Context;
-use ragged_actors::{CertificateFiles, ClusterOptions, Engine, EngineOptions, Joining, Limits, ReconcilerSettings};
+use ragged_actors::{CertificateFiles, ClusterOptions, Engine, EngineOptions, Joining, Limits, MemoryLimits, ReconcilerSettings};
 use std::io;
 use std::num::NonZero;
 use std::sync::Arc;
@@ -61,7 +61,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Before anything is started, so that an early signal ends an early process in order, too.
     let mut signals = Signals::new().context("cannot listen to signals")?;
     let registry = prometheus::Registry::new();
-    let api = Api::new(&config.http, registry.clone()).context("cannot register metrics")?;
+    let api =
+        Api::new(&config.http, config.memory.bodies_bytes.as_usize(), registry.clone()).context("cannot register metrics")?;
     let http = HttpServer::start(&config, Arc::clone(&api))?;
     let began = Instant::now();
     let engine = tokio::select! {
@@ -102,16 +103,25 @@ fn engine_options(config: &Config) -> EngineOptions {
         embedding_threads: config.embedding.threads,
         embedding_batch_tokens: config.embedding.batch_tokens,
         search_threads: config.search.threads,
-        block_cache_bytes: config.memory.block_cache_bytes.as_usize(),
-        content_cache_bytes: config.memory.content_cache_bytes.as_usize(),
-        query_cache_bytes: config.memory.query_cache_bytes.as_usize(),
-        partitions_bytes: config.memory.partitions_bytes.as_usize(),
+        memory: memory_limits(&config.memory),
         partition_idle: Duration::from_millis(config.memory.partition_idle_ms),
         limits: Limits {
             in_flight_per_key: config.limits.in_flight_per_key,
             queued_tokens: config.limits.queued_tokens,
             queued_searches: config.limits.queued_searches,
         },
+    }
+}
+
+fn memory_limits(config: &crate::config::Memory) -> MemoryLimits {
+    MemoryLimits {
+        budget: config.budget_bytes.as_usize(),
+        block_cache: config.block_cache_bytes.as_usize(),
+        write_buffers: config.write_buffer_bytes.as_usize(),
+        content_cache: config.content_cache_bytes.as_usize(),
+        query_cache: config.query_cache_bytes.as_usize(),
+        partitions: config.partitions_bytes.as_usize(),
+        text_writer: config.text_writer_bytes.as_usize(),
     }
 }
 

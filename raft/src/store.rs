@@ -11,8 +11,8 @@ use crate::syncer::{OnSyncFailure, Sync, end_process};
 use crate::watermark::Watermark;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction,
-    IteratorMode, Options, ReadOptions, WriteBatch,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteBufferManager,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ const ID_MAX: u64 = (1 << 53) - 1;
 pub struct StoreOptions {
     /// Memory for blocks that have been read.
     pub block_cache_bytes: usize,
-    /// Memory for writes that are not in files yet.
+    /// Memory for writes that are not in files yet; blocks use what of it is free.
     pub write_buffer_bytes: usize,
 }
 
@@ -237,6 +237,7 @@ pub struct Store {
     syncer: Syncer,
     db: Arc<DB>,
     cache: Cache,
+    write_buffers: WriteBufferManager,
     limits: StoreOptions,
     identity: Mutex<Identity>,
     /// The groups' replicas, for whoever only looks: the identity is held while the disk is waited for.
@@ -260,8 +261,11 @@ impl Store {
             _ => StoreError::Folder { folder: folder.to_owned(), fault },
         };
         std::fs::create_dir_all(folder).map_err(cannot_use)?;
-        let cache = Cache::new_lru_cache(options.block_cache_bytes);
-        let db = Arc::new(open_database(folder, options, &cache)?);
+        // One memory for both: what is written takes the place of blocks, and never more than its part.
+        let cache = Cache::new_lru_cache(options.block_cache_bytes.saturating_add(options.write_buffer_bytes));
+        let write_buffers =
+            WriteBufferManager::new_write_buffer_manager_with_cache(options.write_buffer_bytes, false, cache.clone());
+        let db = Arc::new(open_database(folder, options, &cache, &write_buffers)?);
         let (watermark, synced) = Watermark::open(&folder.join("synced")).map_err(cannot_use)?;
         let found = db.latest_sequence_number();
         match synced {
@@ -283,6 +287,7 @@ impl Store {
             syncer,
             db,
             cache,
+            write_buffers,
             limits: options,
             identity: Mutex::new(identity.clone()),
             replicas: RwLock::new(identity.replicas.clone()),
@@ -301,13 +306,11 @@ impl Store {
     }
 
     /// Memory that it holds. Cheap: RocksDB keeps count.
-    pub fn memory(&self) -> Result<StoreMemory, rocksdb::Error> {
-        let mut write_buffer_bytes = 0;
-        for family in [self.log(), self.rows()] {
-            write_buffer_bytes += self.db.property_int_value_cf(family, rocksdb::properties::SIZE_ALL_MEM_TABLES)?.unwrap_or(0);
-        }
-        let write_buffer_bytes = usize::try_from(write_buffer_bytes).unwrap_or(usize::MAX);
-        Ok(StoreMemory { block_cache_bytes: self.cache.get_usage(), write_buffer_bytes, limits: self.limits })
+    pub fn memory(&self) -> StoreMemory {
+        let write_buffer_bytes = self.write_buffers.get_usage();
+        // The cache counts what write buffers take of it as its own, in steps.
+        let block_cache_bytes = self.cache.get_usage().saturating_sub(write_buffer_bytes);
+        StoreMemory { block_cache_bytes, write_buffer_bytes, limits: self.limits }
     }
 
     /// Whether the disk has less space left than writes need.
@@ -587,7 +590,12 @@ fn random_id() -> u64 {
     (runtime::random() & ID_MAX) | 1
 }
 
-fn open_database(folder: &Path, limits: StoreOptions, cache: &Cache) -> Result<DB, StoreError> {
+fn open_database(
+    folder: &Path,
+    limits: StoreOptions,
+    cache: &Cache,
+    write_buffers: &WriteBufferManager,
+) -> Result<DB, StoreError> {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -595,7 +603,7 @@ fn open_database(folder: &Path, limits: StoreOptions, cache: &Cache) -> Result<D
     // acknowledged. A torn tail was never synced, hence never acknowledged; a bad record before the tail is an error.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_track_and_verify_wals_in_manifest(true);
-    options.set_db_write_buffer_size(limits.write_buffer_bytes);
+    options.set_write_buffer_manager(write_buffers);
     options.set_max_total_wal_size(256 << 20);
     options.set_max_open_files(512);
     options.set_keep_log_file_num(3);
@@ -624,6 +632,11 @@ fn family_options(cache: &Cache, limits: StoreOptions) -> Options {
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_bloom_filter(10.0, false);
+    // In parts: the filter of a file with a million small rows is larger than what a shard of the cache has room for, and would be read from the disk,
+    // whole, with every row that is looked up.
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    blocks.set_partition_filters(true);
+    blocks.set_pin_top_level_index_and_filter(true);
     blocks.set_block_size(16 << 10);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
@@ -636,6 +649,21 @@ fn family_options(cache: &Cache, limits: StoreOptions) -> Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_counted_and_takes_the_place_of_blocks() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = StoreOptions { block_cache_bytes: 8 << 20, write_buffer_bytes: 8 << 20 };
+        let store = Store::open(folder.path(), options).unwrap();
+        let before = store.memory();
+        let mut batch = WriteBatch::default();
+        batch.put_cf(store.rows(), b"key", vec![7; 1 << 20]);
+        store.write(batch).unwrap();
+        let after = store.memory();
+        assert!(after.write_buffer_bytes >= before.write_buffer_bytes + (1 << 20), "{before:?} {after:?}");
+        assert!(store.cache.get_usage() >= after.write_buffer_bytes, "both are one memory");
+        assert_eq!(after.limits, options);
+    }
 
     #[test]
     fn a_write_is_refused_before_the_disk_is_full() {

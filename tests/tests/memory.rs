@@ -1,13 +1,83 @@
-//! A node says where its memory is.
+//! A node says where its memory is, and keeps to its budget.
 
 use anyhow::{Context, Result, ensure};
 use ragged_tests::Node;
 use ragged_tests::node::program;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use reqwest::Method;
 use serde_json::{Value, json};
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 /// Longer than it takes until what partitions hold is counted.
 const COUNTED_WITHIN: Duration = Duration::from_secs(20);
+
+/// A budget that is less than what the node maps of the test's documents: 8 KiB each.
+const BUDGET_MIB: u64 = 128;
+/// What the node may have beyond its budget for a moment: it looks once a second.
+const BEYOND_MIB: u64 = 32;
+/// Longer than it takes until the node has looked.
+const KEPT_WITHIN: Duration = Duration::from_secs(30);
+const DIMENSION: usize = 4096;
+const DOCUMENTS: u64 = 16_500;
+const DOCUMENTS_AT_ONCE: u64 = 1_100;
+
+/// A vector of ones and minus ones: two of them have next to nothing in common.
+fn vector_of(document: u64) -> String {
+    let mut random = StdRng::seed_from_u64(document);
+    let mut text = String::from("[");
+    for number in 0..DIMENSION {
+        let separator = if number == 0 { "" } else { "," };
+        let _ = write!(text, "{separator}{}", if random.random() { "1" } else { "-1" }); // writing to a string does not fail
+    }
+    text + "]"
+}
+
+async fn is_nearest(node: &Node, document: u64) -> Result<()> {
+    let body = format!(r#"{{"vector": {}, "mode": "dense", "limit": 1, "recall": "exact"}}"#, vector_of(document));
+    let request = node.request(Method::POST, "/collections/c/search")?.header("content-type", "application/json").body(body);
+    let found = node.send(request).await?.expect(200)?;
+    ensure!(found["hits"][0]["document_id"] == json!(document.to_string()), "document {document} is not the nearest: {found}");
+    let word = json!({"query": format!("word{document}"), "mode": "text", "limit": 1});
+    let found = node.post("/collections/c/search", &word).await?.expect(200)?;
+    ensure!(
+        found["hits"][0]["document_id"] == json!(document.to_string()),
+        "document {document} is not found by its word: {found}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_a_small_budget_keeps_it_and_answers_rightly() -> Result<()> {
+    let budget = format!("{BUDGET_MIB} MiB");
+    let settings = [("RAGGED_MEMORY_BUDGET_BYTES", budget.as_str()), ("RAGGED_HTTP_MAX_BODY_BYTES", "4 MiB")];
+    let node = Node::start_with(&settings).await?;
+    let new = json!({"name": "c", "spread": 4, "embedding": {"dimension": DIMENSION}});
+    node.post("/collections", &new).await?.expect(201)?;
+    for first in (0..DOCUMENTS).step_by(DOCUMENTS_AT_ONCE as usize) {
+        let line = |id: u64| format!(r#"{{"id": "{id}", "text": "word{id}", "vector": {}}}"#, vector_of(id));
+        let lines: Vec<String> = (first..first + DOCUMENTS_AT_ONCE).map(line).collect();
+        let request = node.request(Method::POST, "/collections/c/documents/import")?.body(lines.join("\n"));
+        let report = node.send(request.header("content-type", "application/x-ndjson")).await?.expect(200)?;
+        ensure!(report["accepted"] == DOCUMENTS_AT_ONCE, "{report}");
+    }
+    let begun = Instant::now();
+    for round in 0.. {
+        for document in (0..20).map(|number| (number * 599 + round * 7) % DOCUMENTS) {
+            is_nearest(&node, document).await?;
+        }
+        let report = node.get("/memory").await?.expect(200)?;
+        let of = |name: &str| report[name].as_u64().with_context(|| format!("{report}"));
+        ensure!(of("budget_bytes")? == BUDGET_MIB << 20, "{report}");
+        // Searches go through all vectors: they were given back at least once, and the node is within its budget beside searches that go on.
+        if of("given_back_bytes")? > 0 && of("resident_bytes")? <= (BUDGET_MIB + BEYOND_MIB) << 20 {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < KEPT_WITHIN, "the node does not keep its budget: {report}");
+    }
+    Ok(())
+}
 
 fn bytes_of(report: &Value, list: &str, name: &str, key: &str) -> Result<u64> {
     let entries = report[list].as_array().with_context(|| format!("{report}"))?;

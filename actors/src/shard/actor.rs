@@ -14,6 +14,7 @@ use crate::shard::partition::SearchMetrics;
 use crate::shard::read_threads::ReadThreads;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use crate::shard::serving::{Place, Replica, Request, check_tenant, may_answer, not_hosted, remove_checkpoint};
+use crate::shard::text_writers::TextWriters;
 use crate::supervision::StorageFault;
 use arc_swap::ArcSwapOption;
 use parking_lot::RwLock;
@@ -108,8 +109,12 @@ pub struct ShardArguments {
     pub loads: Arc<Semaphore>,
     /// Builds indexes, for all shards of this node.
     pub indexer: Arc<Indexer>,
-    /// Memory and time limits of loaded partitions.
-    pub residency: Residency,
+    /// The node's writers of indexes of words.
+    pub text_writers: Arc<TextWriters>,
+    /// Memory of a partition's waiting rows with which they are indexed at once.
+    pub tail_bytes_max: usize,
+    /// A partition that nobody has used for so long is unloaded.
+    pub partition_idle: Duration,
     /// Counters.
     pub metrics: ShardMetrics,
 }
@@ -124,15 +129,6 @@ impl ShardArguments {
     pub(super) fn partition_folder(&self, tenant: TenantId, collection: CollectionId) -> PathBuf {
         self.shard_folder().join(format!("tenant-{}", tenant.0)).join(format!("collection-{}", collection.0))
     }
-}
-
-/// When loaded partitions are unloaded.
-#[derive(Debug, Clone, Copy)]
-pub struct Residency {
-    /// A partition that nobody has used for so long is unloaded.
-    pub idle: Duration,
-    /// Memory that one shard's partitions may hold; beyond it, the longest unused are unloaded.
-    pub bytes: usize,
 }
 
 /// What shard actors count.
@@ -446,13 +442,13 @@ impl ShardState {
         }
     }
 
-    /// Follows what was written, has waiting rows indexed, and unloads what is idle or does not fit.
+    /// Follows what was written, has waiting rows indexed, and unloads what is idle.
     fn look_after_partitions(&mut self) {
         self.follow_writes();
         for partition in &self.partitions.all() {
             self.arguments.indexer.offer(partition);
         }
-        self.partitions.unload_unused(self.arguments.residency);
+        self.partitions.unload_unused(self.arguments.partition_idle);
         self.partitions.count_bytes();
     }
 }

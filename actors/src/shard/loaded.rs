@@ -1,16 +1,16 @@
 //! The partitions of a shard that are in memory, and those that are being loaded.
 
-use crate::shard::actor::{Residency, ShardMetrics};
+use crate::shard::actor::ShardMetrics;
 use crate::shard::partition::Partition;
 use parking_lot::Mutex;
 use ragged_raft::ids::{CollectionId, TenantId};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
 
 /// Which partition of a shard.
-pub(super) type PartitionId = (TenantId, CollectionId);
+pub(crate) type PartitionId = (TenantId, CollectionId);
 
 /// A partition that is loaded, or being loaded by whoever came first.
 pub(super) type Slot = Arc<OnceCell<Arc<Partition>>>;
@@ -20,8 +20,17 @@ struct Entry {
     used: Instant,
 }
 
+impl Entry {
+    /// Whether it is loaded and nobody has used it for so long. One that is being searched or indexed stays: opened again meanwhile, there would be
+    /// two on the same files.
+    fn is_unused(&self, unused: Duration) -> bool {
+        let is_idle = Arc::strong_count(&self.slot) == 1 && self.used.elapsed() >= unused;
+        is_idle && self.slot.get().is_some_and(|partition| Arc::strong_count(partition) == 1)
+    }
+}
+
 /// The partitions of one replica; shared by its actor, which loads and unloads them, and by reads, which only use what is loaded.
-pub(super) struct LoadedPartitions {
+pub(crate) struct LoadedPartitions {
     entries: Mutex<HashMap<PartitionId, Entry>>,
     metrics: ShardMetrics,
     /// What the metrics have been told that the partitions hold.
@@ -67,29 +76,33 @@ impl LoadedPartitions {
         self.note_unloaded(removed);
     }
 
-    /// Forgets those that nobody has used for long, and of the others those that were used the longest ago and do not fit.
-    pub(super) fn unload_unused(&self, residency: Residency) {
-        let now = Instant::now();
+    /// Which are loaded, and when each was last used.
+    pub(crate) fn uses(&self) -> Vec<(Instant, PartitionId)> {
+        let entries = self.entries.lock();
+        entries.iter().filter(|(_, entry)| entry.slot.initialized()).map(|(id, entry)| (entry.used, *id)).collect()
+    }
+
+    /// A partition, when it is loaded, for whoever does not use it: it is not younger for that.
+    pub(crate) fn peek(&self, id: &PartitionId) -> Option<Arc<Partition>> {
+        self.entries.lock().get(id)?.slot.get().cloned()
+    }
+
+    /// Forgets a partition that nobody has used for so long. Whether it did.
+    pub(crate) fn unload_if_unused(&self, id: &PartitionId, unused: Duration) -> bool {
         let mut entries = self.entries.lock();
-        let mut by_use: Vec<_> = entries
-            .iter()
-            .filter_map(|(id, entry)| {
-                // One that is being searched or indexed stays: opened again meanwhile, there would be two on the same files.
-                let partition = entry.slot.get().filter(|partition| Arc::strong_count(partition) == 1)?;
-                Some((now.duration_since(entry.used), partition.memory_bytes(), *id))
-            })
-            .collect();
-        by_use.sort();
-        let (mut bytes, mut removed) = (0, Vec::new());
-        for (position, (unused, size, id)) in by_use.into_iter().enumerate() {
-            bytes += size;
-            // The one in use stays, whatever its size.
-            if unused > residency.idle || (position > 0 && bytes > residency.bytes) {
-                removed.extend(entries.remove(&id));
-            }
-        }
+        let is_unused = entries.get(id).is_some_and(|entry| entry.is_unused(unused));
+        let removed = if is_unused { entries.remove(id) } else { None };
         drop(entries);
+        let has_removed = removed.is_some();
         self.note_unloaded(removed);
+        has_removed
+    }
+
+    /// Forgets those that nobody has used for so long.
+    pub(super) fn unload_unused(&self, unused: Duration) {
+        for (_, id) in self.uses() {
+            self.unload_if_unused(&id, unused);
+        }
     }
 
     fn note_unloaded(&self, removed: impl IntoIterator<Item = Entry>) {

@@ -45,6 +45,7 @@ pub use vector_index::Recall;
 
 use crate::filter::Filter;
 use crate::shard::content_cache::ContentCache;
+use crate::shard::text_writers::TextWriters;
 use analyzer::Analyzer;
 use arc_swap::ArcSwap;
 use checkpoint::{Checkpoint, Step};
@@ -69,8 +70,6 @@ use view::{SegmentView, View};
 
 /// Waiting rows that are indexed at once, whatever else happens.
 const WAITING_ROWS_MAX: u32 = if IS_FOR_TESTS { 64 } else { 4096 };
-/// Memory of waiting rows with which they are indexed at once.
-const TAIL_BYTES_MAX: usize = 64 << 20;
 /// Waiting rows that are indexed when no others come for a while.
 const WAITING_ROWS_IDLE: u32 = if IS_FOR_TESTS { 32 } else { 256 };
 /// No write for so long is a while.
@@ -108,6 +107,10 @@ pub struct PartitionContext {
     pub cache: Arc<ContentCache>,
     /// Counts what searches do.
     pub metrics: SearchMetrics,
+    /// The node's writers of indexes of words.
+    pub text_writers: Arc<TextWriters>,
+    /// Memory of waiting rows with which they are indexed at once.
+    pub tail_bytes_max: usize,
 }
 
 /// What is looked for.
@@ -194,6 +197,7 @@ pub struct Partition {
     checkpoint: Mutex<Checkpoint>,
     activity: Mutex<Activity>,
     rebuilds: AtomicU64,
+    tail_bytes_max: usize,
 }
 
 /// How the view follows the rows.
@@ -226,7 +230,8 @@ impl Partition {
         let analyzer = Analyzer::new(&collection.language);
         let counters = source.counters()?;
         let live = source.live_rows(0, counters.next_row.0)?;
-        let opened = Checkpoint::open(&context.folder, &collection.language, &analyzer, source.dimension(), &live, counters)?;
+        let (folder, writers, dimension) = (&context.folder, context.text_writers, source.dimension());
+        let opened = Checkpoint::open(folder, &collection.language, &analyzer, writers, dimension, &live, counters)?;
         let (checkpoint, rebuilds) = opened;
         let view = first_view(&checkpoint, live)?;
         let partition = Partition {
@@ -239,6 +244,7 @@ impl Partition {
             checkpoint: Mutex::new(checkpoint),
             activity: Mutex::new(Activity { changed_at: counters.changed_at, since: Instant::now(), settled_at: None }),
             rebuilds: AtomicU64::new(rebuilds),
+            tail_bytes_max: context.tail_bytes_max,
         };
         partition.load_tail(counters.next_row.0)?;
         Ok(partition)
@@ -330,7 +336,7 @@ impl Partition {
             let activity = self.observe(counters.changed_at);
             (activity.since.elapsed(), activity.settled_at == Some(counters.changed_at))
         };
-        if waiting >= WAITING_ROWS_MAX || view.tail_bytes() >= TAIL_BYTES_MAX || (idle >= LONG_IDLE && waiting > 0) {
+        if waiting >= WAITING_ROWS_MAX || view.tail_bytes() >= self.tail_bytes_max || (idle >= LONG_IDLE && waiting > 0) {
             return true;
         }
         idle >= IDLE && (waiting >= WAITING_ROWS_IDLE || (!is_settled && waiting == 0 && self.could_settle()))
@@ -365,7 +371,11 @@ impl Partition {
             return Ok(IndexProgress::default());
         }
         let outcome = self.advance(is_idle);
-        self.current()?;
+        // When many rows came meanwhile, they are for the next round: taken in now, they would fill memory, and nobody has asked for them.
+        let came = self.source.counters()?.next_row.0.saturating_sub(self.view.load().next_row);
+        if outcome.is_err() || came <= OPEN_TAIL_ROWS_MAX {
+            self.current()?;
+        }
         match outcome {
             // The folder went while it was being written to.
             Err(_) if self.follower.lock().is_dropped => Ok(IndexProgress::default()),
@@ -519,6 +529,12 @@ impl Partition {
     /// Bytes of memory that the partition holds, roughly; without mapped files.
     pub fn memory_bytes(&self) -> usize {
         self.view.load().memory_bytes()
+    }
+
+    /// Gives the pages of its mapped files back. They stay in the system's cache of files as long as nobody needs the memory, and are found there by the
+    /// searches that come next.
+    pub fn give_back(&self) {
+        self.view.load_full().give_back();
     }
 
     /// How it is.

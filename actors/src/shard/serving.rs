@@ -24,7 +24,7 @@ pub struct Replica {
     pub(super) arguments: Arc<ShardArguments>,
     pub(super) group: ShardGroup,
     pub(super) reader: ShardReader,
-    pub(super) partitions: Arc<LoadedPartitions>,
+    pub(crate) partitions: Arc<LoadedPartitions>,
 }
 
 impl Replica {
@@ -258,6 +258,8 @@ impl Request {
                 collection,
                 cache: replica.arguments.cache.clone(),
                 metrics: replica.arguments.metrics.search.clone(),
+                text_writers: replica.arguments.text_writers.clone(),
+                tail_bytes_max: replica.arguments.tail_bytes_max,
             })?;
             tracing::info!(collection = %name, took_ms = begun.elapsed().as_millis() as u64, "partition loaded");
             Ok::<_, PartitionError>(Arc::new(partition))

@@ -40,6 +40,11 @@ fn whole(value: f32, factor: f32) -> u8 {
     (value * factor + ROUNDER).to_bits() as u8
 }
 
+/// The scale of a row.
+pub(super) fn scale(row: &[f32]) -> f32 {
+    scale_of(factor_of(row))
+}
+
 /// Replaces `bytes`, as many as [`row_bytes`] says, with the row's, and returns its scale.
 pub(super) fn encode(row: &[f32], bytes: &mut [u8]) -> f32 {
     let factor = factor_of(row);

@@ -1,15 +1,20 @@
 //! Centroids of vectors: Lloyd's k-means, whose distances are matrix products.
+//!
+//! They are products of halves where the processor is faster with those: what is nearly as near is as good a list, and where a vector is, its rows of
+//! bytes and its codes say exactly.
 
+use super::nearest::{Beside, Nearest};
+use super::vectors::Vectors;
+use crate::cpu::CpuDevice;
 use crate::cpu::aligned::AlignedBlock;
 use crate::cpu::kernels::ProductKernels;
-use crate::cpu::operand::Operand;
+use crate::cpu::operand::NarrowedRows;
 use crate::cpu::packed::{Linear, PackedMatrix};
 use crate::cpu::product::{Epilogue, Product, Results};
 use crate::instructions::Instructions;
-use crate::precision::Precision;
 
 /// Rounds of k-means: more change the centroids, and hardly what is found.
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 6;
 /// Rounds where there are few centroids.
 pub(super) const FEW_ROUNDS: usize = 20;
 /// Vectors whose distances are computed at a time.
@@ -22,6 +27,11 @@ const SPLIT: f32 = 1.0 / 1024.0;
 /// Where the search for the centroid of this number begins, of `count` points: evenly spread.
 pub(super) fn start_at(number: usize, centroids: usize, count: usize) -> usize {
     number * count / centroids.max(1)
+}
+
+/// The products that distances are made of; none on a processor that this crate has none for.
+fn distance_kernels() -> Option<&'static ProductKernels> {
+    ProductKernels::of(Instructions::detect(), CpuDevice::fastest_as_good_as_f32())
 }
 
 /// Finds which centroid vectors are nearest to.
@@ -38,7 +48,7 @@ pub(super) struct Assigner {
 impl Assigner {
     /// For centroids one after the other.
     pub(super) fn new(centroids: &[f32], dimension: usize) -> Option<Assigner> {
-        let kernels = ProductKernels::of(Instructions::detect(), Precision::F32)?;
+        let kernels = distance_kernels()?;
         let count = centroids.len() / dimension;
         let halves: Vec<f32> = centroids
             .chunks_exact(dimension)
@@ -64,13 +74,11 @@ impl Assigner {
     }
 
     /// Replaces `nearest` with the number of each vector's nearest centroid. Uses so many threads.
-    pub(super) fn assign(&self, vectors: &[f32], threads: usize, nearest: &mut [u32]) {
-        self.in_shares(vectors, threads, nearest, |vectors, nearest, room| {
-            self.score(vectors, &mut room.scores);
-            nearest
-                .iter_mut()
-                .zip(room.scores.chunks_exact(self.count()))
-                .for_each(|(nearest, scores)| *nearest = largest(scores));
+    pub(super) fn assign(&self, vectors: &Vectors<'_>, threads: usize, nearest: &mut [u32]) {
+        let chosen = Nearest::get();
+        self.in_shares(vectors, threads, nearest, |room, nearest| {
+            let scores = self.scores(&mut room.narrowed, &room.vectors, &mut room.scores);
+            nearest.iter_mut().zip(scores).for_each(|(nearest, scores)| *nearest = chosen.largest(scores));
         });
     }
 
@@ -80,115 +88,110 @@ impl Assigner {
     /// Where the first list loses a query, because what is left of the vector points away from it, the second should not lose it too. So the second is
     /// the one after which least is left, where what points the way of what is left after the first counts [`SAME_WAY`] times more: Sun et al., "SOAR: Improved
     /// Indexing for Approximate Nearest Neighbor Search" (2023). Of a single centroid both are the same.
-    pub(super) fn assign_pairs(&self, vectors: &[f32], threads: usize, pairs: &mut [[u32; 2]]) {
-        let dimension = self.dimension;
-        self.in_shares(vectors, threads, pairs, |vectors, pairs, room| {
-            self.score(vectors, &mut room.scores);
-            let scores = || room.scores.chunks_exact(self.count());
-            let mut left = vectors.to_vec();
-            for ((pair, scores), left) in pairs.iter_mut().zip(scores()).zip(left.chunks_exact_mut(dimension)) {
-                *pair = [largest(scores); 2];
+    pub(super) fn assign_pairs(&self, vectors: &Vectors<'_>, threads: usize, pairs: &mut [[u32; 2]]) {
+        let (dimension, chosen) = (self.dimension, Nearest::get());
+        self.in_shares(vectors, threads, pairs, |room, pairs| {
+            let scores = self.scores(&mut room.narrowed, &room.vectors, &mut room.scores);
+            room.left.clone_from(&room.vectors);
+            for ((pair, scores), left) in pairs.iter_mut().zip(scores).zip(room.left.chunks_exact_mut(dimension)) {
+                *pair = [chosen.largest(scores); 2];
                 self.take_away(left, pair[0]);
             }
-            self.score(&left, &mut room.left_scores);
-            let vectors = vectors.chunks_exact(dimension).zip(left.chunks_exact(dimension));
-            let scores = scores().zip(room.left_scores.chunks_exact(self.count()));
+            let left_scores = self.scores(&mut room.narrowed, &room.left, &mut room.left_scores);
+            let vectors = room.vectors.chunks_exact(dimension).zip(room.left.chunks_exact(dimension));
+            let scores = room.scores.chunks_exact(self.count()).zip(left_scores);
             for ((pair, (vector, left)), (scores, left_scores)) in pairs.iter_mut().zip(vectors).zip(scores) {
-                pair[1] = self.second(pair[0], inner_product(left, vector), inner_product(left, left), scores, left_scores);
+                let squares = inner_product(left, left);
+                let weight = if squares > 0.0 { 0.5 * SAME_WAY / squares } else { 0.0 };
+                let beside = Beside { first: pair[0], along: inner_product(left, vector), weight };
+                pair[1] = chosen.second(beside, scores, &self.halves, left_scores);
             }
         });
     }
 
-    /// The best centroid beside the first, from all centroids' scores of the vector and of what is left of it after the first; `along` is the inner product of the
-    /// two, `squares` that of the latter with itself.
-    fn second(&self, first: u32, along: f32, squares: f32, scores: &[f32], left_scores: &[f32]) -> u32 {
-        let weight = if squares > 0.0 { 0.5 * SAME_WAY / squares } else { 0.0 };
-        let mut best = (first, f32::INFINITY);
-        let all = scores.iter().zip(left_scores).zip(&self.halves);
-        for (number, ((score, left_score), half)) in (0u32..).zip(all) {
-            // What is left after this one, times what is left after the first.
-            let same_way = along - (left_score - half);
-            let cost = weight * same_way * same_way - score;
-            if cost < best.1 && number != first {
-                best = (number, cost);
-            }
-        }
-        best.0
-    }
-
-    /// Calls `work` with few vectors at a time and what is to be found out about them, on so many threads.
+    /// Calls `work` with few vectors at a time, in its room, and what is to be found out about them, on so many threads.
     fn in_shares<T: Send>(
         &self,
-        vectors: &[f32],
+        vectors: &Vectors<'_>,
         threads: usize,
         found: &mut [T],
-        work: impl Fn(&[f32], &mut [T], &mut Room) + Sync,
+        work: impl Fn(&mut Room, &mut [T]) + Sync,
     ) {
-        let dimension = self.dimension;
         let share = found.len().div_ceil(threads.max(1)).next_multiple_of(ROWS).max(1);
         std::thread::scope(|scope| {
-            for (vectors, found) in vectors.chunks(share * dimension).zip(found.chunks_mut(share)) {
+            for (thread, found) in found.chunks_mut(share).enumerate() {
                 let work = &work;
                 scope.spawn(move || {
-                    let mut room = Room::default();
-                    for (vectors, found) in vectors.chunks(ROWS * dimension).zip(found.chunks_mut(ROWS)) {
-                        work(vectors, found, &mut room);
+                    let mut room = Room::new(self.dimension, self.kernels);
+                    for (block, found) in found.chunks_mut(ROWS).enumerate() {
+                        let first = thread * share + block * ROWS;
+                        vectors.read(first..first + found.len(), &mut room.vectors);
+                        work(&mut room, found);
                     }
                 });
             }
         });
     }
 
-    /// Replaces `scores` with those of each vector with all centroids: inner products less half the squares of the centroids.
-    fn score(&self, vectors: &[f32], scores: &mut Vec<f32>) {
+    /// The scores of each vector with all centroids, vector by vector: inner products less half the squares of the centroids. They are in `scores`.
+    fn scores<'s>(
+        &self,
+        narrowed: &mut NarrowedRows,
+        vectors: &[f32],
+        scores: &'s mut Vec<f32>,
+    ) -> std::slice::ChunksExactMut<'s, f32> {
         let rows = vectors.len() / self.dimension;
         scores.resize(rows * self.count(), 0.0);
         self.kernels.multiply(Product {
             block: &self.block,
             matrix: &self.matrix,
-            activations: Operand::of_f32(vectors),
+            activations: self.kernels.narrow(narrowed, vectors, self.dimension),
             out: Results::Values(scores),
             rows,
             epilogue: Epilogue::Store,
         });
+        scores.chunks_exact_mut(self.count())
     }
 }
 
 /// Memory that a thread computes in.
-#[derive(Default)]
 struct Room {
+    vectors: Vec<f32>,
+    left: Vec<f32>,
+    narrowed: NarrowedRows,
     scores: Vec<f32>,
     left_scores: Vec<f32>,
 }
 
-fn largest(scores: &[f32]) -> u32 {
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    scores.iter().position(|score| *score >= largest).unwrap_or(0) as u32
+impl Room {
+    fn new(dimension: usize, kernels: &ProductKernels) -> Room {
+        let narrowed = NarrowedRows::for_shapes(&[(ROWS, dimension, kernels.layout)]);
+        Room { vectors: Vec::new(), left: Vec::new(), narrowed, scores: Vec::new(), left_scores: Vec::new() }
+    }
 }
 
 fn inner_product(one: &[f32], other: &[f32]) -> f32 {
     one.iter().zip(other).map(|(one, other)| one * other).sum()
 }
 
-/// So many centroids of vectors one after the other.
-pub(super) fn centroids(vectors: &[f32], dimension: usize, count: usize, threads: usize) -> Vec<f32> {
-    let points = vectors.len() / dimension;
-    let start = |number: usize| {
-        let point = start_at(number, count, points);
-        &vectors[point * dimension..(point + 1) * dimension]
-    };
-    let mut centroids: Vec<f32> = (0..count).flat_map(start).copied().collect();
-    let mut nearest = vec![0u32; points];
+/// So many centroids of vectors.
+pub(super) fn centroids(vectors: &Vectors<'_>, count: usize, threads: usize) -> Vec<f32> {
+    let dimension = vectors.dimension();
+    let mut centroids = Vec::with_capacity(count * dimension);
+    (0..count).for_each(|number| vectors.append(start_at(number, count, vectors.len()), &mut centroids));
+    let mut nearest = vec![0u32; vectors.len()];
     for _ in 0..ROUNDS {
         let Some(assigner) = Assigner::new(&centroids, dimension) else { break };
         assigner.assign(vectors, threads, &mut nearest);
         let mut counts = vec![0u32; count];
+        let mut vector = Vec::new();
         centroids.fill(0.0);
-        for (vector, nearest) in vectors.chunks_exact(dimension).zip(&nearest) {
+        for (number, nearest) in nearest.iter().enumerate() {
+            vectors.read(number..number + 1, &mut vector);
             let at = *nearest as usize;
             counts[at] += 1;
             let sums = &mut centroids[at * dimension..(at + 1) * dimension];
-            sums.iter_mut().zip(vector).for_each(|(sum, value)| *sum += value);
+            sums.iter_mut().zip(&vector).for_each(|(sum, value)| *sum += value);
         }
         for (sums, count) in centroids.chunks_exact_mut(dimension).zip(&counts) {
             let factor = 1.0 / (*count).max(1) as f32;

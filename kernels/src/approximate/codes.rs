@@ -7,6 +7,11 @@ use crate::instructions::choose_kernels;
 pub(super) const PART: usize = 4;
 /// Codes of a part.
 pub(super) const CODES: usize = 16;
+/// Points whose codes are found together.
+pub(super) const TOGETHER: usize = 16;
+
+/// The same part of several vectors: the first values of all of them, then the second values, and so on.
+type Points = [[f32; TOGETHER]; PART];
 
 /// What the sixteen codes of a part stand for: the first values of all of them, then the second values, and so on, so that all are compared at once.
 pub(super) type PartCodes = [[f32; CODES]; PART];
@@ -33,38 +38,63 @@ pub(super) fn part(vector: &[f32], number: usize) -> [f32; PART] {
 }
 
 impl Codebook<'_> {
-    /// Replaces `codes` with one for each part of the vector.
-    pub(super) fn encode(&self, vector: &[f32], codes: &mut Vec<u8>) {
+    /// Gives the codes of at most [`TOGETHER`] vectors of so many values, one after the other: for each part its number and the codes of all, of which
+    /// those past the last vector mean nothing.
+    pub(super) fn encode(&self, vectors: &[f32], dimension: usize, mut take: impl FnMut(usize, [u8; TOGETHER])) {
         let nearest = Nearest::get();
-        codes.clear();
-        codes.extend(self.parts.iter().enumerate().map(|(number, codes)| nearest.find(codes, part(vector, number))));
+        for (number, codes) in self.parts.iter().enumerate() {
+            take(number, nearest.find(codes, &points(vectors, dimension, number)));
+        }
     }
 }
 
-/// Learns what the codes stand for from vectors one after the other: sixteen centroids of each part.
-pub(super) fn learn(vectors: &[f32], dimension: usize) -> Vec<PartCodes> {
-    let parts = (0..parts_of(dimension)).map(|number| {
-        let points: Vec<[f32; PART]> = vectors.chunks_exact(dimension).map(|vector| part(vector, number)).collect();
-        learn_part(&points)
-    });
-    parts.collect()
+/// A part of at most [`TOGETHER`] vectors; zeros past the last one.
+fn points(vectors: &[f32], dimension: usize, number: usize) -> Points {
+    let mut points = [[0.0; TOGETHER]; PART];
+    for (place, vector) in vectors.chunks_exact(dimension).take(TOGETHER).enumerate() {
+        for (values, value) in points.iter_mut().zip(part(vector, number)) {
+            values[place] = value;
+        }
+    }
+    points
 }
 
-/// Lloyd's k-means over the parts of many vectors.
-fn learn_part(points: &[[f32; PART]]) -> PartCodes {
+/// Learns what the codes stand for from vectors one after the other: sixteen centroids of each part. Uses so many threads.
+pub(super) fn learn(vectors: &[f32], dimension: usize, threads: usize) -> Vec<PartCodes> {
+    let mut learnt = vec![[[0.0; CODES]; PART]; parts_of(dimension)];
+    let share = learnt.len().div_ceil(threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        for (thread, parts) in learnt.chunks_mut(share).enumerate() {
+            scope.spawn(move || {
+                for (number, codes) in (thread * share..).zip(parts) {
+                    let blocks = vectors.chunks(TOGETHER * dimension);
+                    let blocks: Vec<Points> = blocks.map(|block| points(block, dimension, number)).collect();
+                    *codes = learn_part(&blocks, vectors.len() / dimension);
+                }
+            });
+        }
+    });
+    learnt
+}
+
+/// Lloyd's k-means over so many points, in blocks.
+fn learn_part(blocks: &[Points], count: usize) -> PartCodes {
     let nearest = Nearest::get();
+    let point = |number: usize| std::array::from_fn(|value| blocks[number / TOGETHER][value][number % TOGETHER]);
     let mut codes = [[0.0; CODES]; PART];
-    for code in 0..CODES {
-        let point = points.get(start_at(code, CODES, points.len())).copied().unwrap_or_default();
-        set(&mut codes, code, point);
+    for code in 0..CODES.min(count) {
+        set(&mut codes, code, point(start_at(code, CODES, count)));
     }
     for _ in 0..FEW_ROUNDS {
         let (mut sums, mut counts) = ([[0f64; PART]; CODES], [0u32; CODES]);
-        for point in points {
-            let code = usize::from(nearest.find(&codes, *point));
-            counts[code] += 1;
-            for (sum, value) in sums[code].iter_mut().zip(point) {
-                *sum += f64::from(*value);
+        for (first, block) in (0..count).step_by(TOGETHER).zip(blocks) {
+            let found = nearest.find(&codes, block);
+            for (place, code) in found.into_iter().take(count - first).enumerate() {
+                let code = usize::from(code);
+                counts[code] += 1;
+                for (sum, values) in sums[code].iter_mut().zip(block) {
+                    *sum += f64::from(values[place]);
+                }
             }
         }
         let most = (0..CODES).max_by_key(|code| counts[*code]).unwrap_or(0);
@@ -87,45 +117,53 @@ fn set(codes: &mut PartCodes, code: usize, point: [f32; PART]) {
     }
 }
 
-/// Finds the code whose values are nearest.
-struct Nearest(unsafe fn(&PartCodes, [f32; PART]) -> u8);
+/// Finds the codes whose values are nearest to points.
+struct Nearest(unsafe fn(&PartCodes, &Points) -> [u8; TOGETHER]);
 
 choose_kernels!(Nearest { Nearest(nearest_avx512), Nearest(nearest_avx2), Nearest(nearest_portable) });
 
 impl Nearest {
-    fn find(&self, codes: &PartCodes, point: [f32; PART]) -> u8 {
+    fn find(&self, codes: &PartCodes, points: &Points) -> [u8; TOGETHER] {
         // SAFETY: `of` has checked the instruction set.
-        unsafe { (self.0)(codes, point) }
+        unsafe { (self.0)(codes, points) }
     }
 }
 
-/// The code whose values are nearest by Euclidean distance. Written so that the compiler turns it into vector instructions.
+/// The code whose values are nearest to each point by Euclidean distance. Written so that the compiler turns it into vector instructions, a point in
+/// each lane.
 #[inline(always)]
-fn nearest_of(codes: &PartCodes, point: [f32; PART]) -> u8 {
-    let mut distances = [0f32; CODES];
-    for (value, codes) in point.into_iter().zip(codes) {
-        for (distance, code) in distances.iter_mut().zip(codes) {
-            *distance += (value - code) * (value - code);
+fn nearest_of(codes: &PartCodes, points: &Points) -> [u8; TOGETHER] {
+    let (mut nearest, mut least) = ([0u32; TOGETHER], [f32::INFINITY; TOGETHER]);
+    for code in 0..CODES {
+        let mut distances = [0f32; TOGETHER];
+        for (values, codes) in points.iter().zip(codes) {
+            for (distance, value) in distances.iter_mut().zip(values) {
+                *distance += (value - codes[code]) * (value - codes[code]);
+            }
+        }
+        for ((nearest, least), distance) in nearest.iter_mut().zip(&mut least).zip(distances) {
+            let is_nearer = distance < *least;
+            *nearest = if is_nearer { code as u32 } else { *nearest };
+            *least = if is_nearer { distance } else { *least };
         }
     }
-    let least = distances.iter().copied().fold(f32::INFINITY, f32::min);
-    distances.iter().position(|distance| *distance <= least).unwrap_or(0) as u8
+    nearest.map(|code| code as u8)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn nearest_avx512(codes: &PartCodes, point: [f32; PART]) -> u8 {
-    nearest_of(codes, point)
+fn nearest_avx512(codes: &PartCodes, points: &Points) -> [u8; TOGETHER] {
+    nearest_of(codes, points)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn nearest_avx2(codes: &PartCodes, point: [f32; PART]) -> u8 {
-    nearest_of(codes, point)
+fn nearest_avx2(codes: &PartCodes, points: &Points) -> [u8; TOGETHER] {
+    nearest_of(codes, points)
 }
 
-fn nearest_portable(codes: &PartCodes, point: [f32; PART]) -> u8 {
-    nearest_of(codes, point)
+fn nearest_portable(codes: &PartCodes, points: &Points) -> [u8; TOGETHER] {
+    nearest_of(codes, points)
 }
 
 #[cfg(test)]
@@ -136,17 +174,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_instruction_set_finds_the_nearest_code(
+        fn every_instruction_set_finds_the_nearest_codes(
             values in prop::array::uniform16(prop::array::uniform4(-1f32..1.0)),
-            point in prop::array::uniform4(-1f32..1.0),
+            vectors in prop::collection::vec(-1f32..1.0, PART * TOGETHER),
         ) {
             let mut codes = [[0.0; CODES]; PART];
             values.into_iter().enumerate().for_each(|(code, values)| set(&mut codes, code, values));
-            let distance = |code: usize| values[code].iter().zip(point).map(|(one, other)| f64::from(one - other).powi(2)).sum::<f64>();
-            let least = (0..CODES).map(distance).fold(f64::INFINITY, f64::min);
+            let distance = |code: usize, point: &[f32]| values[code].iter().zip(point).map(|(one, other)| f64::from(one - other).powi(2)).sum::<f64>();
             for set in Instructions::available() {
-                let found = Nearest::of(set).find(&codes, point);
-                prop_assert!(distance(usize::from(found)) <= least + 1e-6, "{}: {}", set, found);
+                let found = Nearest::of(set).find(&codes, &points(&vectors, PART, 0));
+                for (code, point) in found.into_iter().zip(vectors.chunks_exact(PART)) {
+                    let least = (0..CODES).map(|code| distance(code, point)).fold(f64::INFINITY, f64::min);
+                    prop_assert!(distance(usize::from(code), point) <= least + 1e-6, "{}: {}", set, code);
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use super::DIMENSION_MAX;
 use super::bytes::{ByteRows, row_bytes};
 use super::codes::{CODES, Codebook, PART, PartCodes, parts_of};
 use super::scan::BLOCK;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -53,16 +53,16 @@ pub(super) struct Sizes {
 }
 
 /// Where the sections are.
-struct Sections {
-    centroids: Range<usize>,
-    centroid_scales: Range<usize>,
-    lengths: Range<usize>,
-    codebook: Range<usize>,
-    numbers: Range<usize>,
-    codes: Range<usize>,
-    positions: Range<usize>,
-    row_scales: Range<usize>,
-    rows: Range<usize>,
+pub(super) struct Sections {
+    pub(super) centroids: Range<usize>,
+    pub(super) centroid_scales: Range<usize>,
+    pub(super) lengths: Range<usize>,
+    pub(super) codebook: Range<usize>,
+    pub(super) numbers: Range<usize>,
+    pub(super) codes: Range<usize>,
+    pub(super) positions: Range<usize>,
+    pub(super) row_scales: Range<usize>,
+    pub(super) rows: Range<usize>,
 }
 
 impl Sizes {
@@ -97,43 +97,38 @@ impl Sizes {
     }
 }
 
-/// What is written into a file.
-pub(super) struct Contents<'a> {
-    pub(super) sizes: Sizes,
-    pub(super) centroids: ByteRows<'a>,
-    pub(super) lengths: &'a [u32],
-    pub(super) codebook: &'a [PartCodes],
-    pub(super) numbers: &'a [u32],
-    pub(super) codes: &'a [u8],
-    pub(super) positions: &'a [u32],
-    pub(super) rows: ByteRows<'a>,
+/// Writes the sections of a file, in their order.
+pub(super) struct IndexWriter<'w, W> {
+    to: &'w mut W,
+    sections: Sections,
+    written: usize,
 }
 
-impl Contents<'_> {
-    pub(super) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+impl<'w, W: Write> IndexWriter<'w, W> {
+    /// Begins with the head.
+    pub(super) fn new(sizes: Sizes, to: &'w mut W) -> io::Result<Self> {
         let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "too many vectors for one index");
-        let Sizes { dimension, rows, lists, blocks } = self.sizes;
-        let sections = self.sizes.sections().ok_or_else(too_large)?;
-        let mut written = 0;
-        let mut section = |start: usize, bytes: &[u8]| {
-            to.write_all(&vec![0; start - written])?;
-            written = start + bytes.len();
-            to.write_all(bytes)
-        };
+        let Sizes { dimension, rows, lists, blocks } = sizes;
+        let mut writer = IndexWriter { to, sections: sizes.sections().ok_or_else(too_large)?, written: 0 };
         let mut head = MAGIC.to_vec();
         for size in [dimension, rows, lists, blocks] {
             head.extend(u32::try_from(size).map_err(|_| too_large())?.to_le_bytes());
         }
-        section(0, &head)?;
-        section(sections.centroids.start, self.centroids.bytes)?;
-        section(sections.centroid_scales.start, bytemuck::cast_slice(self.centroids.scales))?;
-        section(sections.lengths.start, bytemuck::cast_slice(self.lengths))?;
-        section(sections.codebook.start, bytemuck::cast_slice(self.codebook.as_flattened()))?;
-        section(sections.numbers.start, bytemuck::cast_slice(self.numbers))?;
-        section(sections.codes.start, self.codes)?;
-        section(sections.positions.start, bytemuck::cast_slice(self.positions))?;
-        section(sections.row_scales.start, bytemuck::cast_slice(self.rows.scales))?;
-        section(sections.rows.start, self.rows.bytes)
+        writer.append(&head)?;
+        Ok(writer)
+    }
+
+    /// Begins a section with these bytes.
+    pub(super) fn section(&mut self, range: impl Fn(&Sections) -> &Range<usize>, bytes: &[u8]) -> io::Result<()> {
+        let gap = range(&self.sections).start - self.written;
+        self.append(&vec![0; gap])?;
+        self.append(bytes)
+    }
+
+    /// Goes on with a section.
+    pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.written += bytes.len();
+        self.to.write_all(bytes)
     }
 }
 
@@ -222,9 +217,20 @@ impl ApproximateIndex {
         self.sizes.lists
     }
 
-    /// Bytes of memory that it is worth keeping in.
+    /// Bytes that it holds in memory, without its mapped file.
     pub fn memory_bytes(&self) -> usize {
-        self.mapped.len() + self.starts.len() * 4
+        self.starts.len() * 4
+    }
+
+    /// Gives the pages of its file back: they no longer count as the program's memory, and stay in the system's cache of files, where the next search
+    /// finds them.
+    pub fn give_back(&self) {
+        // SAFETY: a file that is mapped for reading only and that nothing changes: pages that are read again have the bytes that they had, and
+        // searches that read them at this moment notice nothing.
+        let given = unsafe { self.mapped.unchecked_advise(UncheckedAdvice::DontNeed) };
+        if let Err(fault) = given {
+            tracing::debug!(%fault, "pages of an index were not given back");
+        }
     }
 
     // A mapping begins at a page and every section at a multiple of 64, so that no cast below can fail.

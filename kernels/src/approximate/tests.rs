@@ -51,6 +51,7 @@ fn what_is_nearest_is_among_the_candidates() {
     }
     let vectors = exact::to_f16(&vectors);
     let (_folder, index) = index(&vectors, dimension, 64);
+    index.give_back(); // its pages are read again
     let (mut found, mut wanted) = (0, 0);
     for query in 0..50 {
         let mut query = values(dimension, query % 40);

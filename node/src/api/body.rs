@@ -1,10 +1,12 @@
 //! Bodies of requests, read within limits of size and time.
 
+use crate::api::body_room::{BodyPlace, BodyRoom};
 use crate::api::problem::Problem;
 use bytes::{Buf, Bytes};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use prometheus::IntCounter;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use warp::http::header::{CONTENT_LENGTH, EXPECT};
@@ -28,6 +30,8 @@ pub struct Reading {
     pub idle: Duration,
     /// Counts the bytes that were read.
     pub counter: IntCounter,
+    /// Memory for bodies that are kept as a whole.
+    pub room: Arc<BodyRoom>,
     /// Cancelled when the node begins to stop.
     pub stopping: CancellationToken,
 }
@@ -40,6 +44,7 @@ pub struct Body {
     waits_for_continue: bool,
     idle: Duration,
     counter: Option<IntCounter>,
+    place: Option<BodyPlace>,
     stopping: CancellationToken,
 }
 
@@ -59,6 +64,7 @@ impl Body {
             waits_for_continue: headers.contains_key(EXPECT),
             idle: reading.idle,
             counter: Some(reading.counter),
+            place: Some(reading.room.place()),
             stopping: reading.stopping,
         }
     }
@@ -72,6 +78,7 @@ impl Body {
             waits_for_continue: false,
             idle: Duration::ZERO,
             counter: None,
+            place: None,
             stopping: CancellationToken::new(),
         }
     }
@@ -107,7 +114,7 @@ impl Body {
         Err(problem)
     }
 
-    /// The whole body, when it is no longer than `limit_bytes`.
+    /// The whole body, when it is no longer than `limit_bytes`. It has its place in the memory for bodies until this is dropped.
     pub async fn read_all(&mut self, limit_bytes: usize) -> Result<Vec<u8>, Problem> {
         self.check_declared(limit_bytes)?;
         let declared = self.declared_bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
@@ -116,6 +123,7 @@ impl Body {
             if whole.len() + bytes.len() > limit_bytes {
                 return Err(too_large(limit_bytes));
             }
+            self.take_place(whole.len() + bytes.len())?;
             whole.extend_from_slice(&bytes);
         }
         Ok(whole)
@@ -130,8 +138,13 @@ impl Body {
             if received > limit_bytes {
                 return Err(too_large(limit_bytes));
             }
+            body.take_place(received)?;
             Ok(Some((bytes, (body, received))))
         }))
+    }
+
+    fn take_place(&mut self, bytes: usize) -> Result<(), Problem> {
+        self.place.as_mut().map_or(Ok(()), |place| place.grow_to(bytes))
     }
 
     fn check_declared(&self, limit_bytes: usize) -> Result<(), Problem> {
@@ -188,6 +201,7 @@ impl Body {
         let reading = Reading {
             idle: Duration::from_secs(1),
             counter: IntCounter::new("bytes", "for tests").unwrap(),
+            room: BodyRoom::new(1 << 30),
             stopping: CancellationToken::new(),
         };
         Body::new(&HeaderMap::new(), futures::stream::iter(chunks.into_iter().map(Ok::<_, warp::Error>)), reading)
@@ -200,7 +214,7 @@ mod tests {
 
     fn reading() -> Reading {
         let counter = IntCounter::new("bytes", "for tests").unwrap();
-        Reading { idle: Duration::from_millis(20), counter, stopping: CancellationToken::new() }
+        Reading { idle: Duration::from_millis(20), counter, room: BodyRoom::new(1 << 20), stopping: CancellationToken::new() }
     }
 
     fn body(chunks: &[&'static [u8]], headers: &HeaderMap) -> Body {
@@ -213,6 +227,22 @@ mod tests {
         let mut body = body(&[b"ab", b"", b"c"], &HeaderMap::new());
         assert_eq!(body.read_all(3).await.unwrap(), b"abc");
         assert_eq!(body.counter.as_ref().unwrap().get(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_body_has_its_place_until_it_is_dropped() {
+        let reading = Reading { room: BodyRoom::new(3), ..reading() };
+        let new = |content: &'static [u8]| {
+            let chunks = futures::stream::iter([Ok::<_, warp::Error>(Bytes::from_static(content))]);
+            Body::new(&HeaderMap::new(), chunks, reading.clone())
+        };
+        let mut first = new(b"ab");
+        first.read_all(9).await.unwrap();
+        let refused = new(b"cd").read_all(9).await.unwrap_err();
+        assert_eq!((refused.status.as_u16(), refused.code), (503, "bodies_overloaded"));
+        drop(first);
+        assert_eq!(new(b"cd").read_all(9).await.unwrap(), b"cd");
+        assert_eq!(reading.room.bytes(), 0);
     }
 
     #[tokio::test]

@@ -196,7 +196,7 @@ mod tests {
     fn api() -> Arc<Api> {
         let home = vec![("HOME".to_string(), "/nowhere".to_string())];
         let config = Config::load(&Sources { file: None, variables: home, flags: Vec::new() }).unwrap().config;
-        Api::new(&config.http, prometheus::Registry::new()).unwrap()
+        Api::new(&config.http, 64 << 20, prometheus::Registry::new()).unwrap()
     }
 
     async fn ask(api: &Arc<Api>, request: Request<String>) -> (StatusCode, HeaderMap, serde_json::Value) {

@@ -1,11 +1,12 @@
 //! Where the node's memory is.
 
+use crate::api::body_room::BodyRoom;
 use crate::api::problem::Problem;
 use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::{Call, json};
 use crate::memory::{self, FileKind};
-use ragged_actors::{PartMemory, Session};
+use ragged_actors::{PartMemory, ProcessMemory, Session};
 use ragged_client::{MappedFiles, MemoryPart, MemoryReport};
 
 /// `GET /api/v1/memory`.
@@ -14,15 +15,18 @@ use ragged_client::{MappedFiles, MemoryPart, MemoryReport};
     responses((status = 200, description = "Where it is", body = MemoryReport)))]
 pub async fn memory(call: Call, _session: Session) -> Answer {
     Query::parse(&call.query)?.end()?;
-    let parts = call.api.engine()?.memory()?;
+    let engine = call.api.engine()?;
+    let (parts, budget_bytes, given_back_bytes) = (engine.memory(), engine.memory_budget() as u64, engine.memory_given_back());
     let files = tokio::task::spawn_blocking(memory::of_mapped_files).await.map_err(unknown)?.map_err(unknown)?;
-    let process = memory::of_process().map_err(unknown)?;
+    let process = ProcessMemory::current().map_err(unknown)?;
     json::ok(&MemoryReport {
+        budget_bytes,
+        given_back_bytes,
         resident_bytes: process.resident,
         anonymous_bytes: process.anonymous,
         mapped_bytes: process.mapped,
         allocated_bytes: memory::allocated().map_err(unknown)?,
-        parts: parts.into_iter().map(part).collect(),
+        parts: parts.into_iter().map(part).chain([bodies(&call.api.body_room)]).collect(),
         files: files.into_iter().map(mapped_files).collect(),
     })
 }
@@ -30,6 +34,10 @@ pub async fn memory(call: Call, _session: Session) -> Answer {
 fn part(memory: PartMemory) -> MemoryPart {
     let limit_bytes = memory.limit_bytes.map(|bytes| bytes as u64);
     MemoryPart { part: memory.part.to_owned(), bytes: memory.bytes as u64, limit_bytes }
+}
+
+fn bodies(room: &BodyRoom) -> MemoryPart {
+    MemoryPart { part: "bodies".to_owned(), bytes: room.bytes() as u64, limit_bytes: Some(room.bytes_max() as u64) }
 }
 
 fn mapped_files((kind, bytes): (FileKind, u64)) -> MappedFiles {

@@ -4,11 +4,10 @@ use crate::api::problem::Problem;
 use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::{Api, Call};
-use crate::memory;
 use prometheus::{
     Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
-use ragged_actors::Session;
+use ragged_actors::{ProcessMemory, Session};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
@@ -110,7 +109,7 @@ impl Metrics {
     /// Everything in the registry, in Prometheus' text format.
     pub fn text(&self) -> Result<String, prometheus::Error> {
         self.uptime_seconds.set(i64::try_from(self.started.elapsed().as_secs()).unwrap_or(i64::MAX));
-        if let Ok(memory) = memory::of_process() {
+        if let Ok(memory) = ProcessMemory::current() {
             self.resident_bytes.set(i64::try_from(memory.resident).unwrap_or(i64::MAX));
         }
         if let Ok(files) = std::fs::read_dir("/proc/self/fd") {

@@ -5,6 +5,7 @@
 //! is; `openapi` describes the same. Whatever goes wrong on the way is a [`problem::Problem`].
 
 pub mod body;
+pub mod body_room;
 pub mod cluster;
 pub mod collections;
 pub mod dispatch;
@@ -27,6 +28,7 @@ pub mod server;
 pub mod upload_form;
 
 use crate::config::Http;
+use body_room::BodyRoom;
 use metrics::Metrics;
 use problem::Problem;
 use ragged_actors::Engine;
@@ -45,21 +47,24 @@ pub struct Api {
     metrics: Metrics,
     max_body_bytes: usize,
     reading: body::Reading,
+    body_room: Arc<BodyRoom>,
     stopping: CancellationToken,
     workers: Handle,
 }
 
 impl Api {
-    /// A façade without its engine: health answers, everything else says that the node is starting.
+    /// A façade without its engine, with so much memory for bodies: health answers, everything else says that the node is starting.
     ///
     /// What needs the engine runs on the runtime that this is called in. Connections may be served, and health answered, by another one,
     /// which then stays quick while the first computes.
-    pub fn new(http: &Http, registry: prometheus::Registry) -> Result<Arc<Api>, prometheus::Error> {
+    pub fn new(http: &Http, bodies_bytes: usize, registry: prometheus::Registry) -> Result<Arc<Api>, prometheus::Error> {
         let metrics = Metrics::new(registry)?;
-        let stopping = CancellationToken::new();
+        let (stopping, body_room) = (CancellationToken::new(), BodyRoom::new(bodies_bytes));
+        let counter = metrics.body_bytes.clone();
         Ok(Arc::new(Api {
             engine: OnceLock::new(),
-            reading: body::Reading { idle: BODY_IDLE, counter: metrics.body_bytes.clone(), stopping: stopping.clone() },
+            reading: body::Reading { idle: BODY_IDLE, counter, room: body_room.clone(), stopping: stopping.clone() },
+            body_room,
             metrics,
             max_body_bytes: http.max_body_bytes.as_usize(),
             stopping,

@@ -137,7 +137,7 @@ mod tests {
     fn start(max_connections: usize) -> Running {
         let home = vec![("HOME".to_string(), "/nowhere".to_string())];
         let config = Config::load(&Sources { file: None, variables: home, flags: Vec::new() }).unwrap().config;
-        let api = Api::new(&config.http, prometheus::Registry::new()).unwrap();
+        let api = Api::new(&config.http, 64 << 20, prometheus::Registry::new()).unwrap();
         let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(serve(listener, Arc::clone(&api), max_connections, Duration::from_secs(20)));

@@ -178,7 +178,10 @@ async fn refound(accept_loss: bool, globals: &Globals, output: &Output) -> Resul
             config.data_dir.display()
         )));
     }
-    let options = StoreOptions { block_cache_bytes: config.memory.block_cache_bytes.as_usize(), ..StoreOptions::default() };
+    let options = StoreOptions {
+        block_cache_bytes: config.memory.block_cache_bytes.as_usize(),
+        write_buffer_bytes: config.memory.write_buffer_bytes.as_usize(),
+    };
     let refounded = ragged_actors::refound(&config.data_dir, options).await.map_err(|fault| CliError::Node(fault.into()))?;
     let numbers = |shards: &[ShardId]| shards.iter().map(|shard| shard.0).collect::<Vec<u16>>();
     let (kept, lost) = (numbers(&refounded.shards), numbers(&refounded.lost));

@@ -22,7 +22,7 @@ fn describe(report: &MemoryReport, output: &Output) -> String {
             Cell::new(limit.map_or("-".to_owned(), |bytes| mebibytes(bytes).to_string())),
         ]);
     };
-    row("resident".into(), report.resident_bytes, None);
+    row("resident".into(), report.resident_bytes, Some(report.budget_bytes));
     row("  anonymous".into(), report.anonymous_bytes, None);
     row("    allocated".into(), report.allocated_bytes, None);
     for part in &report.parts {
@@ -32,7 +32,11 @@ fn describe(report: &MemoryReport, output: &Output) -> String {
     for files in &report.files {
         row(format!("    {}", files.kind.replace('_', " ")), files.bytes, None);
     }
-    render(&table)
+    let table = render(&table);
+    if report.given_back_bytes == 0 {
+        return table;
+    }
+    format!("{table}\n{} MiB of mapped files were given back to keep the budget", mebibytes(report.given_back_bytes))
 }
 
 fn mebibytes(bytes: u64) -> u64 {

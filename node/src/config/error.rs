@@ -1,5 +1,6 @@
 //! Why a configuration is refused.
 
+use crate::config::byte_size::ByteSize;
 use crate::config::key::KEYS;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -56,6 +57,31 @@ pub enum ConfigError {
         value: String,
         /// What it must be.
         expected: &'static str,
+    },
+    /// The budget of memory is less than what is given out of it.
+    #[error(
+        "memory.budget_bytes is {budget}, but the node needs {needed}: {idle} while it is idle{set}, and the least that the other parts can do with; \
+         raise it, or lower what is set"
+    )]
+    SmallBudget {
+        /// The budget.
+        budget: ByteSize,
+        /// What it must be at least.
+        needed: ByteSize,
+        /// What the node needs before it holds anything.
+        idle: ByteSize,
+        /// The parts that are set, in words.
+        set: String,
+    },
+    /// A body that is allowed would never fit.
+    #[error(
+        "memory.bodies_bytes is {room}, but http.max_body_bytes is {body}: such a body would never be let in; raise the one, or lower the other"
+    )]
+    NoRoomForBody {
+        /// What all bodies may have.
+        room: ByteSize,
+        /// What one may have.
+        body: ByteSize,
     },
     /// The API would be public without protection.
     #[error(

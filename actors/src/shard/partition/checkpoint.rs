@@ -8,6 +8,7 @@ use super::merge_plan::{self, SegmentSize};
 use super::segment::{self, Segment, SegmentBuilder};
 use super::source::RowSource;
 use super::text_index::{self, TextIndex, TextSnapshot};
+use crate::shard::text_writers::TextWriters;
 use ragged_raft::failpoints::{self, Point};
 use ragged_raft::shard::rows::PartitionRow;
 use roaring::RoaringBitmap;
@@ -24,6 +25,7 @@ pub(super) struct Checkpoint {
     manifest: Manifest,
     segments: Vec<Arc<Segment>>,
     text: TextIndex,
+    text_writers: Arc<TextWriters>,
     text_until: u32,
     text_rows: Arc<RoaringBitmap>,
 }
@@ -58,6 +60,7 @@ impl Checkpoint {
         folder: &Path,
         language: &str,
         analyzer: &Analyzer,
+        text_writers: Arc<TextWriters>,
         dimension: usize,
         live: &RoaringBitmap,
         counters: PartitionRow,
@@ -93,6 +96,7 @@ impl Checkpoint {
             manifest,
             segments,
             text,
+            text_writers,
             text_until: snapshot.until,
             text_rows: snapshot.rows,
         };
@@ -147,7 +151,10 @@ impl Checkpoint {
         if until == self.text_until && dead.is_empty() && !(step.is_idle && self.text.could_settle()?) {
             return Ok(());
         }
-        let advanced = self.text.advance(source, self.text_until..until, &dead, step.counters.changed_at, step.is_idle);
+        let writing = self.text_writers.begin();
+        let rows = self.text_until..until;
+        let advanced = self.text.advance(source, &writing, rows, &dead, step.counters.changed_at, step.is_idle);
+        drop(writing);
         // Also after a failure: what was committed before it must not be added again.
         let (snapshot, _) = self.text.snapshot()?;
         self.text_until = snapshot.until;

@@ -45,6 +45,24 @@ pub(super) fn remove_folder(folder: &Path) -> std::io::Result<()> {
     }
 }
 
+/// Gives the pages of a mapped file back: they no longer count as the program's memory, and stay in the system's cache of files, where whoever reads
+/// them next finds them.
+///
+/// # Safety
+/// It must be the content of a file that is mapped as a whole, shared, and for reading only, and that nothing changes. Then pages that are read again
+/// have the bytes that they had, and those who read them at this moment notice nothing.
+pub(super) unsafe fn give_back(mapped: &[u8]) {
+    if mapped.is_empty() {
+        return;
+    }
+    // SAFETY: the caller promises that these are pages of a file, which come back as they were.
+    let refused = unsafe { libc::madvise(mapped.as_ptr().cast_mut().cast(), mapped.len(), libc::MADV_DONTNEED) } != 0;
+    if refused {
+        let fault = std::io::Error::last_os_error();
+        tracing::debug!(%fault, "pages of a mapped file were not given back");
+    }
+}
+
 /// Length and checksum of a file. It is read, not mapped, so that its pages do not count as the program's memory.
 pub(super) fn checksum(path: &Path) -> Result<(u64, u32), PartitionError> {
     let mut file = File::open(path).map_err(PartitionError::file(path))?;

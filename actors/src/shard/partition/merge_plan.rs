@@ -2,6 +2,11 @@
 
 /// Part of a segment's rows that may be dead before it is written again.
 const DEAD_PART_MAX: f64 = 0.3;
+/// Up to so many rows, segments are joined as soon as they are of like size: to index them anew is a matter of a tenth of a second.
+const FEW_ROWS: u64 = 32_768;
+/// Beyond, so many segments of like size become one: while rows come fast, indexing each of them again and again would cost more than storing it, and a
+/// search finds quickly in a few segments.
+const JOINED_MIN: u64 = 4;
 /// When nothing else is to do, small segments join the largest once they are together this part of it. A segment that is too small for
 /// an index is searched exactly, and a row that is scored exactly costs as much as thirty that the index passes over.
 const JOINED_PART_MIN: f64 = 1.0 / 32.0;
@@ -21,20 +26,31 @@ impl SegmentSize {
     }
 }
 
-/// The segments to join with `added` new rows: from the smallest on as long as one is no larger than all before it together. So their
-/// number stays logarithmic in the number of rows, and so does how often a row is written. A segment with many dead rows joins too.
+/// The segments to join with `added` new rows, from the smallest on: one of few rows as long as it is no larger than all before it together, larger ones
+/// once there are several of like size. So their number stays logarithmic in the number of rows, and so does how often a row is written.
 pub(super) fn with_new_rows(segments: &[SegmentSize], added: u64) -> Vec<usize> {
+    let sorted = by_size(segments);
     let mut total = added;
-    let mut joined = Vec::new();
-    for (number, segment) in by_size(segments) {
-        if segment.live > total {
+    let mut taken = 0;
+    while let Some((_, next)) = sorted.get(taken) {
+        let is_small = next.live <= total && next.live + total <= FEW_ROWS;
+        let like = sorted[taken..].iter().take_while(|(_, segment)| tier(segment.live) <= tier(total)).count();
+        let joined = if is_small { 1 } else { like };
+        if !is_small && (like as u64) + 1 < JOINED_MIN {
             break;
         }
-        total += segment.live;
-        joined.push(number);
+        total += sorted[taken..taken + joined].iter().map(|(_, segment)| segment.live).sum::<u64>();
+        taken += joined;
     }
+    let mut joined: Vec<usize> = sorted[..taken].iter().map(|(number, _)| *number).collect();
     joined.sort_unstable();
     joined
+}
+
+/// Segments of the same tier are of like size.
+fn tier(rows: u64) -> u32 {
+    let many = rows / FEW_ROWS;
+    if many == 0 { 0 } else { 1 + many.ilog(JOINED_MIN) }
 }
 
 /// The segments to join when no rows came for a while; none when it is not worth it.
@@ -75,9 +91,25 @@ mod tests {
             }
             written += size;
             segments.push(whole(size));
-            assert!(segments.len() <= 9);
+            assert!(segments.len() <= 16);
         }
-        assert!(written <= 256 * 4096 * 9);
+        assert!(written <= 256 * 4096 * 8);
+    }
+
+    #[test]
+    fn rows_that_come_fast_are_written_less_often() {
+        let (mut segments, mut written) = (Vec::new(), 0);
+        for _ in 0..64 {
+            let joined = with_new_rows(&segments, 16_384);
+            let mut size = 16_384;
+            for number in joined.into_iter().rev() {
+                size += segments.remove(number).live;
+            }
+            written += size;
+            segments.push(whole(size));
+        }
+        assert!(segments.len() <= 10, "{segments:?}");
+        assert!(written <= 64 * 16_384 * 5, "{written}");
     }
 
     #[test]

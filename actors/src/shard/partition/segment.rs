@@ -24,9 +24,11 @@ use ragged_raft::failpoints::{self, Point};
 use ragged_raft::mutant::{self, Mutant};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Segments of at least this many rows get an approximate index; smaller ones are faster without.
 pub(super) const INDEXED_ROWS_MIN: usize = 8192;
@@ -203,9 +205,20 @@ impl Segment {
         scored.iter().map(|scored| (self.rows[scored.position as usize], scored.score)).collect()
     }
 
-    /// Bytes that it holds in memory; mapped vectors are the operating system's to drop.
+    /// Bytes that it holds in memory, without mapped files.
     pub(super) fn memory_bytes(&self) -> usize {
         self.rows.len() * 4 + self.row_set.serialized_size() + self.index.as_ref().map_or(0, |(index, _)| index.memory_bytes())
+    }
+
+    /// Gives the pages of its mapped files back.
+    pub(super) fn give_back(&self) {
+        if let Some(mapped) = &self.vectors {
+            // SAFETY: as for `map_vectors`, which has mapped it so.
+            unsafe { files::give_back(mapped) };
+        }
+        if let Some((index, _)) = &self.index {
+            index.give_back();
+        }
     }
 }
 
@@ -260,20 +273,17 @@ impl Rows<'_> {
         let queries = self.trial_queries();
         let deepest = Depth::Hundred.rows();
         let right = exact::top_k_of_each(&queries.concat(), self.vectors, self.dimension, deepest, vector_index::BUILD_THREADS);
+        let count = self.vectors.len() / self.dimension;
         let least = Depth::ALL.map(|depth| {
-            let mut ladder = Effort::ladder(self.vectors.len() / self.dimension, depth).peekable();
+            let mut recalls: HashMap<Effort, f64> = HashMap::new();
             let mut least_for = |trial_recall: f64| {
-                while let Some(effort) = ladder.peek() {
-                    let recall = self.recall(index, *effort, depth.rows(), queries.iter().zip(&right));
+                let recall = |effort: &Effort| {
+                    let recall = self.recall(index, *effort, depth.rows(), &queries, &right);
                     tracing::debug!(?depth, ?effort, recall, "tried");
-                    if recall >= trial_recall {
-                        return Some(*effort);
-                    }
-                    ladder.next();
-                }
-                None
+                    recall
+                };
+                Effort::least(count, depth, |effort| *recalls.entry(effort).or_insert_with_key(recall) >= trial_recall)
             };
-            // More recall never takes less effort: the second search goes on where the first has ended.
             (least_for(TRIAL_RECALL), least_for(TRIAL_RECALL_HIGH))
         });
         let [(ten, ten_high), (hundred, hundred_high)] = least;
@@ -281,22 +291,23 @@ impl Rows<'_> {
     }
 
     /// Part of the `depth` nearest rows that is found. By score, so that of equal rows any will do.
-    fn recall<'q>(
-        &self,
-        index: &ApproximateIndex,
-        effort: Effort,
-        depth: usize,
-        queries: impl Iterator<Item = (&'q Vec<f32>, &'q Vec<Scored>)>,
-    ) -> f64 {
-        let (mut found, mut wanted) = (0, 0);
-        for (query, right) in queries {
+    fn recall(&self, index: &ApproximateIndex, effort: Effort, depth: usize, queries: &[Vec<f32>], right: &[Vec<Scored>]) -> f64 {
+        let found_of = |(query, right): (&Vec<f32>, &Vec<Scored>)| {
             let right = &right[..depth.min(right.len())];
             let worst = right.last().map_or(f32::MAX, |scored| scored.score);
             let nearest = self.nearest(index, effort, query, right.len());
-            found += nearest.iter().filter(|scored| scored.score >= worst).count();
-            wanted += right.len();
-        }
-        found as f64 / (wanted as f64).max(1.0)
+            nearest.iter().filter(|scored| scored.score >= worst).count()
+        };
+        let share = queries.len().div_ceil(vector_index::BUILD_THREADS).max(1);
+        let found = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for (queries, right) in queries.chunks(share).zip(right.chunks(share)) {
+                let (found, found_of) = (&found, &found_of);
+                scope.spawn(move || found.fetch_add(queries.iter().zip(right).map(found_of).sum(), Ordering::Relaxed));
+            }
+        });
+        let wanted: usize = right.iter().map(|right| depth.min(right.len())).sum();
+        found.into_inner() as f64 / (wanted as f64).max(1.0)
     }
 }
 

@@ -25,6 +25,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         3 => (0u8..10).prop_map(|id| Operation::Delete { id }),
         2 => any::<bool>().prop_map(|idle| Operation::Index { idle }),
         1 => Just(Operation::Reopen),
+        1 => Just(Operation::GiveBack),
         1 => any::<bool>().prop_map(|void| Operation::Lose { void }),
     ]
 }
@@ -50,6 +51,7 @@ proptest! {
                     follower.is_lost = true;
                     follower.is_checkpoint_void |= void;
                 }
+                Operation::GiveBack => partition.as_ref().unwrap().give_back(),
                 Operation::Reopen => {
                     drop(partition.take());
                     partition = Some(shard.open());
@@ -87,6 +89,45 @@ fn deleted_rows_do_not_come_back_after_merging_and_reopening() {
     let partition = shard.open();
     model.check(&partition);
     assert_eq!(partition.status().tail_rows, 0);
+}
+
+/// Bytes of mapped files in a folder that are this process' memory.
+fn mapped_bytes(folder: &Path) -> u64 {
+    let is_inside = |map: &procfs::process::MemoryMap| match &map.pathname {
+        procfs::process::MMapPath::Path(path) => path.starts_with(folder),
+        _ => false,
+    };
+    let maps = procfs::process::Process::myself().unwrap().smaps().unwrap();
+    maps.iter().filter(|map| is_inside(map)).map(|map| map.extension.map["Rss"]).sum()
+}
+
+#[test]
+fn pages_that_are_given_back_are_read_again_by_searches() {
+    let mut shard = TestShard::new(DIMENSION, "none");
+    let mut model = Model::default();
+    let partition = shard.open();
+    for id in 0..100 {
+        model.apply(&mut shard, &Operation::Upsert { id, chunks: 4, seed: u64::from(id) });
+    }
+    partition.index_with(true).unwrap();
+    assert_eq!(partition.status().tail_rows, 0);
+    let folder = shard.checkpoint().canonicalize().unwrap();
+    for _ in 0..3 {
+        model.check(&partition);
+        assert!(mapped_bytes(&folder) > 0);
+        partition.give_back();
+        assert_eq!(mapped_bytes(&folder), 0, "vectors and words alike");
+    }
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                partition.give_back();
+            }
+        });
+        (0..20).for_each(|_| model.check(&partition));
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

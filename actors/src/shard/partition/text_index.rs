@@ -13,15 +13,18 @@ use super::merge_plan::{self, SegmentSize};
 use super::selected::IndexedSelection;
 use super::selection::FactIndex;
 use super::source::RowSource;
+use crate::shard::text_writers::Writing;
+use parking_lot::Mutex;
 use ragged_raft::failpoints::{self, Point};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tantivy::columnar::Column;
-use tantivy::directory::MmapDirectory;
-use tantivy::index::{InvertedIndexReader, SegmentComponent, SegmentId, SegmentMeta};
+use tantivy::directory::{Directory, MmapDirectory};
+use tantivy::index::{InvertedIndexReader, SegmentComponent, SegmentId, SegmentMeta, SegmentReader};
 use tantivy::indexer::{LogMergePolicy, MergePolicy, NoMergePolicy};
 use tantivy::postings::{BlockSegmentPostings, TermInfo};
 use tantivy::schema::{
@@ -29,8 +32,6 @@ use tantivy::schema::{
 };
 use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term};
 
-/// Memory for rows that are being indexed.
-const WRITER_BYTES: usize = 32 << 20;
 /// Segments of like size that are merged into one.
 const SEGMENTS_MERGED_MIN: usize = 4;
 /// Part of a segment's rows that may be dead before it is written again.
@@ -63,19 +64,54 @@ pub(super) struct Fields {
 
 /// The index of one partition.
 pub(super) struct TextIndex {
+    directory: MmapDirectory,
     index: Index,
     reader: IndexReader,
     fields: Fields,
     language: String,
+    /// What is known of the segments that there were when it was looked at last: they do not change but by deletions.
+    known: Mutex<HashMap<SegmentKey, Arc<SegmentRows>>>,
+}
+
+/// A segment of tantivy's, and how many of its documents are deleted.
+type SegmentKey = (SegmentId, u32);
+
+/// The rows of a segment's documents.
+struct SegmentRows {
+    /// By the documents' numbers, deleted ones included.
+    column: Column<u64>,
+    /// Those that are not deleted.
+    rows: RoaringBitmap,
+    /// The first rows of their documents of ours.
+    starts: RoaringBitmap,
+}
+
+impl SegmentRows {
+    fn read(segment: &SegmentReader) -> Result<SegmentRows, PartitionError> {
+        let column = segment.fast_fields().u64("row")?;
+        let rows = living(segment, &column);
+        let starts = living(segment, &segment.fast_fields().u64("first_row")?);
+        Ok(SegmentRows { column, rows, starts })
+    }
+}
+
+/// What a column has of documents that are not deleted.
+fn living(segment: &SegmentReader, column: &Column<u64>) -> RoaringBitmap {
+    let value = |document| column.first(document).and_then(|row| u32::try_from(row).ok());
+    let mut rows: Vec<u32> = segment.doc_ids_alive().filter_map(value).collect();
+    rows.sort_unstable();
+    rows.dedup();
+    rows.into_iter().collect()
 }
 
 /// The index at one moment; it does not change.
 #[derive(Clone)]
 pub(super) struct TextSnapshot {
+    directory: MmapDirectory,
     pub(super) searcher: Searcher,
     pub(super) fields: Fields,
     /// For each of tantivy's segments the rows of its documents.
-    columns: Arc<Vec<Column<u64>>>,
+    segments: Arc<Vec<Arc<SegmentRows>>>,
     /// What filters have selected from it.
     pub(super) filters: Arc<FilterCache<IndexedSelection>>,
     /// Rows before it are here.
@@ -91,16 +127,16 @@ impl TextIndex {
     pub(super) fn open(folder: &Path, language: &str, analyzer: &Analyzer) -> Result<TextIndex, PartitionError> {
         std::fs::create_dir_all(folder).map_err(PartitionError::file(folder))?;
         let (schema, fields) = schema();
-        let directory = || MmapDirectory::open(folder).map_err(tantivy::TantivyError::from);
-        let is_new = !Index::exists(&directory()?).map_err(tantivy::TantivyError::from)?;
+        let directory = MmapDirectory::open(folder).map_err(tantivy::TantivyError::from)?;
+        let is_new = !Index::exists(&directory).map_err(tantivy::TantivyError::from)?;
         if !is_new {
             verify(folder)?;
         }
-        let index =
-            if is_new { Index::create(directory()?, schema, IndexSettings::default())? } else { Index::open(directory()?)? };
+        let shared = directory.clone();
+        let index = if is_new { Index::create(shared, schema, IndexSettings::default())? } else { Index::open(shared)? };
         index.tokenizers().register(TOKENIZER, analyzer.for_texts());
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).num_warming_threads(0).try_into()?;
-        let opened = TextIndex { index, reader, fields, language: language.to_owned() };
+        let opened = TextIndex { directory, index, reader, fields, language: language.to_owned(), known: Mutex::default() };
         let payload = opened.payload()?;
         if payload.version != VERSION || payload.language != language {
             return Err(PartitionError::damaged(folder, "it was written for another language or by another version"));
@@ -121,26 +157,40 @@ impl TextIndex {
         self.reader.reload()?;
         let searcher = self.reader.searcher();
         let payload = self.payload()?;
-        let (mut columns, mut rows, mut starts) = (Vec::new(), RoaringBitmap::new(), RoaringBitmap::new());
-        for segment in searcher.segment_readers() {
-            let row_of = segment.fast_fields().u64("row")?;
-            let first_row_of = segment.fast_fields().u64("first_row")?;
-            for document in segment.doc_ids_alive() {
-                rows.extend(row_of.first(document).and_then(|row| u32::try_from(row).ok()));
-                starts.extend(first_row_of.first(document).and_then(|row| u32::try_from(row).ok()));
-            }
-            columns.push(row_of);
+        let segments = self.segments(&searcher)?;
+        let (mut rows, mut starts) = (RoaringBitmap::new(), RoaringBitmap::new());
+        for segment in &segments {
+            rows |= &segment.rows;
+            starts |= &segment.starts;
         }
         let snapshot = TextSnapshot {
+            directory: self.directory.clone(),
             searcher,
             fields: self.fields,
-            columns: Arc::new(columns),
+            segments: Arc::new(segments),
             filters: Arc::default(),
             until: payload.until,
             rows: Arc::new(rows),
             changed_at: payload.changed_at,
         };
         Ok((snapshot, starts))
+    }
+
+    /// What is known of each segment; only new ones are gone through.
+    fn segments(&self, searcher: &Searcher) -> Result<Vec<Arc<SegmentRows>>, PartitionError> {
+        let mut known = self.known.lock();
+        let (mut segments, mut found) = (Vec::new(), HashMap::new());
+        for segment in searcher.segment_readers() {
+            let key = (segment.segment_id(), segment.num_deleted_docs());
+            let rows = match known.get(&key) {
+                Some(rows) => rows.clone(),
+                None => Arc::new(SegmentRows::read(segment)?),
+            };
+            found.insert(key, rows.clone());
+            segments.push(rows);
+        }
+        *known = found;
+        Ok(segments)
     }
 
     /// The segments to join when no rows come.
@@ -160,12 +210,13 @@ impl TextIndex {
     pub(super) fn advance(
         &self,
         source: &RowSource,
+        writing: &Writing<'_>,
         rows: Range<u32>,
         dead: &RoaringBitmap,
         changed_at: u64,
         is_idle: bool,
     ) -> Result<(), PartitionError> {
-        let mut writer: IndexWriter = self.index.writer_with_num_threads(1, WRITER_BYTES)?;
+        let mut writer: IndexWriter = self.index.writer_with_num_threads(1, writing.bytes())?;
         let policy: Box<dyn MergePolicy> = if is_idle { Box::new(NoMergePolicy) } else { merge_policy() };
         writer.set_merge_policy(policy);
         for row in dead {
@@ -258,7 +309,7 @@ fn components(segment: &SegmentMeta) -> Vec<SegmentComponent> {
 impl TextSnapshot {
     /// The row of a document.
     pub(super) fn row_of(&self, segment: usize, document: u32) -> Option<u32> {
-        self.columns.get(segment)?.first(document).and_then(|row| u32::try_from(row).ok())
+        self.segments.get(segment)?.column.first(document).and_then(|row| u32::try_from(row).ok())
     }
 
     /// The rows of the documents that `gather` finds, segment by segment.
@@ -267,13 +318,25 @@ impl TextSnapshot {
         mut gather: impl FnMut(&Terms<'_>, &mut DenseBits) -> Result<(), PartitionError>,
     ) -> Result<RoaringBitmap, PartitionError> {
         let mut rows = RoaringBitmap::new();
-        for (segment, column) in self.searcher.segment_readers().iter().zip(self.columns.iter()) {
+        for (segment, rows_of) in self.searcher.segment_readers().iter().zip(self.segments.iter()) {
             let inverted = segment.inverted_index(self.fields.facts)?;
             let mut documents = DenseBits::below(segment.max_doc() as usize);
             gather(&Terms { inverted: &inverted }, &mut documents)?;
-            rows |= rows_in(column, &documents);
+            rows |= rows_in(&rows_of.column, &documents);
         }
         Ok(rows)
+    }
+
+    /// Gives the pages of its mapped files back.
+    pub(super) fn give_back(&self) {
+        // Whoever opens a file that is mapped already is given the same mapping.
+        for path in self.directory.get_cache_info().mmapped {
+            // It may have been deleted a moment ago.
+            let Ok(file) = self.directory.open_read(&path) else { continue };
+            let Ok(content) = file.read_bytes() else { continue };
+            // SAFETY: it is a whole file, as tantivy has mapped it, for reading and shared; no file of its changes once it is written.
+            unsafe { files::give_back(content.as_slice()) };
+        }
     }
 }
 
@@ -358,11 +421,11 @@ impl FactIndex for TextSnapshot {
 
     fn each_within(&self, range: &FactRange, take: &mut dyn FnMut(&[u8], &[u32])) -> Result<(), PartitionError> {
         let mut rows = Vec::new();
-        for (segment, column) in self.searcher.segment_readers().iter().zip(self.columns.iter()) {
+        for (segment, rows_of) in self.searcher.segment_readers().iter().zip(self.segments.iter()) {
             let inverted = segment.inverted_index(self.fields.facts)?;
             Terms { inverted: &inverted }.each_within(range, |fact, documents| {
                 rows.clear();
-                rows.extend(documents.iter().filter_map(|document| u32::try_from(column.first(*document)?).ok()));
+                rows.extend(documents.iter().filter_map(|document| u32::try_from(rows_of.column.first(*document)?).ok()));
                 take(fact, &rows);
             })?;
         }

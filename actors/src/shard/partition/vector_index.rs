@@ -27,7 +27,7 @@ const FOUND_MIN: usize = 10;
 pub(super) const BUILD_THREADS: usize = 2;
 
 /// How hard an index is searched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Effort {
     /// Lists that are looked into.
     pub(super) probes: u32,
@@ -95,19 +95,33 @@ impl Efforts {
 }
 
 impl Effort {
-    /// Efforts for an index of so many vectors, from the least on. The more rows are wanted, the fewer candidates each of them needs, and the more lists they
-    /// lie in. Lists and candidates grow by themselves: rows that are much like each other lie in few lists, and only bytes tell them apart.
-    pub(super) fn ladder(count: usize, depth: Depth) -> impl Iterator<Item = Effort> {
+    /// Of the efforts for an index of so many vectors that find enough, the one that costs least; none when even the most finds too little. The more rows are
+    /// wanted, the fewer candidates each of them needs, and the more lists they lie in. Lists and candidates grow by themselves: rows that are much like
+    /// each other lie in few lists, and only bytes tell them apart.
+    ///
+    /// More of either finds no less, or hardly. So most efforts need not be tried, and those that look into all lists, which take seconds in a large index,
+    /// only where others find too little.
+    pub(super) fn least(count: usize, depth: Depth, mut finds_enough: impl FnMut(Effort) -> bool) -> Option<Effort> {
         let lists = lists_for(count) as u32;
         let for_ten = match depth {
             Depth::Ten => FOR_TEN,
             Depth::Hundred => FOR_TEN.map(|few| few * 2 / 5),
         };
         let effort = |part: u32, for_ten: u32| Effort { probes: (lists / part).max(PROBES_MIN).min(lists), for_ten };
-        let mut efforts: Vec<Effort> = PARTS.into_iter().flat_map(|part| for_ten.map(|for_ten| effort(part, for_ten))).collect();
-        efforts.sort_by_key(|effort| effort.cost(count, lists, depth));
-        efforts.dedup();
-        efforts.into_iter()
+        let mut least: Option<Effort> = None;
+        for for_ten in for_ten.into_iter().rev() {
+            let is_cheaper =
+                |effort: &Effort| least.is_none_or(|least| effort.cost(count, lists, depth) < least.cost(count, lists, depth));
+            let efforts: Vec<Effort> = PARTS.into_iter().map(|part| effort(part, for_ten)).filter(is_cheaper).collect();
+            let place = efforts.partition_point(|effort| !finds_enough(*effort));
+            match (efforts.get(place), least) {
+                // With the most candidates not even all lists are enough.
+                (None, None) => return None,
+                (None, _) => {}
+                (Some(found), _) => least = Some(*found),
+            }
+        }
+        least
     }
 
     /// What a search costs, in codes that are scanned.
@@ -163,15 +177,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn efforts_grow_up_to_all_lists() {
+    fn the_least_effort_that_finds_enough_is_found_in_few_tries() {
         for (count, depth) in [(8192, Depth::Ten), (63_000, Depth::Hundred), (1_000_000, Depth::Ten)] {
             let lists = lists_for(count) as u32;
-            let efforts: Vec<Effort> = Effort::ladder(count, depth).collect();
-            assert!(efforts.is_sorted_by_key(|effort| effort.cost(count, lists, depth)));
-            assert_eq!(efforts.last().map(|last| last.probes), Some(lists));
-            let fewest = efforts[0];
-            let has_more_of_one = |one: &Effort| one.probes == fewest.probes && one.for_ten > fewest.for_ten;
-            assert!(efforts.iter().any(has_more_of_one), "candidates grow where lists do not");
+            for (part, candidates) in [(192, 0), (64, 1), (12, 3), (2, 2), (1, 3)] {
+                let for_ten = if depth == Depth::Ten { FOR_TEN[candidates] } else { FOR_TEN[candidates] * 2 / 5 };
+                let probes = (lists / part).max(PROBES_MIN).min(lists);
+                let mut tries = 0;
+                let least = Effort::least(count, depth, |effort| {
+                    tries += 1;
+                    effort.probes >= probes && effort.for_ten >= for_ten
+                });
+                assert_eq!(least, Some(Effort { probes, for_ten }));
+                assert!(tries <= 20, "{tries} of {}", PARTS.len() * FOR_TEN.len());
+            }
+            assert_eq!(Effort::least(count, depth, |_| false), None);
         }
     }
 

@@ -85,6 +85,12 @@ impl View {
         bitmaps + segments + self.tail_bytes() + self.text.filters.memory_bytes() + self.filters.memory_bytes()
     }
 
+    /// Gives the pages of mapped files back.
+    pub(super) fn give_back(&self) {
+        self.segments.iter().for_each(|one| one.segment.give_back());
+        self.text.give_back();
+    }
+
     /// Bytes that the tail holds, roughly.
     pub(super) fn tail_bytes(&self) -> usize {
         self.tail.iter().map(|block| block.memory_bytes()).sum()

@@ -26,6 +26,7 @@ pub(super) enum Operation {
         idle: bool,
     },
     Reopen,
+    GiveBack,
     /// Changes were taken and not applied; with `void`, the rows were replaced as well.
     Lose {
         void: bool,
@@ -80,7 +81,9 @@ impl Model {
                 self.documents.clear();
                 shard.drop_collection();
             }
-            Operation::Index { .. } | Operation::Reopen | Operation::Lose { .. } => unreachable!("not for the model"),
+            Operation::Index { .. } | Operation::Reopen | Operation::GiveBack | Operation::Lose { .. } => {
+                unreachable!("not for the model")
+            }
         }
     }
 

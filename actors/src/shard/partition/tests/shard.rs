@@ -2,6 +2,7 @@
 
 use crate::shard::content_cache::ContentCache;
 use crate::shard::partition::{Partition, PartitionContext, SearchMetrics};
+use crate::shard::text_writers::TextWriters;
 use half::f16;
 use ragged_raft::group::Ground;
 use ragged_raft::ids::{CollectionId, ShardId, TenantId};
@@ -56,6 +57,8 @@ impl TestShard {
             folder: self.checkpoint(),
             cache: Arc::new(ContentCache::register(1 << 20, &prometheus::Registry::new()).unwrap()),
             metrics: SearchMetrics::register(&prometheus::Registry::new()).unwrap(),
+            text_writers: Arc::new(TextWriters::new(16 << 20)),
+            tail_bytes_max: 1 << 20,
         })
         .unwrap()
     }
