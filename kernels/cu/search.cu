@@ -91,8 +91,8 @@ KERNEL(prepare_queries, PrepareArguments) {
     lost = sum_over_warp(lost);
     whole = sum_over_warp(whole);
     if (lane == 0) {
-        // The second part is for the sums of the tensor cores, which keep fewer bits than f32.
-        float margin = arguments.longest * (sqrtf(lost) + sqrtf(whole) * (1.0f / (1 << 18)));
+        // The second part is for the sums of the tensor cores: at each step of sixteen values up to seventeen numbers are cut off at 2^-24 of the largest.
+        float margin = arguments.longest * (sqrtf(lost) + sqrtf(whole) * static_cast<float>(arguments.size) * (1.0f / (1 << 23)));
         arguments.standing[column] = {there ? minus_infinity() : -minus_infinity(), margin, factor, 0};
         arguments.overflows[column] = 0;
     }

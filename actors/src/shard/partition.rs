@@ -372,14 +372,23 @@ impl Partition {
         }
         let outcome = self.advance(is_idle);
         // When many rows came meanwhile, they are for the next round: taken in now, they would fill memory, and nobody has asked for them.
-        let came = self.source.counters()?.next_row.0.saturating_sub(self.view.load().next_row);
-        if outcome.is_err() || came <= OPEN_TAIL_ROWS_MAX {
-            self.current()?;
-        }
+        let few_came = || -> Result<bool, PartitionError> {
+            let came = self.source.counters()?.next_row.0.saturating_sub(self.view.load().next_row);
+            Ok(came <= OPEN_TAIL_ROWS_MAX)
+        };
         match outcome {
+            Ok(progress) => {
+                if few_came()? {
+                    self.current()?;
+                }
+                Ok(progress)
+            }
             // The folder went while it was being written to.
             Err(_) if self.follower.lock().is_dropped => Ok(IndexProgress::default()),
-            outcome => outcome,
+            Err(fault) => {
+                self.current()?;
+                Err(fault)
+            }
         }
     }
 

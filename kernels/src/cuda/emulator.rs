@@ -20,6 +20,8 @@ pub(crate) struct Emulator {
     seed: AtomicU64,
     /// Work is refused after so many launches, as by a GPU that fails.
     pub(crate) launches_left: AtomicUsize,
+    /// Memory is refused after so many pieces.
+    pub(crate) allocations_left: AtomicUsize,
     /// Whether it is one of those that multiply by warpgroups.
     pub(crate) has_warpgroups: bool,
 }
@@ -129,6 +131,11 @@ impl Machine for Emulator {
 
     fn allocate(&self, bytes: usize) -> Result<GuardedMemory, GpuError> {
         const PAGE: usize = 4096;
+        let left = self.allocations_left.load(Ordering::Relaxed);
+        if left == 0 {
+            return Err(GpuError::OutOfMemory { bytes });
+        }
+        self.allocations_left.store(left - 1, Ordering::Relaxed);
         // Addresses are multiples of 256, so up to 255 bytes behind the end can be touched after all.
         let used = bytes.next_multiple_of(256);
         let map_bytes = used.next_multiple_of(PAGE) + PAGE;

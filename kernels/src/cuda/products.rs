@@ -80,9 +80,18 @@ impl Products {
         if !self.plans.contains_key(&size) {
             let (mut plan, ways) = guarded("planning a product", || Plan::new(self.handle, size, product.bias))?;
             if rows >= ROWS_TRIED && ways.len() > 1 {
-                let out = allocate(rows * outputs * size_of::<f16>())?;
-                // SAFETY: the caller's promise, and `out` is as large as what it stands for; it is freed after the work is done, which the timing waits for.
-                plan.algorithm = unsafe { self.fastest(stream, &plan, &Product { out: out.address(), ..*product }, &ways)? };
+                match allocate(rows * outputs * size_of::<f16>()) {
+                    // SAFETY: the caller's promise, and `out` is as large as what it stands for; it is freed after the work is done, which the timing waits
+                    // for.
+                    Ok(out) => unsafe {
+                        plan.algorithm = self.fastest(stream, &plan, &Product { out: out.address(), ..*product }, &ways)?;
+                    },
+                    // What is tried is no more than what may be faster.
+                    Err(GpuError::OutOfMemory { bytes }) => {
+                        tracing::info!(bytes, "too little memory on the GPU to try ways of computing a product");
+                    }
+                    Err(fault) => return Err(fault),
+                }
             }
             self.plans.insert(size, plan);
         }
@@ -111,7 +120,10 @@ impl Products {
             for way in ways {
                 begun.record(stream).map_err(timing)?;
                 // SAFETY: the caller's promise.
-                unsafe { self.compute(stream, plan, product, way)? };
+                if let Err(fault) = unsafe { self.compute(stream, plan, product, way) } {
+                    tracing::debug!(%fault, "a way of computing a product that is passed over");
+                    continue;
+                }
                 ended.record(stream).map_err(timing)?;
                 let milliseconds = begun.elapsed_ms(&ended).map_err(timing)?;
                 if trial > 0 && milliseconds < best.0 {

@@ -96,13 +96,13 @@ pub(crate) struct SearchLane<M: Machine> {
 struct Growing<M: Machine>(Option<(M::Memory, usize)>);
 
 impl<M: Machine> Growing<M> {
-    /// At least so many bytes. What was there is gone when they were fewer: work that uses it must be done.
+    /// At least so many bytes. What was there is gone when they were fewer: work that uses it must be done. It stays when there is no more memory.
     fn of(&mut self, machine: &M, bytes: usize) -> Result<&M::Memory, GpuError> {
-        let grown = match self.0.take() {
-            Some((memory, size)) if size >= bytes => (memory, size),
-            _ => (machine.allocate(bytes.next_power_of_two())?, bytes.next_power_of_two()),
-        };
-        Ok(&self.0.insert(grown).0)
+        if self.0.as_ref().is_none_or(|(_, size)| *size < bytes) {
+            let size = bytes.next_power_of_two();
+            self.0 = Some((machine.allocate(size)?, size));
+        }
+        self.0.as_ref().map(|(memory, _)| memory).ok_or(GpuError::OutOfMemory { bytes })
     }
 
     fn address(&self) -> u64 {
@@ -206,7 +206,7 @@ impl<M: Machine> GpuRows<M> {
         })
     }
 
-    /// Adds rows, one after the other, behind those that are there.
+    /// Adds rows, one after the other, behind those that are there. All or none of them, when there is too little memory.
     ///
     /// # Panics
     /// If `rows` is not a whole number of rows.
@@ -217,8 +217,7 @@ impl<M: Machine> GpuRows<M> {
         }
         let first = self.rows / GROUP_ROWS * GROUP_ROWS;
         // The last group is written again with what joins it.
-        let mut all = std::mem::take(&mut self.open);
-        all.extend_from_slice(rows);
+        let mut all = [&self.open, rows].concat();
         let count = first + all.len() / self.dimension;
         self.make_room(lane, count)?;
         let mut at = first;
@@ -236,31 +235,32 @@ impl<M: Machine> GpuRows<M> {
         self.machine.download(&mut lane.queue, table, 0, &mut [])
     }
 
-    /// Slabs for so many rows. The last one grows until it is full.
+    /// Slabs for so many rows. The last one grows until it is full. Nothing has changed when there is too little memory.
     fn make_room(&mut self, lane: &mut SearchLane<M>, rows: usize) -> Result<(), GpuError> {
         let row_bytes = padded(self.dimension) * size_of::<f16>();
         let there: usize = self.slabs.iter().map(|slab| slab.room).sum();
         if there >= rows {
             return Ok(());
         }
-        for number in self.slabs.len().saturating_sub(1)..rows.div_ceil(SLAB_ROWS) {
-            let needed = (rows - number * SLAB_ROWS).min(SLAB_ROWS).next_multiple_of(GROUP_ROWS);
-            let before = self.slabs.get(number);
-            let room = before.map_or(needed, |slab| needed.max(2 * slab.room)).min(SLAB_ROWS);
-            if before.is_some_and(|slab| slab.room >= room) {
-                continue;
-            }
-            let memory = self.machine.allocate(room * row_bytes)?;
-            if let Some(slab) = self.slabs.get(number) {
-                self.machine.copy(&mut lane.queue, &slab.memory, &memory, slab.room * row_bytes)?;
-                self.machine.download(&mut lane.queue, &memory, 0, &mut [])?;
-            }
-            self.slabs.truncate(number);
-            self.slabs.push(Slab { memory, room });
+        // The last one that is there, when it is not full, is replaced by a larger one; others follow.
+        let first = self.slabs.len() - usize::from(!there.is_multiple_of(SLAB_ROWS));
+        let mut new = Vec::new();
+        for number in first..rows.div_ceil(SLAB_ROWS) {
+            let needed = (rows - number * SLAB_ROWS).next_multiple_of(GROUP_ROWS);
+            let room = self.slabs.get(number).map_or(needed, |slab| needed.max(2 * slab.room)).min(SLAB_ROWS);
+            new.push(Slab { memory: self.machine.allocate(room * row_bytes)?, room });
         }
-        let table: Vec<u64> = self.slabs.iter().map(|slab| slab.memory.address()).collect();
-        let memory = self.table.of(&self.machine, size_of_val(table.as_slice()))?;
-        self.machine.upload(&mut lane.queue, memory, 0, bytemuck::cast_slice(&table))
+        let addresses = self.slabs[..first].iter().chain(&new).map(|slab| slab.memory.address());
+        let addresses: Vec<u64> = addresses.collect();
+        let table = self.table.of(&self.machine, size_of_val(addresses.as_slice()))?;
+        self.machine.upload(&mut lane.queue, table, 0, bytemuck::cast_slice(&addresses))?;
+        if let (Some(before), Some(after)) = (self.slabs.get(first), new.first()) {
+            self.machine.copy(&mut lane.queue, &before.memory, &after.memory, before.room * row_bytes)?;
+        }
+        self.machine.download(&mut lane.queue, table, 0, &mut [])?;
+        self.slabs.truncate(first);
+        self.slabs.append(&mut new);
+        Ok(())
     }
 
     /// Writes rows from the `first` on, which begins a group; they are within one slab.
@@ -612,6 +612,37 @@ mod tests {
             let (gpu, mut lane) = gpu(&rows, dimension, 3);
             let hits = gpu.top_k(&mut lane, &[&query], None, k).unwrap();
             assert_same(&hits[0], &crate::exact::top_k(&query, &rows, dimension, None, k), 1e-5);
+        }
+    }
+
+    #[test]
+    fn rows_come_in_pieces_of_any_size_and_none_is_lost_when_memory_runs_out() {
+        let dimension = 5;
+        let rows = crate::exact::to_f16(&vectors(4, 900, dimension));
+        let machine = Arc::new(Emulator::new(3));
+        let mut gpu = GpuRows::new(machine.clone(), dimension);
+        let mut lane = gpu.new_lane().unwrap();
+        let query = [0.5f32, -1.0, 0.25, 2.0, 1.0];
+        let mut there = 0;
+        for (turn, piece) in [1, 2, 60, 1, 64, 130, 7, 300, 335].into_iter().enumerate() {
+            let piece_rows = &rows[there * dimension..(there + piece) * dimension];
+            // With no memory left, a piece that fits into the room there is comes in all the same.
+            machine.allocations_left.store(0, std::sync::atomic::Ordering::Relaxed);
+            let refused = gpu.append(&mut lane, piece_rows);
+            machine.allocations_left.store(usize::MAX, std::sync::atomic::Ordering::Relaxed);
+            if let Err(fault) = refused {
+                assert!(matches!(fault, GpuError::OutOfMemory { .. }), "{fault}");
+                assert_eq!(gpu.count(), there);
+                if turn > 0 {
+                    let expected = crate::exact::top_k(&query, &rows[..there * dimension], dimension, None, 4);
+                    assert_same(&gpu.top_k(&mut lane, &[&query], None, 4).unwrap()[0], &expected, 1e-5);
+                }
+                gpu.append(&mut lane, piece_rows).unwrap();
+            }
+            there += piece;
+            assert_eq!(gpu.count(), there);
+            let expected = crate::exact::top_k(&query, &rows[..there * dimension], dimension, None, 12);
+            assert_same(&gpu.top_k(&mut lane, &[&query], None, 12).unwrap()[0], &expected, 1e-5);
         }
     }
 

@@ -44,7 +44,7 @@ pub struct Body {
     waits_for_continue: bool,
     idle: Duration,
     counter: Option<IntCounter>,
-    place: Option<BodyPlace>,
+    place: Option<Arc<BodyPlace>>,
     stopping: CancellationToken,
 }
 
@@ -64,7 +64,7 @@ impl Body {
             waits_for_continue: headers.contains_key(EXPECT),
             idle: reading.idle,
             counter: Some(reading.counter),
-            place: Some(reading.room.place()),
+            place: Some(Arc::new(reading.room.place())),
             stopping: reading.stopping,
         }
     }
@@ -81,6 +81,13 @@ impl Body {
             place: None,
             stopping: CancellationToken::new(),
         }
+    }
+
+    /// The body, for whoever reads it elsewhere. What stays is empty, and keeps the place: what is made of the body may be as large as it was.
+    pub fn take(&mut self) -> Body {
+        let mut left = Body::empty();
+        left.place = self.place.clone();
+        std::mem::replace(self, left)
     }
 
     /// Whether the client has said that it is no longer than that.
@@ -144,7 +151,7 @@ impl Body {
     }
 
     fn take_place(&mut self, bytes: usize) -> Result<(), Problem> {
-        self.place.as_mut().map_or(Ok(()), |place| place.grow_to(bytes))
+        self.place.as_ref().map_or(Ok(()), |place| place.grow_to(bytes))
     }
 
     fn check_declared(&self, limit_bytes: usize) -> Result<(), Problem> {
@@ -231,17 +238,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_has_its_place_until_it_is_dropped() {
-        let reading = Reading { room: BodyRoom::new(3), ..reading() };
-        let new = |content: &'static [u8]| {
-            let chunks = futures::stream::iter([Ok::<_, warp::Error>(Bytes::from_static(content))]);
+        const LARGE: usize = 100 << 10;
+        let reading = Reading { room: BodyRoom::new(LARGE * 3 / 2), ..reading() };
+        let new = |bytes: usize| {
+            let chunks = futures::stream::iter([Ok::<_, warp::Error>(Bytes::from(vec![7; bytes]))]);
             Body::new(&HeaderMap::new(), chunks, reading.clone())
         };
-        let mut first = new(b"ab");
-        first.read_all(9).await.unwrap();
-        let refused = new(b"cd").read_all(9).await.unwrap_err();
+        let mut first = new(LARGE);
+        // Who takes the body gives nothing back by dropping it, as long as the one that it was taken from is there.
+        drop(first.take().into_stream(LARGE).unwrap().collect::<Vec<_>>().await);
+        assert_eq!(reading.room.bytes(), LARGE);
+        let refused = new(LARGE).read_all(LARGE).await.unwrap_err();
         assert_eq!((refused.status.as_u16(), refused.code), (503, "bodies_overloaded"));
+        assert_eq!(new(9).read_all(9).await.unwrap().len(), 9, "a search is not refused for the uploads of others");
         drop(first);
-        assert_eq!(new(b"cd").read_all(9).await.unwrap(), b"cd");
+        assert_eq!(new(LARGE).read_all(LARGE).await.unwrap().len(), LARGE);
         assert_eq!(reading.room.bytes(), 0);
     }
 

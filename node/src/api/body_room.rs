@@ -13,8 +13,11 @@ pub struct BodyRoom {
 /// What one body has of it, until it is dropped.
 pub struct BodyPlace {
     room: Arc<BodyRoom>,
-    bytes: usize,
+    bytes: AtomicUsize,
 }
+
+/// Bodies up to this long need no place: searches, and most else that is not an upload, are never refused for the uploads of others.
+const FREE_BYTES: usize = 64 << 10;
 
 impl BodyRoom {
     /// So many bytes for all bodies together.
@@ -24,7 +27,7 @@ impl BodyRoom {
 
     /// A place that has nothing yet.
     pub fn place(self: &Arc<Self>) -> BodyPlace {
-        BodyPlace { room: self.clone(), bytes: 0 }
+        BodyPlace { room: self.clone(), bytes: AtomicUsize::new(0) }
     }
 
     /// Bytes that are taken.
@@ -39,9 +42,12 @@ impl BodyRoom {
 }
 
 impl BodyPlace {
-    /// Makes it so large; refused when there is no room for that.
-    pub fn grow_to(&mut self, bytes: usize) -> Result<(), Problem> {
-        let more = bytes.saturating_sub(self.bytes);
+    /// Makes it so large; refused when there is no room for that. One at a time does this.
+    pub fn grow_to(&self, bytes: usize) -> Result<(), Problem> {
+        if bytes <= FREE_BYTES {
+            return Ok(());
+        }
+        let more = bytes.saturating_sub(self.bytes.load(Ordering::Relaxed));
         let taken = self.room.taken.fetch_add(more, Ordering::Relaxed);
         if taken.saturating_add(more) > self.room.bytes_max {
             self.room.taken.fetch_sub(more, Ordering::Relaxed);
@@ -51,14 +57,14 @@ impl BodyPlace {
             );
             return Err(Problem::unavailable("bodies_overloaded", detail));
         }
-        self.bytes += more;
+        self.bytes.fetch_add(more, Ordering::Relaxed);
         Ok(())
     }
 }
 
 impl Drop for BodyPlace {
     fn drop(&mut self) {
-        self.room.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.room.taken.fetch_sub(self.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -68,15 +74,17 @@ mod tests {
 
     #[test]
     fn places_have_no_more_than_there_is_and_leave_it_to_others() {
-        let room = BodyRoom::new(10);
-        let (mut one, mut other) = (room.place(), room.place());
-        one.grow_to(6).unwrap();
-        one.grow_to(4).unwrap(); // it has that already
-        assert_eq!(other.grow_to(5).unwrap_err().code, "bodies_overloaded");
-        assert_eq!(room.bytes(), 6, "what was refused takes nothing");
-        other.grow_to(4).unwrap();
+        const K: usize = FREE_BYTES;
+        let room = BodyRoom::new(10 * K);
+        let (one, other) = (room.place(), room.place());
+        one.grow_to(6 * K).unwrap();
+        one.grow_to(4 * K).unwrap(); // it has that already
+        assert_eq!(other.grow_to(5 * K).unwrap_err().code, "bodies_overloaded");
+        assert_eq!(room.bytes(), 6 * K, "what was refused takes nothing");
+        other.grow_to(4 * K).unwrap();
+        room.place().grow_to(K).unwrap(); // a small one is let in when all is taken
         drop(one);
-        other.grow_to(10).unwrap();
+        other.grow_to(10 * K).unwrap();
         drop(other);
         assert_eq!(room.bytes(), 0);
     }

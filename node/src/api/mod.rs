@@ -138,9 +138,9 @@ impl Call {
         text.parse::<mime::Mime>().map(Some).map_err(unreadable)
     }
 
-    /// The body, for a handler that reads it in its own way; what stays behind is empty.
+    /// The body, for a handler that reads it in its own way; what stays behind is empty, and keeps its place in memory until the call is answered.
     pub fn take_body(&mut self) -> body::Body {
-        std::mem::replace(&mut self.body, body::Body::empty())
+        self.body.take()
     }
 
     /// Reads the body as JSON of a type.

@@ -67,11 +67,12 @@ impl<T: MemoryBytes> FilterCache<T> {
         if let Some(content) = content.as_ref() {
             return Ok(content.clone());
         }
-        let made = Arc::new(make()?);
-        *content = Some(made.clone());
+        let made = make().map(Arc::new);
+        *content = made.as_ref().ok().cloned();
         drop(content);
+        // Also when nothing was made: the filter itself is there.
         self.bound(FILTERS_MAX, BYTES_MAX);
-        Ok(made)
+        made
     }
 
     fn slot(&self, filter: Vec<u8>) -> Slot<T> {

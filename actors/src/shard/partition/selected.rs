@@ -181,6 +181,7 @@ impl Selected {
 impl MemoryBytes for Selected {
     fn memory_bytes(&self) -> usize {
         let own = if Arc::ptr_eq(&self.rows, &self.indexed.rows) { 0 } else { self.rows.serialized_size() };
-        own + self.tail.iter().flatten().map(RoaringBitmap::serialized_size).sum::<usize>()
+        // It keeps what the text index' cache may have forgotten already; while both have it, it is counted twice.
+        self.indexed.memory_bytes() + own + self.tail.iter().flatten().map(RoaringBitmap::serialized_size).sum::<usize>()
     }
 }
