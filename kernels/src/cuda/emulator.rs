@@ -35,6 +35,7 @@ impl Emulator {
             library: library(),
             seed: AtomicU64::new(seed),
             launches_left: AtomicUsize::new(usize::MAX),
+            allocations_left: AtomicUsize::new(usize::MAX),
             has_warpgroups: true,
         }
     }

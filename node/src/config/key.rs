@@ -282,7 +282,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Text,
         default: "http.max_body_bytes to 512 MiB of the budget",
         unit: "bytes",
-        meaning: "Memory for bodies of requests that are being answered, imports excepted; further ones are answered 503.",
+        meaning: "Memory for bodies of requests that are being answered, imports and bodies up to 64 KiB excepted; further ones are answered 503.",
     },
     Key {
         path: "memory.partition_idle_ms",
