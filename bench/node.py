@@ -4,9 +4,14 @@ import json
 import os
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
+import report
+
+# What a node cannot do at the moment is asked for again, for so long.
+RETRY_S = 30
 # Searches of a request, where answers matter and not time.
 BATCH = 100
 # A node is at rest when it has used less than this part of a core for so long.
@@ -30,8 +35,17 @@ class Node:
     def call(self, path: str, body: dict | None = None, method: str | None = None) -> bytes:
         content = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, content, self.headers, method=method)
-        with urllib.request.urlopen(request) as answer:
-            return answer.read()
+        begun = time.perf_counter()
+        while True:
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    return answer.read()
+            except urllib.error.HTTPError as refusal:
+                said = f"{path}: {refusal.code} {refusal.read().decode()}"
+                if refusal.code != 503 or time.perf_counter() - begun > RETRY_S:
+                    raise RuntimeError(said) from refusal
+                report.note(f"again: {said}")
+                time.sleep(1)
 
     def memory(self) -> dict:
         """As the system counts it; `reported` is what the node says to a client."""
@@ -122,6 +136,12 @@ class Collection:
         for first in range(0, len(searches), BATCH):
             answer = json.loads(self.node.call(f"{self.path}/search/batch", {"searches": searches[first : first + BATCH]}))
             found += [[hit["document_id"] for hit in result["hits"]] for result in answer["results"]]
+        return found
+
+    def found_at_first(self, searches: list[dict]) -> list[list[str]]:
+        """As `found`, and waits until the node has tried its indexes with these searches: then it searches as hard as they need."""
+        found = self.found(searches)
+        self.node.await_rest()
         return found
 
     def load(self, clients: int, seconds: float, **options: object) -> dict:

@@ -39,7 +39,7 @@ def filter_of(share: float | None) -> dict:
 class Measured:
     """The node with all documents."""
 
-    def __init__(self, documents: numpy.ndarray, questions: numpy.ndarray) -> None:
+    def __init__(self, documents: numpy.ndarray, questions: numpy.ndarray, truth: Truth) -> None:
         self.node = Node()
         self.questions = questions
         self.collection = Collection(self.node, "vectors", DIMENSION)
@@ -49,14 +49,17 @@ class Measured:
         lines.unlink()
         self.vectors = work / "questions.ndjson"
         ndjson.write_vectors(self.vectors, questions)
+        self.recall_at_first = truth.recall_of_ids(self.collection.found_at_first(self.searches(RECALL)))
+
+    def searches(self, recall: object, share: float | None = None) -> list[dict]:
+        return [{"vector": one.tolist(), "limit": DEPTH, "recall": recall, **filter_of(share)} for one in self.questions]
 
     def load(self, recall: object, clients: int, share: float | None = None) -> dict:
         options = {"vectors": self.vectors, "mode": "dense", "recall": recall, **filter_of(share)}
         return self.collection.load(clients, seconds, **options)
 
     def measure(self, name: str, recall: object, truth: Truth, share: float | None = None) -> dict:
-        searches = [{"vector": one.tolist(), "limit": DEPTH, "recall": recall, **filter_of(share)} for one in self.questions]
-        found = truth.recall_of_ids(self.collection.found(searches))
+        found = truth.recall_of_ids(self.collection.found(self.searches(recall, share)))
         many, one = self.load(recall, CLIENTS, share), self.load(recall, 1, share)
         return {
             "name": name,
@@ -84,7 +87,7 @@ report.note(f"{len(documents):,} vectors of {DIMENSION} values, {len(questions):
 truth = Truth(documents, questions)
 reference, measure_reference_again = library.measure(peers[0], truth, RECALL, seconds)
 libraries = [reference] + [library.measure(peer, truth, RECALL, seconds)[0] for peer in peers[1:]]
-node = Measured(documents, questions)
+node = Measured(documents, questions, truth)
 levels = [{**node.measure(f"ragged over HTTP, recall {level}", level, truth), "level": level} for level in LEVELS]
 filters = []
 for share in SELECTIVITIES:
@@ -107,6 +110,7 @@ for run in levels:
     if rate := rate_at(run["recall"], reference["curve"]):
         ratio = run["ratio_at_its_recall"] = round(run["searches_per_s"] / rate, 3)
         report.note(f"at a recall of {run['recall']:.3f} {reference['name']} makes about {rate:,.0f} searches/s: ratio {ratio:.2f}")
+report.note(f"before the node had seen what is asked for, recall@10 was {node.recall_at_first:.3f}")
 filled = node.filled
 report.note(
     f"imported in {filled['imported_s']:.1f} s ({filled['imported_per_s']:,} documents/s), indexed after {filled['indexed_s']:.1f} s, at rest after"

@@ -1,7 +1,8 @@
 //! The actor that keeps the node's memory within its budget.
 //!
-//! Every second it looks at what the process has. Partitions that hold more than their part together are unloaded, those unused for longest first. When
-//! all of the process has more than the budget, partitions are unloaded sooner than they would be, and the others give back the pages of their mapped
+//! Every second it looks at what the process has. Partitions that hold more than their part together are unloaded, those unused for longest first. Vectors,
+//! most of what partitions have in mapped files, are looked at where they are mapped as long as the pages of all of them would fit; of the partitions that would
+//! not fit, searches read the vectors instead: exact searches go through so many within a second that giving pages back would come too late. When all of the process has more than the budget, partitions are unloaded sooner than they would be, and the others give back the pages of their mapped
 //! files, again those unused for longest first, until enough is free. A page that was given back is in the system's cache of files: to touch it again costs
 //! a microsecond, and reading it from the disk only where the machine itself has needed the memory.
 
@@ -14,6 +15,7 @@ use procfs::ProcError;
 use prometheus::{IntCounter, IntGauge, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,6 +39,7 @@ pub struct KeeperMetrics {
     /// Bytes of mapped files that were given back.
     pub given_back_bytes: IntCounter,
     unloaded: IntCounter,
+    reading: IntGauge,
 }
 
 impl KeeperMetrics {
@@ -54,8 +57,12 @@ impl KeeperMetrics {
                 "ragged_memory_partitions_unloaded_total",
                 "Partitions that were unloaded to keep the budget, or the partitions' part of it.",
             )?,
+            reading: IntGauge::new(
+                "ragged_partitions_reading_vectors",
+                "Loaded partitions whose vectors searches read from files, because their pages would not fit into the budget.",
+            )?,
         };
-        for gauge in [&metrics.budget_bytes, &metrics.anonymous_bytes, &metrics.mapped_bytes] {
+        for gauge in [&metrics.budget_bytes, &metrics.anonymous_bytes, &metrics.mapped_bytes, &metrics.reading] {
             registry.register(Box::new(gauge.clone()))?;
         }
         registry.register(Box::new(metrics.given_back_bytes.clone()))?;
@@ -223,6 +230,7 @@ impl KeeperArguments {
         self.fit_partitions();
         let before = ProcessMemory::current()?;
         self.metrics.note(before);
+        self.choose_who_reads(before);
         if before.resident <= self.limits.budget as u64 {
             return Ok(None);
         }
@@ -247,6 +255,28 @@ impl KeeperArguments {
                 held -= size;
             }
         }
+    }
+
+    /// Lets searches look at vectors where they are mapped in those partitions whose pages would all fit into the budget: first in those that do and that are
+    /// in use, so that they do not change with every search, then in those that were used last. The others read them.
+    fn choose_who_reads(&self, process: ProcessMemory) {
+        let looked_at = |resident: Resident| {
+            let partition = resident.shard.peek(&resident.id)?;
+            let stays = !partition.reads_vectors() && resident.used.elapsed() < UNUSED_WHEN_SHORT;
+            Some((Reverse((stays, resident.used)), partition.mapped_bytes(), partition))
+        };
+        let mut partitions: Vec<_> = self.residents().into_iter().filter_map(looked_at).collect();
+        partitions.sort_by_key(|(first, ..)| *first);
+        let needed: usize = partitions.iter().map(|(_, (needed, _), _)| needed).sum();
+        let mut free = self.limits.budget.saturating_sub(process.anonymous as usize + needed);
+        let mut reading = 0;
+        for (_, (_, vectors), partition) in partitions {
+            let fits = vectors <= free;
+            free -= if fits { vectors } else { 0 };
+            reading += i64::from(!fits);
+            partition.read_vectors(!fits);
+        }
+        self.metrics.reading.set(reading);
     }
 
     /// Gives memory back until enough of the budget is free. How many partitions were unloaded.

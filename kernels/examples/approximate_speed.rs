@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (mut found, mut scan, mut again) = (0, 0.0, 0.0);
         for (query, right) in queries.iter().zip(&right) {
             let begun = Instant::now();
-            let positions = index.search(query, Effort { probes, candidates, found: FOUND }, None);
+            let positions = index.search(query, Effort { probes, candidates, found: FOUND }, None)?;
             scan += begun.elapsed().as_secs_f64();
             let begun = Instant::now();
             let mut scored = exact::score(query, &vectors, dimension, &positions);

@@ -36,6 +36,7 @@ use crate::exact::Scored;
 use bytes::ByteQuery;
 use scan::{BLOCK, Scanner};
 use std::cell::RefCell;
+use std::io;
 use tables::Tables;
 
 /// Values of a vector at most: with more, rounding could add more than there is room for.
@@ -70,20 +71,26 @@ impl ApproximateIndex {
     /// Positions of at most as many rows as `effort` says with about the largest inner products with `query`, in no order that counts. With `allowed`,
     /// only rows that it has.
     ///
+    /// # Errors
+    /// If rows are read ([`ApproximateIndex::read_rows`]), and cannot be.
+    ///
     /// # Panics
     /// If `query` has another length than the index's vectors, or `allowed` is of an index of another size.
-    pub fn search(&self, query: &[f32], effort: Effort, allowed: Option<&Mask>) -> Vec<u32> {
+    pub fn search(&self, query: &[f32], effort: Effort, allowed: Option<&Mask>) -> io::Result<Vec<u32>> {
         self.near(query).search(effort, allowed)
     }
 
     /// Positions of the `found` rows of those allowed whose bytes have the largest inner products with `query`, in no order that counts: every one is
     /// compared. Bytes place a row among its neighbours nearly as exactly as its vector does, and are half as many.
     ///
+    /// # Errors
+    /// As [`ApproximateIndex::search`].
+    ///
     /// # Panics
     /// If `query` has another length than the index's vectors, or `allowed` is of an index of another size.
-    pub fn compare(&self, query: &[f32], found: usize, allowed: &Mask) -> Vec<u32> {
+    pub fn compare(&self, query: &[f32], found: usize, allowed: &Mask) -> io::Result<Vec<u32>> {
         assert_eq!(query.len(), self.dimension(), "the query has another dimension");
-        let (byte_query, rows) = (ByteQuery::new(query), self.byte_rows());
+        let byte_query = ByteQuery::new(query);
         let mut best = Vec::new();
         let mut numbers = allowed.numbers().fuse();
         let mut some = Vec::with_capacity(COMPARED_TOGETHER);
@@ -92,12 +99,12 @@ impl ApproximateIndex {
             some.extend(numbers.by_ref().take(COMPARED_TOGETHER));
             if some.is_empty() {
                 let positions = self.positions();
-                return best.iter().map(|one: &Scored| positions[one.position as usize]).collect();
+                return Ok(best.iter().map(|one: &Scored| positions[one.position as usize]).collect());
             }
             let mut compared = some.iter();
-            rows.score(&byte_query, &some, |score| {
+            self.score_rows(&byte_query, &some, |score| {
                 best.extend(compared.next().map(|number| Scored { position: *number, score }));
-            });
+            })?;
             keep_best(&mut best, found);
         }
     }
@@ -168,22 +175,25 @@ impl NearLists<'_> {
 
     /// As [`ApproximateIndex::search`].
     ///
+    /// # Errors
+    /// As there.
+    ///
     /// # Panics
     /// If `allowed` is of an index of another size.
-    pub fn search(mut self, effort: Effort, allowed: Option<&Mask>) -> Vec<u32> {
+    pub fn search(mut self, effort: Effort, allowed: Option<&Mask>) -> io::Result<Vec<u32>> {
         let candidates = self.candidates(effort, allowed);
         let mut scored = Vec::with_capacity(candidates.len());
         let mut numbers = candidates.iter();
-        self.index.byte_rows().score(&self.byte_query, &candidates, |score| {
+        self.index.score_rows(&self.byte_query, &candidates, |score| {
             scored.extend(numbers.next().map(|number| Scored { position: *number, score }));
-        });
+        })?;
         // Each is there twice at most.
         keep_best(&mut scored, 2 * effort.found);
         scored.sort_unstable_by(|one, other| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position)));
         scored.dedup_by_key(|one| one.position);
         scored.truncate(effort.found);
         let positions = self.index.positions();
-        scored.iter().map(|one| positions[one.position as usize]).collect()
+        Ok(scored.iter().map(|one| positions[one.position as usize]).collect())
     }
 
     /// Numbers of the rows whose codes score best.

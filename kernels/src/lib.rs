@@ -16,6 +16,7 @@ pub mod exact;
 pub mod instructions;
 pub mod model;
 pub mod precision;
+pub mod row_file;
 pub mod tokenizer;
 pub mod weights;
 
@@ -28,6 +29,7 @@ pub use exact::Scored;
 pub use instructions::Instructions;
 pub use model::{Model, ModelError};
 pub use precision::{Precision, UnknownPrecision};
+pub use row_file::RowFile;
 pub use tokenizer::{TextTokenizer, TokenSequence, TokenizeError};
 pub use weights::{Tensor, Weights};
 

@@ -60,11 +60,18 @@ async fn a_node_with_a_small_budget_keeps_it_and_answers_rightly() -> Result<()>
         let report = node.send(request.header("content-type", "application/x-ndjson")).await?.expect(200)?;
         ensure!(report["accepted"] == DOCUMENTS_AT_ONCE, "{report}");
     }
+    await_budget(&node).await?;
+    let begun = Instant::now();
+    while counter(&node, "ragged_partitions_reading_vectors").await? == 0 {
+        ensure!(begun.elapsed() < KEPT_WITHIN, "more vectors than the budget has room for stay mapped");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     for round in 0..3 {
         for document in (0..20).map(|number| (number * 599 + round * 7) % DOCUMENTS) {
             is_nearest(&node, document).await?;
         }
-        // Each of these searches goes through all vectors, more than there may be in memory: what it touches is the node's until it looks again.
+        // Each of these searches goes through all vectors, more than there may be in memory: most are read, and those that are looked at where they are
+        // mapped are the node's until it looks again.
         await_budget(&node).await?;
     }
     Ok(())

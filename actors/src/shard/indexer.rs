@@ -1,4 +1,4 @@
-//! Builds partitions' indexes in the background, one at a time on a node, so that queries keep a core.
+//! Builds partitions' indexes in the background, and tries them with the queries that come, one at a time on a node, so that queries keep a core.
 
 use crate::shard::partition::Partition;
 use parking_lot::Mutex;
@@ -21,6 +21,8 @@ pub struct IndexerMetrics {
     pub seconds: Histogram,
     /// Rounds that failed; the rows stay searchable, and it is tried again.
     pub failures: IntCounter,
+    /// Indexes that were tried with queries that searches had brought.
+    pub trials: IntCounter,
 }
 
 impl IndexerMetrics {
@@ -35,9 +37,14 @@ impl IndexerMetrics {
                 "ragged_indexing_failures_total",
                 "Rounds of indexing that failed and will be tried again.",
             )?,
+            trials: IntCounter::new(
+                "ragged_index_trials_total",
+                "Times that it was found out how hard an index must be searched for the queries that come.",
+            )?,
         };
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.failures.clone()))?;
+        registry.register(Box::new(metrics.trials.clone()))?;
         Ok(metrics)
     }
 }
@@ -48,20 +55,39 @@ impl Indexer {
         Arc::new(Indexer { turn: Arc::new(Semaphore::new(1)), waiting: Mutex::new(HashSet::new()), metrics })
     }
 
-    /// Has the partition's waiting rows indexed when it is its turn, if there are enough of them.
+    /// Has the partition's waiting rows indexed when it is its turn, if there are enough of them; and its indexes tried, if enough queries have come.
     pub fn offer(self: &Arc<Self>, partition: &Arc<Partition>) {
         let identity = Arc::as_ptr(partition) as usize;
-        if !partition.wants_indexing() || !self.waiting.lock().insert(identity) {
+        let (is_behind, is_untried) = (partition.wants_indexing(), partition.wants_trial());
+        if !(is_behind || is_untried) || !self.waiting.lock().insert(identity) {
             return;
         }
         let (indexer, partition) = (self.clone(), partition.clone());
         tokio::spawn(async move {
             if let Ok(turn) = indexer.turn.clone().acquire_owned().await {
-                indexer.run(partition).await;
+                if is_behind {
+                    indexer.run(partition).await;
+                } else {
+                    indexer.try_indexes(partition).await;
+                }
                 drop(turn);
             }
             indexer.waiting.lock().remove(&identity);
         });
+    }
+
+    async fn try_indexes(&self, partition: Arc<Partition>) {
+        let begun = std::time::Instant::now();
+        let fault = match tokio::task::spawn_blocking(move || partition.try_indexes()).await {
+            Ok(Ok(count)) => {
+                self.metrics.trials.inc_by(count as u64);
+                tracing::debug!(count, took_ms = begun.elapsed().as_millis() as u64, "indexes tried");
+                return;
+            }
+            Ok(Err(fault)) => fault.to_string(),
+            Err(fault) => fault.to_string(),
+        };
+        tracing::error!(%fault, "indexes could not be tried: they are searched as hard as before");
     }
 
     async fn run(&self, partition: Arc<Partition>) {

@@ -22,6 +22,7 @@ mod files;
 mod filter_cache;
 mod manifest;
 mod merge_plan;
+mod query_sample;
 mod ranking;
 mod search;
 mod search_metrics;
@@ -32,6 +33,8 @@ mod source;
 mod tail;
 mod text_index;
 mod text_search;
+mod trial;
+mod vector_file;
 mod vector_index;
 mod vector_plan;
 mod view;
@@ -51,6 +54,7 @@ use arc_swap::ArcSwap;
 use checkpoint::{Checkpoint, Step};
 use filter_cache::FilterCache;
 use parking_lot::Mutex;
+use query_sample::QuerySample;
 use ragged_raft::IS_FOR_TESTS;
 use ragged_raft::ids::{RowId, TenantId};
 use ragged_raft::meta::collection::Collection;
@@ -63,7 +67,7 @@ use serde::{Deserialize, Serialize};
 use source::RowSource;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tail::TailBlock;
 use view::{SegmentView, View};
@@ -198,6 +202,10 @@ pub struct Partition {
     activity: Mutex<Activity>,
     rebuilds: AtomicU64,
     tail_bytes_max: usize,
+    /// Queries that its indexes are tried with.
+    sample: QuerySample,
+    /// Searches read vectors from their files, and do not look at them where they are mapped.
+    reads_vectors: AtomicBool,
 }
 
 /// How the view follows the rows.
@@ -245,6 +253,8 @@ impl Partition {
             activity: Mutex::new(Activity { changed_at: counters.changed_at, since: Instant::now(), settled_at: None }),
             rebuilds: AtomicU64::new(rebuilds),
             tail_bytes_max: context.tail_bytes_max,
+            sample: QuerySample::default(),
+            reads_vectors: AtomicBool::new(false),
         };
         partition.load_tail(counters.next_row.0)?;
         Ok(partition)
@@ -276,7 +286,14 @@ impl Partition {
         } else {
             query
         };
-        Search { view: &view, source: &self.source, analyzer: &self.analyzer, metrics: &self.metrics, query }.run()
+        let answer =
+            Search { view: &view, source: &self.source, analyzer: &self.analyzer, metrics: &self.metrics, query }.run()?;
+        if let Some(vector) = &query.vector
+            && view.segments.iter().any(|part| part.segment.has_index())
+        {
+            self.sample.note(vector);
+        }
+        Ok(answer)
     }
 
     /// Ids of documents that pass, in their order, after `after`, and their first rows; `limit` of them at most.
@@ -340,6 +357,20 @@ impl Partition {
             return true;
         }
         idle >= IDLE && (waiting >= WAITING_ROWS_IDLE || (!is_settled && waiting == 0 && self.could_settle()))
+    }
+
+    /// Whether [`Partition::try_indexes`] has something to do.
+    pub fn wants_trial(&self) -> bool {
+        self.view.load().segments.iter().any(|part| part.segment.wants_trial(&self.sample))
+    }
+
+    /// Finds out how hard the approximate indexes must be searched for the queries that have come. Searches go on meanwhile. How many indexes were tried.
+    pub fn try_indexes(&self) -> Result<usize, PartitionError> {
+        let mut tried = 0;
+        for part in &self.view.load_full().segments {
+            tried += usize::from(part.segment.try_index(&self.sample)?);
+        }
+        Ok(tried)
     }
 
     fn could_settle(&self) -> bool {
@@ -452,6 +483,7 @@ impl Partition {
         view.text = text;
         view.segments_until = checkpoint.segments_until();
         view.segments = checkpoint.segments().iter().map(|segment| SegmentView::new(segment.clone(), &view.live)).collect();
+        view.read_vectors(self.reads_vectors());
         view.tail = tail::cut(&view.tail, until, self.source.dimension());
         follower.is_checkpoint_void = false;
         let old = self.view.swap(Arc::new(view));
@@ -537,7 +569,24 @@ impl Partition {
 
     /// Bytes of memory that the partition holds, roughly; without mapped files.
     pub fn memory_bytes(&self) -> usize {
-        self.view.load().memory_bytes()
+        self.view.load().memory_bytes() + self.sample.memory_bytes()
+    }
+
+    /// Bytes of its mapped files that searches go through in any case, and of vectors, which they could read instead.
+    pub fn mapped_bytes(&self) -> (usize, usize) {
+        self.view.load().mapped_bytes()
+    }
+
+    /// Whether searches read vectors from their files, or look at them where they are mapped.
+    pub fn reads_vectors(&self) -> bool {
+        self.reads_vectors.load(Ordering::Relaxed)
+    }
+
+    /// Has searches read vectors from their files from now on, which needs no memory, or look at them where they are mapped, which is quicker. To be said
+    /// again when segments have come.
+    pub fn read_vectors(&self, reads: bool) {
+        self.reads_vectors.store(reads, Ordering::Relaxed);
+        self.view.load().read_vectors(reads);
     }
 
     /// Gives the pages of its mapped files back. They stay in the system's cache of files as long as nobody needs the memory, and are found there by the

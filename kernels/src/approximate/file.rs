@@ -6,14 +6,16 @@
 //! lists are neighbours in memory. The file carries no checksum of its own: whoever keeps it compares one of the whole.
 
 use super::DIMENSION_MAX;
-use super::bytes::{ByteRows, row_bytes};
+use super::bytes::{ByteQuery, ByteRows, row_bytes};
 use super::codes::{CODES, Codebook, PART, PartCodes, parts_of};
 use super::scan::BLOCK;
+use crate::row_file::RowFile;
 use memmap2::{Mmap, UncheckedAdvice};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// First bytes of the file, its version among them.
 const MAGIC: [u8; 8] = *b"RAGVEC\x00\x02";
@@ -139,6 +141,9 @@ pub struct ApproximateIndex {
     sections: Sections,
     /// First block of each list, and the end of the last.
     starts: Vec<u32>,
+    /// The rows as bytes, most of the file, are read and not mapped.
+    reads_rows: AtomicBool,
+    row_file: RowFile,
 }
 
 /// A list of an index.
@@ -185,7 +190,9 @@ impl ApproximateIndex {
         if sections.rows.end != mapped.len() {
             return Err(damaged("it has the wrong length"));
         }
-        let mut index = ApproximateIndex { mapped, sizes, sections, starts: Vec::new() };
+        let row_file = RowFile::new(opened, sections.rows.start as u64, row_bytes(sizes.dimension));
+        let mut index =
+            ApproximateIndex { mapped, sizes, sections, starts: Vec::new(), reads_rows: AtomicBool::new(false), row_file };
         let mut end = 0u32;
         let ends = index.lengths().iter().map(|length| {
             end = end.saturating_add(length.div_ceil(BLOCK as u32));
@@ -220,6 +227,34 @@ impl ApproximateIndex {
     /// Bytes that it holds in memory, without its mapped file.
     pub fn memory_bytes(&self) -> usize {
         self.starts.len() * 4
+    }
+
+    /// Bytes of its mapped file that searches go through in any case, and of the rows, which can be read instead.
+    pub fn mapped_bytes(&self) -> (usize, usize) {
+        let rows = self.sections.rows.len();
+        (self.mapped.len() - rows, rows)
+    }
+
+    /// Whether rows are read from the file from now on, which needs no memory, or looked at where they are mapped, which is quicker.
+    pub fn read_rows(&self, reads_rows: bool) {
+        if self.reads_rows.swap(reads_rows, Ordering::Relaxed) != reads_rows && reads_rows {
+            self.give_back();
+        }
+    }
+
+    /// Calls `take` with the inner product of `query` and each row of these numbers, in their order.
+    pub(super) fn score_rows(&self, query: &ByteQuery, numbers: &[u32], take: impl FnMut(f32)) -> io::Result<()> {
+        let rows = self.byte_rows();
+        if !self.reads_rows.load(Ordering::Relaxed) {
+            rows.score(query, numbers, take);
+            return Ok(());
+        }
+        let mut bytes = vec![0; numbers.len() * row_bytes(self.sizes.dimension)];
+        self.row_file.read(numbers, &mut bytes)?;
+        let scales: Vec<f32> = numbers.iter().map(|number| rows.scales[*number as usize]).collect();
+        let places: Vec<u32> = (0..numbers.len() as u32).collect();
+        ByteRows { bytes: &bytes, scales: &scales }.score(query, &places, take);
+        Ok(())
     }
 
     /// Gives the pages of its file back: they no longer count as the program's memory, and stay in the system's cache of files, where the next search

@@ -57,7 +57,7 @@ fn what_is_nearest_is_among_the_candidates() {
         let mut query = values(dimension, query % 40);
         exact::normalize(&mut query);
         let right = exact::top_k(&query, &vectors, dimension, None, 10);
-        let candidates = index.search(&query, Effort { probes: 16, candidates: 100, found: 20 }, None);
+        let candidates = index.search(&query, Effort { probes: 16, candidates: 100, found: 20 }, None).unwrap();
         assert_eq!(candidates.len(), 20);
         found += right.iter().filter(|right| candidates.contains(&right.position)).count();
         wanted += right.len();
@@ -79,27 +79,27 @@ proptest! {
         let vectors = exact::to_f16(&values(count * dimension, seed));
         let (_folder, index) = index(&vectors, dimension, lists);
         let query = values(dimension, seed ^ 1);
-        let mut all = index.search(&query, all_of(lists, count), None);
+        let mut all = index.search(&query, all_of(lists, count), None).unwrap();
         all.sort_unstable();
         prop_assert!(all.into_iter().eq(0..count as u32));
         let right: Vec<u32> = (0..count as u32).step_by(step).collect();
         let mask = index.mask(&bits(&right, count));
-        let mut some = index.search(&query, all_of(lists, count), Some(&mask));
+        let mut some = index.search(&query, all_of(lists, count), Some(&mask)).unwrap();
         some.sort_unstable();
         prop_assert_eq!(&some, &right);
         // What is in both of two masks, a third of what is allowed in the last block only.
         let last: Vec<u32> = right.iter().copied().filter(|position| *position as usize + BLOCK >= count).step_by(3).collect();
         let both = mask.and(&index.mask(&bits(&last, count)));
-        let mut some = index.search(&query, all_of(lists, count), Some(&both));
+        let mut some = index.search(&query, all_of(lists, count), Some(&both)).unwrap();
         some.sort_unstable();
         prop_assert_eq!(&some, &last);
-        let mut compared = index.compare(&query, count, &both);
+        let mut compared = index.compare(&query, count, &both).unwrap();
         compared.sort_unstable();
         prop_assert_eq!(compared, last);
-        let nearest = index.compare(&query, 1, &mask)[0];
+        let best_byte = index.compare(&query, 1, &mask).unwrap()[0];
         let score = |position: u32| exact::score(&query, &vectors, dimension, &[position])[0].score;
         let best = right.iter().map(|position| score(*position)).fold(f32::NEG_INFINITY, f32::max);
-        prop_assert!(best - score(nearest) < 0.01 * dimension as f32, "{} instead of {}", score(nearest), best);
+        prop_assert!(best - score(best_byte) < 0.01 * dimension as f32, "{} instead of {}", score(best_byte), best);
         // A row is in one list or in two.
         let reach = index.near(&query).reach(index.lists(), &mask);
         prop_assert!(reach.rows >= count && reach.rows <= 2 * count);
@@ -107,10 +107,14 @@ proptest! {
         prop_assert!(reach.scanned >= reach.allowed && reach.scanned <= index.numbers().len());
         let mut near = index.near(&query);
         let nearest = near.reach(2, &mask).allowed;
-        let found = near.search(all_of(2, count), Some(&mask)).len();
+        let found = near.search(all_of(2, count), Some(&mask)).unwrap().len();
         prop_assert!(found <= nearest && nearest <= 2 * found);
-        let few = index.search(&query, all_of(1, 5), None);
+        let few = index.search(&query, all_of(1, 5), None).unwrap();
         prop_assert!(few.len() <= 5);
+        // Rows that are read are the same.
+        index.read_rows(true);
+        prop_assert_eq!(index.search(&query, all_of(1, 5), None).unwrap(), few);
+        prop_assert_eq!(index.compare(&query, 1, &mask).unwrap()[0], best_byte);
     }
 
     #[test]
@@ -127,7 +131,7 @@ proptest! {
         std::fs::File::create(&path).unwrap().write_all(&bytes).unwrap();
         if let Ok(index) = ApproximateIndex::open(&path) {
             prop_assert!(place >= 24, "byte {}", place);
-            prop_assert_eq!(index.search(&values(8, 1), all_of(4, 10), None).len(), 10);
+            prop_assert_eq!(index.search(&values(8, 1), all_of(4, 10), None).unwrap().len(), 10);
         }
     }
 }
@@ -139,10 +143,10 @@ fn equal_vectors_zeros_and_values_that_are_not_finite_are_kept() {
     vectors[6..12].fill(f16::NAN);
     vectors[12..18].fill(f16::INFINITY);
     let (_folder, index) = index(&vectors, 6, 16);
-    let mut found = index.search(&[1.0; 6], all_of(16, 500), None);
+    let mut found = index.search(&[1.0; 6], all_of(16, 500), None).unwrap();
     found.sort_unstable();
     assert!(found.into_iter().eq(0..500));
-    assert!(!index.search(&[1.0; 6], all_of(4, 10), None).contains(&0), "zeros are not what is nearest");
+    assert!(!index.search(&[1.0; 6], all_of(4, 10), None).unwrap().contains(&0), "zeros are not what is nearest");
 }
 
 #[test]

@@ -13,31 +13,27 @@
 use super::dense::DenseBits;
 use super::error::PartitionError;
 use super::files;
+use super::query_sample::QuerySample;
 use super::selected::{Allowed, SegmentSelection};
-use super::vector_index::{self, Depth, Effort, Efforts, Recall};
+use super::trial;
+use super::vector_file::VectorFile;
+use super::vector_index::{self, Efforts, Recall};
 use super::vector_plan::{self, Method, Plan};
 use half::f16;
-use memmap2::Mmap;
-use ragged_kernels::{ApproximateIndex, Scored, exact};
+use parking_lot::RwLock;
+use ragged_kernels::{ApproximateIndex, Scored};
 use ragged_raft::codec;
 use ragged_raft::failpoints::{self, Point};
 use ragged_raft::mutant::{self, Mutant};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Segments of at least this many rows get an approximate index; smaller ones are faster without.
 pub(super) const INDEXED_ROWS_MIN: usize = 8192;
-/// Queries that the effort of searching an index is found with.
-const TRIAL_QUERIES: usize = 64;
-/// Part of the nearest rows that an index must find for the trial queries, for 95 of a hundred and for 99. Trial queries are about as hard as questions of
-/// people, but few: what is seen with them may be a hundredth off.
-const TRIAL_RECALL: f64 = 0.97;
-const TRIAL_RECALL_HIGH: f64 = 0.995;
 /// Vectors and index are compared with their checksums up to this length.
 const VERIFIED_BYTES_MAX: u64 = 64 << 20;
 
@@ -89,11 +85,20 @@ impl FileSum {
 pub(super) struct Segment {
     /// Number of its folder.
     pub(super) number: u64,
+    folder: PathBuf,
     dimension: usize,
     rows: Vec<u32>,
     row_set: RoaringBitmap,
-    vectors: Option<Mmap>,
-    index: Option<(ApproximateIndex, Efforts)>,
+    vectors: VectorFile,
+    index: Option<Index>,
+}
+
+/// A segment's approximate index.
+struct Index {
+    vectors: ApproximateIndex,
+    efforts: RwLock<Efforts>,
+    /// Queries that had been seen when the efforts were last found with such; none before that.
+    tried_at: AtomicU64,
 }
 
 /// What a segment found.
@@ -116,18 +121,19 @@ impl Segment {
             return Err(PartitionError::damaged(&path, "it is for vectors of another length"));
         }
         let rows = read_rows(&folder.join(ROWS), description.rows)?;
-        let vectors = map_vectors(&folder.join(VECTORS), description.vectors, rows.len() * dimension * 2)?;
+        let vectors = open_vectors(&folder.join(VECTORS), description.vectors, rows.len(), dimension)?;
         let index = match description.index {
             None => None,
             Some((sum, efforts)) => {
                 let path = folder.join(INDEX);
                 sum.compare_within(&path, VERIFIED_BYTES_MAX)?;
-                Some((vector_index::open(&path, rows.len(), dimension)?, efforts))
+                let vectors = vector_index::open(&path, rows.len(), dimension)?;
+                Some(Index { vectors, efforts: RwLock::new(efforts), tried_at: AtomicU64::new(0) })
             }
         };
         let row_set = RoaringBitmap::from_sorted_iter(rows.iter().copied())
             .map_err(|_| PartitionError::damaged(&folder.join(ROWS), "its rows are not in order"))?;
-        Ok(Segment { number, dimension, rows, row_set, vectors, index })
+        Ok(Segment { number, folder, dimension, rows, row_set, vectors, index })
     }
 
     /// Its rows, dead or alive.
@@ -138,12 +144,6 @@ impl Segment {
     /// Number of its rows, dead or alive.
     pub(super) fn len(&self) -> usize {
         self.rows.len()
-    }
-
-    /// Its vectors, one after the other.
-    fn vectors(&self) -> &[f16] {
-        // A mapping starts at a page and its length is that of whole vectors, so the cast cannot fail.
-        self.vectors.as_ref().map_or(&[], |mapped| bytemuck::cast_slice(mapped))
     }
 
     /// Its rows in order, dead or alive.
@@ -157,7 +157,7 @@ impl Segment {
     /// If there is no such position.
     pub(super) fn vector(&self, position: u32) -> &[f16] {
         let start = position as usize * self.dimension;
-        &self.vectors()[start..start + self.dimension]
+        &self.vectors.mapped().values[start..start + self.dimension]
     }
 
     /// Positions of those of its rows that are in `rows`.
@@ -178,26 +178,58 @@ impl Segment {
         if wanted == 0 {
             return Ok(SegmentHits { hits: Vec::new(), method: Method::Nothing });
         }
-        let rows = Rows { vectors: self.vectors(), dimension: self.dimension };
-        if let Some((index, efforts)) = &self.index
-            && let Some(plan) = Plan::new(efforts, recall, wanted, count)
+        if let Some(index) = &self.index
+            && let Some(plan) = Plan::new(&index.efforts.read(), recall, wanted, count)
         {
-            let (found, method) = plan.find(index, query, allowed.mask(index).as_deref());
-            let scored = rows.scored_again(query, &found, wanted);
+            let (found, method) = plan
+                .find(&index.vectors, query, allowed.mask(&index.vectors).as_deref())
+                .map_err(|fault| self.unreadable(INDEX, fault))?;
+            let scored = self.vectors.scored_again(query, &found, wanted).map_err(|fault| self.unreadable(VECTORS, fault))?;
             if scored.len() >= wanted {
                 return Ok(SegmentHits { hits: self.named(&scored), method });
             }
         }
-        let scored = exact::top_k(query, rows.vectors, self.dimension, allowed.positions().as_deref(), wanted);
+        let positions = allowed.positions();
+        let scored =
+            self.vectors.nearest(query, positions.as_deref(), wanted).map_err(|fault| self.unreadable(VECTORS, fault))?;
         Ok(SegmentHits { hits: self.named(&scored), method: Method::Exact { rows: count } })
+    }
+
+    fn unreadable(&self, file: &str, fault: std::io::Error) -> PartitionError {
+        PartitionError::File { path: self.folder.join(file), fault }
+    }
+
+    /// Whether it has an approximate index.
+    pub(super) fn has_index(&self) -> bool {
+        self.index.is_some()
+    }
+
+    /// Whether enough queries have been seen since the index was tried last.
+    pub(super) fn wants_trial(&self, sample: &QuerySample) -> bool {
+        self.index.as_ref().is_some_and(|index| sample.due_after(index.tried_at.load(Ordering::Relaxed)).is_some())
+    }
+
+    /// Tries the index with queries that searches have brought, when it is due: it is searched no harder and no less than these need. Efforts are not
+    /// kept when the segment is closed. Whether it was due.
+    pub(super) fn try_index(&self, sample: &QuerySample) -> Result<bool, PartitionError> {
+        let Some(index) = &self.index else { return Ok(false) };
+        let Some(seen) = sample.due_after(index.tried_at.load(Ordering::Relaxed)) else { return Ok(false) };
+        index.tried_at.store(seen, Ordering::Relaxed);
+        let found = trial::with_queries(&index.vectors, &self.vectors, &sample.queries());
+        let found = found.map_err(|fault| self.unreadable(VECTORS, fault))?;
+        tracing::debug!(segment = self.number, seen, ?found, "vector index tried with queries that were seen");
+        if let Some(efforts) = found {
+            *index.efforts.write() = efforts;
+        }
+        Ok(true)
     }
 
     /// Makes what a search needs to go through the index for these rows, if one may.
     pub(super) fn prepare(&self, selection: &SegmentSelection) {
-        if let Some((index, _)) = &self.index
+        if let Some(index) = &self.index
             && selection.len() > vector_plan::EXACT_ROWS_MAX
         {
-            selection.mask(index);
+            selection.mask(&index.vectors);
         }
     }
 
@@ -207,107 +239,29 @@ impl Segment {
 
     /// Bytes that it holds in memory, without mapped files.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.rows.len() * 4 + self.row_set.serialized_size() + self.index.as_ref().map_or(0, |(index, _)| index.memory_bytes())
+        self.rows.len() * 4 + self.row_set.serialized_size() + self.index.as_ref().map_or(0, |index| index.vectors.memory_bytes())
+    }
+
+    /// Bytes of its mapped files that searches go through in any case, and of those that they could read instead.
+    pub(super) fn mapped_bytes(&self) -> (usize, usize) {
+        let (needed, rows) = self.index.as_ref().map_or((0, 0), |index| index.vectors.mapped_bytes());
+        (needed, rows + self.vectors.bytes())
+    }
+
+    /// Whether vectors are read from their files from now on, or looked at where they are mapped.
+    pub(super) fn read_vectors(&self, reads: bool) {
+        self.vectors.read_rows(reads);
+        if let Some(index) = &self.index {
+            index.vectors.read_rows(reads);
+        }
     }
 
     /// Gives the pages of its mapped files back.
     pub(super) fn give_back(&self) {
-        if let Some(mapped) = &self.vectors {
-            // SAFETY: as for `map_vectors`, which has mapped it so.
-            unsafe { files::give_back(mapped) };
+        self.vectors.give_back();
+        if let Some(index) = &self.index {
+            index.vectors.give_back();
         }
-        if let Some((index, _)) = &self.index {
-            index.give_back();
-        }
-    }
-}
-
-/// Vectors, one after the other.
-struct Rows<'a> {
-    vectors: &'a [f16],
-    dimension: usize,
-}
-
-impl Rows<'_> {
-    /// The nearest of what the index finds, with exact scores, best first.
-    fn nearest(&self, index: &ApproximateIndex, effort: Effort, query: &[f32], wanted: usize) -> Vec<Scored> {
-        let positions = index.search(query, effort.for_rows(wanted), None);
-        self.scored_again(query, &positions, wanted)
-    }
-
-    /// The nearest of the rows at these positions, with exact scores, best first.
-    fn scored_again(&self, query: &[f32], positions: &[u32], wanted: usize) -> Vec<Scored> {
-        let mut scored = exact::score(query, self.vectors, self.dimension, positions);
-        let by_score = |one: &Scored, other: &Scored| other.score.total_cmp(&one.score).then(one.position.cmp(&other.position));
-        if wanted < scored.len() {
-            scored.select_nth_unstable_by(wanted, by_score);
-            scored.truncate(wanted);
-        }
-        scored.sort_unstable_by(by_score);
-        scored
-    }
-
-    fn of(&self, position: usize) -> Vec<f32> {
-        let start = position * self.dimension;
-        self.vectors[start..start + self.dimension].iter().map(|value| value.to_f32()).collect()
-    }
-
-    /// Queries to try an index with: sums of one to four vectors that it has. Questions are seldom as near to an answer as answers are to
-    /// each other, and lie between lists, where an index errs the most.
-    fn trial_queries(&self) -> Vec<Vec<f32>> {
-        let count = self.vectors.len() / self.dimension;
-        let query = |number: usize| {
-            let mut query = self.of(number * count / TRIAL_QUERIES);
-            for other in 0..number % 4 {
-                let other = self.of((number * 7919 + other * 104_729 + 13) % count);
-                query.iter_mut().zip(other).for_each(|(value, other)| *value += other);
-            }
-            exact::normalize(&mut query);
-            query
-        };
-        (0..TRIAL_QUERIES).map(query).collect()
-    }
-
-    /// The least efforts that find enough; none when even the most does not.
-    fn efforts(&self, index: &ApproximateIndex) -> Option<Efforts> {
-        let queries = self.trial_queries();
-        let deepest = Depth::Hundred.rows();
-        let right = exact::top_k_of_each(&queries.concat(), self.vectors, self.dimension, deepest, vector_index::BUILD_THREADS);
-        let count = self.vectors.len() / self.dimension;
-        let least = Depth::ALL.map(|depth| {
-            let mut recalls: HashMap<Effort, f64> = HashMap::new();
-            let mut least_for = |trial_recall: f64| {
-                let recall = |effort: &Effort| {
-                    let recall = self.recall(index, *effort, depth.rows(), &queries, &right);
-                    tracing::debug!(?depth, ?effort, recall, "tried");
-                    recall
-                };
-                Effort::least(count, depth, |effort| *recalls.entry(effort).or_insert_with_key(recall) >= trial_recall)
-            };
-            (least_for(TRIAL_RECALL), least_for(TRIAL_RECALL_HIGH))
-        });
-        let [(ten, ten_high), (hundred, hundred_high)] = least;
-        Some(Efforts { usual: [ten?, hundred?], high: [ten_high, hundred_high] })
-    }
-
-    /// Part of the `depth` nearest rows that is found. By score, so that of equal rows any will do.
-    fn recall(&self, index: &ApproximateIndex, effort: Effort, depth: usize, queries: &[Vec<f32>], right: &[Vec<Scored>]) -> f64 {
-        let found_of = |(query, right): (&Vec<f32>, &Vec<Scored>)| {
-            let right = &right[..depth.min(right.len())];
-            let worst = right.last().map_or(f32::MAX, |scored| scored.score);
-            let nearest = self.nearest(index, effort, query, right.len());
-            nearest.iter().filter(|scored| scored.score >= worst).count()
-        };
-        let share = queries.len().div_ceil(vector_index::BUILD_THREADS).max(1);
-        let found = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for (queries, right) in queries.chunks(share).zip(right.chunks(share)) {
-                let (found, found_of) = (&found, &found_of);
-                scope.spawn(move || found.fetch_add(queries.iter().zip(right).map(found_of).sum(), Ordering::Relaxed));
-            }
-        });
-        let wanted: usize = right.iter().map(|right| depth.min(right.len())).sum();
-        found.into_inner() as f64 / (wanted as f64).max(1.0)
     }
 }
 
@@ -317,18 +271,13 @@ fn read_rows(path: &Path, sum: FileSum) -> Result<Vec<u32>, PartitionError> {
     Ok(bytes.chunks_exact(4).map(|row| u32::from_le_bytes([row[0], row[1], row[2], row[3]])).collect())
 }
 
-fn map_vectors(path: &Path, sum: FileSum, expected_bytes: usize) -> Result<Option<Mmap>, PartitionError> {
-    if sum.bytes != expected_bytes as u64 {
+fn open_vectors(path: &Path, sum: FileSum, count: usize, dimension: usize) -> Result<VectorFile, PartitionError> {
+    if sum.bytes != (count * dimension * 2) as u64 {
         return Err(PartitionError::damaged(path, "it has not as many vectors as there are rows"));
     }
     sum.compare_within(path, VERIFIED_BYTES_MAX)?;
-    let file = File::open(path).map_err(PartitionError::file(path))?;
-    if expected_bytes == 0 {
-        return Ok(None); // an empty file cannot be mapped
-    }
-    // SAFETY: nothing changes or shortens the file once its segment is described; it is only ever deleted, which leaves a mapping intact.
-    let mapped = unsafe { Mmap::map(&file) }.map_err(PartitionError::file(path))?;
-    Ok(Some(mapped))
+    // Nothing changes or shortens the file once its segment is described; it is only ever deleted.
+    VectorFile::open(path, dimension).map_err(PartitionError::file(path))
 }
 
 fn folder_of(parent: &Path, number: u64) -> PathBuf {
@@ -410,12 +359,10 @@ impl SegmentBuilder {
 /// cannot tell apart, whatever the effort, are searched exactly.
 fn build_index(folder: &Path, count: usize, dimension: usize) -> Result<Option<(FileSum, Efforts)>, PartitionError> {
     let (vectors, path) = (folder.join(VECTORS), folder.join(INDEX));
-    let file = File::open(&vectors).map_err(PartitionError::file(&vectors))?;
-    // SAFETY: the file has been written and is not changed any more.
-    let mapped = unsafe { Mmap::map(&file) }.map_err(PartitionError::file(&vectors))?;
-    let rows = Rows { vectors: bytemuck::cast_slice(&mapped), dimension };
-    vector_index::build(&path, rows.vectors, dimension)?;
-    match rows.efforts(&vector_index::open(&path, count, dimension)?) {
+    let file = VectorFile::open(&vectors, dimension).map_err(PartitionError::file(&vectors))?;
+    vector_index::build(&path, file.mapped().values, dimension)?;
+    let efforts = trial::with_made_queries(&vector_index::open(&path, count, dimension)?, &file);
+    match efforts.map_err(PartitionError::file(&vectors))? {
         Some(efforts) => {
             tracing::debug!(count, ?efforts, "vector index built");
             Ok(Some((FileSum::of(&path)?, efforts)))

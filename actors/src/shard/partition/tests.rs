@@ -26,6 +26,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => any::<bool>().prop_map(|idle| Operation::Index { idle }),
         1 => Just(Operation::Reopen),
         1 => Just(Operation::GiveBack),
+        1 => any::<bool>().prop_map(|reads| Operation::ReadVectors { reads }),
         1 => any::<bool>().prop_map(|void| Operation::Lose { void }),
     ]
 }
@@ -52,6 +53,7 @@ proptest! {
                     follower.is_checkpoint_void |= void;
                 }
                 Operation::GiveBack => partition.as_ref().unwrap().give_back(),
+                Operation::ReadVectors { reads } => partition.as_ref().unwrap().read_vectors(*reads),
                 Operation::Reopen => {
                     drop(partition.take());
                     partition = Some(shard.open());
@@ -93,8 +95,13 @@ fn deleted_rows_do_not_come_back_after_merging_and_reopening() {
 
 /// Bytes of mapped files in a folder that are this process' memory.
 fn mapped_bytes(folder: &Path) -> u64 {
+    mapped_bytes_of(folder, "")
+}
+
+/// Of the files of this name in it, or of all with an empty name.
+fn mapped_bytes_of(folder: &Path, name: &str) -> u64 {
     let is_inside = |map: &procfs::process::MemoryMap| match &map.pathname {
-        procfs::process::MMapPath::Path(path) => path.starts_with(folder),
+        procfs::process::MMapPath::Path(path) => path.starts_with(folder) && (name.is_empty() || path.ends_with(name)),
         _ => false,
     };
     let maps = procfs::process::Process::myself().unwrap().smaps().unwrap();
@@ -118,6 +125,15 @@ fn pages_that_are_given_back_are_read_again_by_searches() {
         partition.give_back();
         assert_eq!(mapped_bytes(&folder), 0, "vectors and words alike");
     }
+    partition.read_vectors(true);
+    let (_, vectors) = partition.mapped_bytes();
+    assert_eq!(vectors, 400 * DIMENSION as usize * 2);
+    model.check(&partition);
+    let mapped = |file: &str| mapped_bytes_of(&folder, file);
+    assert_eq!(mapped("vectors.f16"), 0, "vectors are read");
+    partition.read_vectors(false);
+    model.check(&partition);
+    assert!(mapped("vectors.f16") > 0);
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

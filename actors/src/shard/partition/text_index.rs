@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tantivy::columnar::Column;
-use tantivy::directory::{Directory, MmapDirectory};
+use tantivy::directory::{Directory, MmapDirectory, OwnedBytes};
 use tantivy::index::{InvertedIndexReader, SegmentComponent, SegmentId, SegmentMeta, SegmentReader};
 use tantivy::indexer::{LogMergePolicy, MergePolicy, NoMergePolicy};
 use tantivy::postings::{BlockSegmentPostings, TermInfo};
@@ -329,14 +329,21 @@ impl TextSnapshot {
 
     /// Gives the pages of its mapped files back.
     pub(super) fn give_back(&self) {
-        // Whoever opens a file that is mapped already is given the same mapping.
-        for path in self.directory.get_cache_info().mmapped {
-            // It may have been deleted a moment ago.
-            let Ok(file) = self.directory.open_read(&path) else { continue };
-            let Ok(content) = file.read_bytes() else { continue };
+        for content in self.mapped() {
             // SAFETY: it is a whole file, as tantivy has mapped it, for reading and shared; no file of its changes once it is written.
             unsafe { files::give_back(content.as_slice()) };
         }
+    }
+
+    /// Bytes of its mapped files.
+    pub(super) fn mapped_bytes(&self) -> usize {
+        self.mapped().map(|content| content.len()).sum()
+    }
+
+    /// What is mapped. Whoever opens a file that is mapped already is given the same mapping; a file may have been deleted a moment ago.
+    fn mapped(&self) -> impl Iterator<Item = OwnedBytes> {
+        let paths = self.directory.get_cache_info().mmapped.into_iter();
+        paths.filter_map(|path| self.directory.open_read(&path).ok()?.read_bytes().ok())
     }
 }
 

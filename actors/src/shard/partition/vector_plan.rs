@@ -13,6 +13,7 @@ use super::vector_index::{Efforts, Recall};
 use ragged_kernels::ApproximateIndex;
 use ragged_kernels::approximate::{Effort, Mask, NearLists, Reach};
 use std::fmt;
+use std::io;
 
 /// Allowed rows up to which their vectors are compared: what else there is would not be quicker.
 pub(super) const EXACT_ROWS_MAX: u64 = 1024;
@@ -94,19 +95,19 @@ impl Plan {
     }
 
     /// Positions of rows among which the nearest are, of those of `mask` when there is one, and how they were found.
-    pub(super) fn find(&self, index: &ApproximateIndex, query: &[f32], mask: Option<&Mask>) -> (Vec<u32>, Method) {
+    pub(super) fn find(&self, index: &ApproximateIndex, query: &[f32], mask: Option<&Mask>) -> io::Result<(Vec<u32>, Method)> {
         let Some(mask) = mask else {
             let approximate = Approximate { effort: self.effort, lists: index.lists(), reach: None };
-            return (index.search(query, self.effort, None), Method::Approximate(approximate));
+            return Ok((index.search(query, self.effort, None)?, Method::Approximate(approximate)));
         };
         if self.is_better(index.lists(), 0) {
             let mut near = index.near(query);
             if let Some(approximate) = self.approximate(&mut near, mask) {
-                return (near.search(approximate.effort, Some(mask)), Method::Approximate(approximate));
+                return Ok((near.search(approximate.effort, Some(mask))?, Method::Approximate(approximate)));
             }
         }
         let found = self.effort.found;
-        (index.compare(query, found, mask), Method::Bytes { rows: self.count, found })
+        Ok((index.compare(query, found, mask)?, Method::Bytes { rows: self.count, found }))
     }
 
     /// Whether looking into lists is better than comparing the bytes of all rows that are allowed.

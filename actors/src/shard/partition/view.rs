@@ -85,6 +85,17 @@ impl View {
         bitmaps + segments + self.tail_bytes() + self.text.filters.memory_bytes() + self.filters.memory_bytes()
     }
 
+    /// Bytes of mapped files that searches go through in any case, and of vectors, which they could read instead.
+    pub(super) fn mapped_bytes(&self) -> (usize, usize) {
+        let each = self.segments.iter().map(|one| one.segment.mapped_bytes());
+        each.fold((self.text.mapped_bytes(), 0), |(needed, vectors), (more, others)| (needed + more, vectors + others))
+    }
+
+    /// Whether vectors are read from their files from now on.
+    pub(super) fn read_vectors(&self, reads: bool) {
+        self.segments.iter().for_each(|one| one.segment.read_vectors(reads));
+    }
+
     /// Gives the pages of mapped files back.
     pub(super) fn give_back(&self) {
         self.segments.iter().for_each(|one| one.segment.give_back());

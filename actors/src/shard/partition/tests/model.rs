@@ -27,6 +27,9 @@ pub(super) enum Operation {
     },
     Reopen,
     GiveBack,
+    ReadVectors {
+        reads: bool,
+    },
     /// Changes were taken and not applied; with `void`, the rows were replaced as well.
     Lose {
         void: bool,
@@ -81,7 +84,11 @@ impl Model {
                 self.documents.clear();
                 shard.drop_collection();
             }
-            Operation::Index { .. } | Operation::Reopen | Operation::GiveBack | Operation::Lose { .. } => {
+            Operation::Index { .. }
+            | Operation::Reopen
+            | Operation::GiveBack
+            | Operation::ReadVectors { .. }
+            | Operation::Lose { .. } => {
                 unreachable!("not for the model")
             }
         }

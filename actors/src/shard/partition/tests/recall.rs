@@ -36,9 +36,8 @@ fn ids(partition: &Partition, query: &PartitionQuery) -> (Vec<String>, String) {
     (answer.dense.into_iter().map(|one| one.document_id).collect(), answer.steps.join("; "))
 }
 
-#[test]
-fn a_filtered_search_finds_as_much_as_it_is_asked_to_and_all_that_there_is_up_to_the_limit() {
-    let shard = TestShard::new(DIMENSION as u32, "none");
+/// With all documents in one segment with an index.
+fn filled(shard: &TestShard) -> Partition {
     let partition = shard.open();
     let numbered: Vec<(usize, (usize, Vec<f32>))> = vectors(COUNT, 1).into_iter().enumerate().collect();
     for some in numbered.chunks(1000) {
@@ -50,6 +49,49 @@ fn a_filtered_search_finds_as_much_as_it_is_asked_to_and_all_that_there_is_up_to
         shard.upsert_all(prepared.collect());
     }
     partition.index_with(true).unwrap();
+    partition
+}
+
+/// The shares of what is nearest that are found for these questions, and how.
+fn share_found(partition: &Partition, questions: &[(usize, Vec<f32>)], recall: Recall) -> (f64, String) {
+    let (mut found, mut wanted, mut steps) = (0, 0, String::new());
+    for (_, question) in questions {
+        let query =
+            |recall| PartitionQuery { vector: Some(question.clone()), depth: LIMIT, recall, explain: true, ..Default::default() };
+        let (right, _) = ids(partition, &query(Recall::Exact));
+        let (hits, how) = ids(partition, &query(recall));
+        (found, wanted, steps) = (found + hits.iter().filter(|id| right.contains(id)).count(), wanted + right.len(), how);
+    }
+    (found as f64 / wanted as f64, steps)
+}
+
+#[test]
+fn an_index_is_searched_as_hard_as_the_queries_need_that_have_come() {
+    let shard = TestShard::new(DIMENSION as u32, "none");
+    let partition = filled(&shard);
+    let questions = vectors(600, 3);
+    let (asked, others) = questions.split_at(300);
+    let (_, at_first) = share_found(&partition, &asked[..100], Recall::Usual);
+    assert!(!partition.wants_trial(), "a hundred queries say too little");
+    share_found(&partition, asked, Recall::Usual);
+    assert!(partition.wants_trial());
+    partition.read_vectors(true);
+    assert_eq!(partition.try_indexes().unwrap(), 1);
+    assert!(!partition.wants_trial() && partition.try_indexes().unwrap() == 0, "it has been tried");
+    partition.read_vectors(false);
+    for (recall, least) in [(Recall::Usual, 0.95), (Recall::High, 0.99)] {
+        let (found, steps) = share_found(&partition, others, recall);
+        assert!(found >= least - 0.01, "{found} by {steps}");
+    }
+    // Questions that are vectors of the segment are easier than those that it was tried with at first: one list has all that is near.
+    let (_, then) = share_found(&partition, others, Recall::Usual);
+    assert_ne!(then, at_first, "nothing was learnt");
+}
+
+#[test]
+fn a_filtered_search_finds_as_much_as_it_is_asked_to_and_all_that_there_is_up_to_the_limit() {
+    let shard = TestShard::new(DIMENSION as u32, "none");
+    let partition = filled(&shard);
     // Some are gone: what is left is looked for through a mask also without a filter.
     for number in (0..COUNT).step_by(40) {
         shard.delete(&number.to_string());
