@@ -55,9 +55,12 @@ real_vectors = numpy.vstack([vector_set.read(vectors / "documents.f32") for _, v
 if len(real) != len(real_vectors):
     raise ValueError(f"{len(real)} texts have {len(real_vectors)} vectors")
 vectors = vector_set.with_copies(real_vectors, count)
+# Users ask about both: in turns, not first all about the one.
 questions = numpy.vstack([vector_set.read(vectors / "questions.f32") for _, vectors in sources])
-question_words = "".join((vectors / "questions.jsonl").read_text() for _, vectors in sources)
-(work / "questions.jsonl").write_text(question_words)
+question_words = [line for _, vectors in sources for line in (vectors / "questions.jsonl").read_text().splitlines(keepends=True)]
+order = numpy.random.default_rng(9).permutation(len(questions))
+questions = questions[order]
+(work / "questions.jsonl").write_text("".join(question_words[number] for number in order))
 ndjson.write_vectors(work / "questions.ndjson", questions)
 copies = f", of which {count - len(real):,} are noisy copies" if count > len(real) else ""
 report.note(f"{count:,} texts with vectors{copies}; {len(questions):,} questions, {cores} cores")

@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const KEPT_MAX: usize = 512;
 /// With fewer, a trial says little.
 const ENOUGH: usize = 256;
-/// Once there are enough, one query in so many takes the place of another, so that the sample follows what is asked for.
-const TAKEN_OF: u64 = 16;
-/// An index is tried again when so many times as many queries have been seen as at its last trial,
-const GROWTH: u64 = 4;
+/// As many of all queries are taken as keep the sample even, but one in so many at the least, so that it follows what is asked for.
+const TAKEN_OF_MAX: u64 = 16;
+/// An index is tried first when so many queries have been seen: the first few are often of one kind.
+const SEEN_AT_FIRST: u64 = 1024;
+/// And again when so many times as many have been seen as at its last trial,
+const GROWTH: u64 = 2;
 /// and at the latest after so many.
-const SEEN_BETWEEN_MAX: u64 = 1 << 20;
+const SEEN_BETWEEN_MAX: u64 = 1 << 16;
 
 /// The sample.
 #[derive(Default)]
@@ -41,10 +43,10 @@ impl QuerySample {
     /// Takes a query in, or not. Never waits.
     pub(super) fn note(&self, query: &[f32]) {
         let number = self.seen.fetch_add(1, Ordering::Relaxed);
-        let Some(mut kept) = self.kept.try_lock() else { return };
-        if kept.queries.len() >= ENOUGH && !number.is_multiple_of(TAKEN_OF) {
+        if !number.is_multiple_of((number / KEPT_MAX as u64).clamp(1, TAKEN_OF_MAX)) {
             return;
         }
+        let Some(mut kept) = self.kept.try_lock() else { return };
         let values = exact::to_f16(query);
         let mut hasher = DefaultHasher::new();
         bytemuck::cast_slice::<f16, u16>(&values).hash(&mut hasher);
@@ -54,7 +56,7 @@ impl QuerySample {
     /// How many queries have been seen, when an index is due that was tried last when so many had been.
     pub(super) fn due_after(&self, tried_at: u64) -> Option<u64> {
         let seen = self.seen.load(Ordering::Relaxed);
-        let next = tried_at.saturating_mul(GROWTH).min(tried_at.saturating_add(SEEN_BETWEEN_MAX)).max(ENOUGH as u64);
+        let next = tried_at.saturating_mul(GROWTH).min(tried_at.saturating_add(SEEN_BETWEEN_MAX)).max(SEEN_AT_FIRST);
         (seen >= next && self.kept.lock().queries.len() >= ENOUGH).then_some(seen)
     }
 
@@ -100,19 +102,22 @@ mod tests {
         let sample = QuerySample::default();
         (0..10_000).for_each(|_| sample.note(&query(0)));
         assert_eq!(sample.due_after(0), None, "one query is no sample");
-        (1..ENOUGH).for_each(|number| sample.note(&query(number)));
-        let seen = 10_000 + ENOUGH as u64 - 1;
+        (1..ENOUGH * TAKEN_OF_MAX as usize).for_each(|number| sample.note(&query(number)));
+        let seen = 10_000 + (ENOUGH as u64 * TAKEN_OF_MAX) - 1;
         assert_eq!(sample.due_after(0), Some(seen));
         assert_eq!(sample.due_after(seen), None);
         assert_eq!(sample.due_after(seen / GROWTH), Some(seen));
-        assert_eq!(sample.queries().len(), 2 * ENOUGH);
+        assert!(sample.queries().len() >= 2 * ENOUGH);
+        let much = 100 * SEEN_BETWEEN_MAX;
+        sample.seen.store(much + SEEN_BETWEEN_MAX, Ordering::Relaxed);
+        assert_eq!((sample.due_after(much).is_some(), sample.due_after(much + 1)), (true, None));
     }
 
     #[test]
     fn a_sample_is_bounded_and_follows_what_is_asked_for() {
         let sample = QuerySample::default();
         (0..ENOUGH).for_each(|number| sample.note(&query(number)));
-        (1000..1000 + KEPT_MAX * TAKEN_OF as usize * 8).for_each(|number| sample.note(&query(number)));
+        (1000..1000 + KEPT_MAX * TAKEN_OF_MAX as usize * 8).for_each(|number| sample.note(&query(number)));
         let queries = sample.queries();
         assert_eq!(queries.len(), 2 * KEPT_MAX);
         let old = queries.chunks(2).filter(|query| query[0] < ENOUGH as f32).count();

@@ -20,7 +20,7 @@ use super::vector_file::VectorFile;
 use super::vector_index::{self, Efforts, Recall};
 use super::vector_plan::{self, Method, Plan};
 use half::f16;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use ragged_kernels::{ApproximateIndex, Scored};
 use ragged_raft::codec;
 use ragged_raft::failpoints::{self, Point};
@@ -30,10 +30,12 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// Segments of at least this many rows get an approximate index; smaller ones are faster without.
 pub(super) const INDEXED_ROWS_MIN: usize = 8192;
+/// After a trial with queries that were seen, so many times as long as it took there is no other.
+const TRIALS_REST: u32 = 10;
 /// Vectors and index are compared with their checksums up to this length.
 const VERIFIED_BYTES_MAX: u64 = 64 << 20;
 
@@ -97,8 +99,23 @@ pub(super) struct Segment {
 struct Index {
     vectors: ApproximateIndex,
     efforts: RwLock<Efforts>,
-    /// Queries that had been seen when the efforts were last found with such; none before that.
-    tried_at: AtomicU64,
+    trials: Mutex<Trials>,
+}
+
+/// When the efforts were last found with queries that had been seen.
+#[derive(Default)]
+struct Trials {
+    /// Queries that had been seen; none before that.
+    seen: u64,
+    /// Before that it is not tried again: finding out how to be quick must not cost more than it brings.
+    rests_until: Option<Instant>,
+}
+
+impl Trials {
+    /// How many queries have been seen, if it is time for another.
+    fn due(&self, sample: &QuerySample) -> Option<u64> {
+        if self.rests_until.is_some_and(|until| Instant::now() < until) { None } else { sample.due_after(self.seen) }
+    }
 }
 
 /// What a segment found.
@@ -128,7 +145,7 @@ impl Segment {
                 let path = folder.join(INDEX);
                 sum.compare_within(&path, VERIFIED_BYTES_MAX)?;
                 let vectors = vector_index::open(&path, rows.len(), dimension)?;
-                Some(Index { vectors, efforts: RwLock::new(efforts), tried_at: AtomicU64::new(0) })
+                Some(Index { vectors, efforts: RwLock::new(efforts), trials: Mutex::default() })
             }
         };
         let row_set = RoaringBitmap::from_sorted_iter(rows.iter().copied())
@@ -206,16 +223,17 @@ impl Segment {
 
     /// Whether enough queries have been seen since the index was tried last.
     pub(super) fn wants_trial(&self, sample: &QuerySample) -> bool {
-        self.index.as_ref().is_some_and(|index| sample.due_after(index.tried_at.load(Ordering::Relaxed)).is_some())
+        self.index.as_ref().is_some_and(|index| index.trials.lock().due(sample).is_some())
     }
 
     /// Tries the index with queries that searches have brought, when it is due: it is searched no harder and no less than these need. Efforts are not
     /// kept when the segment is closed. Whether it was due.
     pub(super) fn try_index(&self, sample: &QuerySample) -> Result<bool, PartitionError> {
         let Some(index) = &self.index else { return Ok(false) };
-        let Some(seen) = sample.due_after(index.tried_at.load(Ordering::Relaxed)) else { return Ok(false) };
-        index.tried_at.store(seen, Ordering::Relaxed);
+        let Some(seen) = index.trials.lock().due(sample) else { return Ok(false) };
+        let begun = Instant::now();
         let found = trial::with_queries(&index.vectors, &self.vectors, &sample.queries());
+        *index.trials.lock() = Trials { seen, rests_until: Some(Instant::now() + begun.elapsed() * TRIALS_REST) };
         let found = found.map_err(|fault| self.unreadable(VECTORS, fault))?;
         tracing::debug!(segment = self.number, seen, ?found, "vector index tried with queries that were seen");
         if let Some(efforts) = found {
