@@ -43,6 +43,7 @@ def measure(size: int) -> dict:
     lines.unlink()
     truth = Truth(documents[:size], questions)
     searches = [{"vector": one.tolist(), "limit": DEPTH, "recall": RECALL} for one in questions]
+    collection.found_at_first(searches)
     recall = truth.recall_of_ids(collection.found(searches))
     many, one = (collection.load(clients, seconds, vectors=vectors, mode="dense", recall=RECALL) for clients in (CLIENTS, 1))
     resident = node.memory()["resident"]
