@@ -35,6 +35,17 @@ pub struct GpuDescription {
     pub architecture: String,
     /// Its memory.
     pub memory_bytes: u64,
+    /// Bytes that its memory moves in a second at most, by its clock and its width; none where the driver does not say.
+    pub bandwidth_bytes: Option<u64>,
+}
+
+/// The memory of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuMemory {
+    /// Bytes that nobody has.
+    pub free_bytes: u64,
+    /// All of it.
+    pub total_bytes: u64,
 }
 
 /// The GPUs of this machine that are not too old. Opens none of them.
@@ -116,7 +127,21 @@ fn describe(number: usize) -> Result<GpuDescription, GpuError> {
     }
     // SAFETY: as before.
     let memory = unsafe { result::device::total_mem(device) }.map_err(|fault| failed("asking for the GPU's memory", fault))?;
-    Ok(GpuDescription { number, name, architecture: architecture(major, minor), memory_bytes: memory as u64 })
+    let clock_khz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0);
+    let width_bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0);
+    Ok(GpuDescription {
+        number,
+        name,
+        architecture: architecture(major, minor),
+        memory_bytes: memory as u64,
+        bandwidth_bytes: bandwidth(clock_khz, width_bits),
+    })
+}
+
+/// Two transfers a beat, each as wide as the bus.
+fn bandwidth(clock_khz: i32, width_bits: i32) -> Option<u64> {
+    let known = |value: i32| u64::try_from(value).ok().filter(|value| *value > 0);
+    Some(2 * 1000 * known(clock_khz)? * known(width_bits)? / 8)
 }
 
 /// What kernels are compiled for. Hopper's has instructions that no later one has, under a name of its own.
@@ -175,6 +200,13 @@ impl Driver {
     /// What it is.
     pub(crate) fn description(&self) -> &GpuDescription {
         &self.description
+    }
+
+    /// What of its memory is free.
+    pub(crate) fn memory(&self) -> Result<GpuMemory, GpuError> {
+        self.bind()?;
+        let (free, total) = result::mem_get_info().map_err(|fault| failed("asking for the GPU's free memory", fault))?;
+        Ok(GpuMemory { free_bytes: free as u64, total_bytes: total as u64 })
     }
 
     fn bind(&self) -> Result<(), GpuError> {
