@@ -16,11 +16,14 @@ use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The architecture whose GPUs multiply by warpgroups.
 const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
 /// The oldest driver that will do.
 const DRIVER_NEEDED: CudaVersion = CudaVersion { major: 12, minor: 0 };
+/// How long memory waits for the end of a recording before it is freed all the same.
+const RECORDING_MAX: Duration = Duration::from_secs(1);
 /// Memory of the processor from which and to which the GPU copies by itself, for each queue and direction.
 const STAGING_BYTES: usize = 4 << 20;
 
@@ -161,8 +164,8 @@ pub(crate) struct Driver {
     shared_bytes_max: u32,
     /// On which memory is cleared.
     clearing: Arc<CudaStream>,
-    /// Held while work is recorded and while memory is allocated: a recording does not bear what waits for its GPU.
-    recording: Mutex<()>,
+    /// Held while work is recorded and while memory is allocated or freed: a recording does not bear what waits for its GPU.
+    recording: Arc<Mutex<()>>,
 }
 
 impl Driver {
@@ -193,7 +196,7 @@ impl Driver {
                 kernels.insert(kernel, function);
             }
             let shared_bytes_max = shared_bytes_max as u32;
-            Ok(Driver { context, description, kernels, multiprocessors, shared_bytes_max, clearing, recording: Mutex::new(()) })
+            Ok(Driver { context, description, kernels, multiprocessors, shared_bytes_max, clearing, recording: Arc::default() })
         })
     }
 
@@ -226,6 +229,7 @@ fn load_kernels(context: &Arc<CudaContext>, architecture: &str, folder: &Path) -
 /// Memory of a GPU.
 pub(crate) struct DriverMemory {
     context: Arc<CudaContext>,
+    recording: Arc<Mutex<()>>,
     address: sys::CUdeviceptr,
     bytes: usize,
 }
@@ -238,6 +242,8 @@ impl DeviceMemory for DriverMemory {
 
 impl Drop for DriverMemory {
     fn drop(&mut self) {
+        // A recording is a matter of milliseconds. Should it be this thread's own, it is better lost than waited for.
+        let _not_while_recording = self.recording.try_lock_for(RECORDING_MAX);
         // SAFETY: the memory was allocated by `allocate` and is freed once; the driver waits for work that uses it.
         let freed = self.context.bind_to_thread().and_then(|()| unsafe { result::free_sync(self.address) });
         if let Err(fault) = freed {
@@ -306,7 +312,8 @@ impl Machine for Driver {
             DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => GpuError::OutOfMemory { bytes },
             fault => failed("allocating memory", fault),
         })?;
-        let memory = DriverMemory { context: self.context.clone(), address, bytes };
+        let (context, recording) = (self.context.clone(), self.recording.clone());
+        let memory = DriverMemory { context, recording, address, bytes };
         // SAFETY: the memory has this size and is nobody else's; it is given away after the stream's work is done.
         unsafe { result::memset_d8_async(address, 0, bytes, self.clearing.cu_stream()) }
             .map_err(|fault| failed("clearing memory", fault))?;
@@ -316,6 +323,7 @@ impl Machine for Driver {
 
     fn new_queue(&self) -> Result<DriverQueue, GpuError> {
         guarded("making a queue", || {
+            let not_while_recording = self.recording.lock();
             let stream = self.context.new_stream().map_err(|fault| failed("making a stream", fault))?;
             let staging = || {
                 // SAFETY: bytes may have any value; what is read of them has been written before.
@@ -323,6 +331,7 @@ impl Machine for Driver {
                 memory.map_err(|fault| failed("allocating staging memory", fault))
             };
             let (outgoing, incoming) = (staging()?, staging()?);
+            drop(not_while_recording);
             let products = Products::new(&self.context, |bytes| self.allocate(bytes))?;
             Ok(DriverQueue { stream, products, outgoing, outgoing_used: 0, incoming })
         })

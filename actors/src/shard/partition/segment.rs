@@ -16,6 +16,7 @@ use super::files;
 use super::selected::{Allowed, SegmentSelection};
 use super::vector_index::{self, Depth, Effort, Efforts, Recall};
 use super::vector_plan::{self, Method, Plan};
+use crate::gpu_rows::{RowSearch, Searching, Seat, TenantRows, Vectors};
 use half::f16;
 use memmap2::Mmap;
 use ragged_kernels::{ApproximateIndex, Scored, exact};
@@ -28,6 +29,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Segments of at least this many rows get an approximate index; smaller ones are faster without.
@@ -92,8 +94,20 @@ pub(super) struct Segment {
     dimension: usize,
     rows: Vec<u32>,
     row_set: RoaringBitmap,
-    vectors: Option<Mmap>,
+    vectors: Option<Arc<MappedVectors>>,
     index: Option<(ApproximateIndex, Efforts)>,
+    /// Where its vectors are on a GPU, when they are.
+    seat: Arc<Seat>,
+}
+
+/// A file of vectors, mapped into memory.
+struct MappedVectors(Mmap);
+
+impl Vectors for MappedVectors {
+    fn values(&self) -> &[f16] {
+        // A mapping starts at a page and its length is that of whole vectors, so the cast cannot fail.
+        bytemuck::cast_slice(&self.0)
+    }
 }
 
 /// What a segment found.
@@ -127,7 +141,7 @@ impl Segment {
         };
         let row_set = RoaringBitmap::from_sorted_iter(rows.iter().copied())
             .map_err(|_| PartitionError::damaged(&folder.join(ROWS), "its rows are not in order"))?;
-        Ok(Segment { number, dimension, rows, row_set, vectors, index })
+        Ok(Segment { number, dimension, rows, row_set, vectors, index, seat: Arc::default() })
     }
 
     /// Its rows, dead or alive.
@@ -142,8 +156,7 @@ impl Segment {
 
     /// Its vectors, one after the other.
     fn vectors(&self) -> &[f16] {
-        // A mapping starts at a page and its length is that of whole vectors, so the cast cannot fail.
-        self.vectors.as_ref().map_or(&[], |mapped| bytemuck::cast_slice(mapped))
+        self.vectors.as_ref().map_or(&[], |mapped| mapped.values())
     }
 
     /// Its rows in order, dead or alive.
@@ -172,6 +185,7 @@ impl Segment {
         k: usize,
         allowed: Allowed<'_>,
         recall: Recall,
+        gpus: &TenantRows,
     ) -> Result<SegmentHits, PartitionError> {
         let count = allowed.count().unwrap_or(self.rows.len() as u64);
         let wanted = k.min(count as usize);
@@ -179,9 +193,17 @@ impl Segment {
             return Ok(SegmentHits { hits: Vec::new(), method: Method::Nothing });
         }
         let rows = Rows { vectors: self.vectors(), dimension: self.dimension };
-        if let Some((index, efforts)) = &self.index
-            && let Some(plan) = Plan::new(efforts, recall, wanted, count)
-        {
+        let planned = self.index.as_ref().and_then(|(index, efforts)| Some((index, Plan::new(efforts, recall, wanted, count)?)));
+        // Counted until it has ended, wherever it computes: the more search the same rows, the sooner a GPU is that takes them together.
+        let searching = gpus.enter(&self.seat);
+        if let Some(searching) = &searching {
+            let compared = planned.as_ref().map_or(count, |(index, plan)| plan.cost(index));
+            if let Some(positions) = self.find_on_gpu(gpus, searching, (query, wanted), allowed, compared) {
+                let scored = rows.scored_again(query, &positions, wanted);
+                return Ok(SegmentHits { hits: self.named(&scored), method: Method::ExactOnGpu { rows: count } });
+            }
+        }
+        if let Some((index, plan)) = planned {
             let (found, method) = plan.find(index, query, allowed.mask(index).as_deref());
             let scored = rows.scored_again(query, &found, wanted);
             if scored.len() >= wanted {
@@ -192,12 +214,39 @@ impl Segment {
         Ok(SegmentHits { hits: self.named(&scored), method: Method::Exact { rows: count } })
     }
 
+    /// Positions among which the nearest are, when a GPU finds them sooner than the processor compares so many vectors. They are scored again, as the
+    /// processor scores all rows: replicas with and without a GPU give the same scores.
+    fn find_on_gpu(
+        &self,
+        gpus: &TenantRows,
+        searching: &Searching,
+        (query, wanted): (&[f32], usize),
+        allowed: Allowed<'_>,
+        compared: u64,
+    ) -> Option<Vec<u32>> {
+        let mapped = self.vectors.as_ref()?;
+        let search = RowSearch {
+            query,
+            wanted,
+            rows: self.rows.len(),
+            vectors: &|| mapped.clone(),
+            allowed: allowed.key(),
+            bits: &|| allowed.bits(self.rows.len()),
+            bits_seconds: vector_plan::seconds_of_bits(allowed.bits_to_make()),
+            otherwise_seconds: vector_plan::seconds_of_vectors(compared, self.dimension),
+        };
+        gpus.find(searching, &search)
+    }
+
     /// Makes what a search needs to go through the index for these rows, if one may.
     pub(super) fn prepare(&self, selection: &SegmentSelection) {
         if let Some((index, _)) = &self.index
             && selection.len() > vector_plan::EXACT_ROWS_MAX
         {
             selection.mask(index);
+        }
+        if self.seat.is_taken() {
+            selection.bits(self.rows.len());
         }
     }
 
@@ -214,7 +263,7 @@ impl Segment {
     pub(super) fn give_back(&self) {
         if let Some(mapped) = &self.vectors {
             // SAFETY: as for `map_vectors`, which has mapped it so.
-            unsafe { files::give_back(mapped) };
+            unsafe { files::give_back(&mapped.0) };
         }
         if let Some((index, _)) = &self.index {
             index.give_back();
@@ -317,7 +366,7 @@ fn read_rows(path: &Path, sum: FileSum) -> Result<Vec<u32>, PartitionError> {
     Ok(bytes.chunks_exact(4).map(|row| u32::from_le_bytes([row[0], row[1], row[2], row[3]])).collect())
 }
 
-fn map_vectors(path: &Path, sum: FileSum, expected_bytes: usize) -> Result<Option<Mmap>, PartitionError> {
+fn map_vectors(path: &Path, sum: FileSum, expected_bytes: usize) -> Result<Option<Arc<MappedVectors>>, PartitionError> {
     if sum.bytes != expected_bytes as u64 {
         return Err(PartitionError::damaged(path, "it has not as many vectors as there are rows"));
     }
@@ -328,7 +377,7 @@ fn map_vectors(path: &Path, sum: FileSum, expected_bytes: usize) -> Result<Optio
     }
     // SAFETY: nothing changes or shortens the file once its segment is described; it is only ever deleted, which leaves a mapping intact.
     let mapped = unsafe { Mmap::map(&file) }.map_err(PartitionError::file(path))?;
-    Ok(Some(mapped))
+    Ok(Some(Arc::new(MappedVectors(mapped))))
 }
 
 fn folder_of(parent: &Path, number: u64) -> PathBuf {
