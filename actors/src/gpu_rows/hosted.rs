@@ -7,7 +7,7 @@ use super::uploads::Errand;
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use ragged_kernels::cuda::{GpuError, GpuMemory};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,9 @@ pub(super) struct Hosted {
     pub(super) errands: Sender<Errand>,
     held_bytes: Mutex<usize>,
     /// Held while it searches: its time is that of one search.
-    pub(super) turn: Mutex<()>,
+    turn: Mutex<()>,
+    /// Turns that are waited for, with the one that is taken.
+    turns: AtomicUsize,
     seats: Mutex<Vec<Weak<Seat>>>,
     standing: Mutex<Standing>,
     memory: Mutex<GpuMemory>,
@@ -82,6 +84,7 @@ impl Hosted {
             errands,
             held_bytes: Mutex::new(0),
             turn: Mutex::new(()),
+            turns: AtomicUsize::new(0),
             seats: Mutex::default(),
             standing: Mutex::default(),
             memory: Mutex::new(memory),
@@ -96,6 +99,23 @@ impl Hosted {
     pub(super) fn is_well(&self) -> bool {
         let is_early = self.standing.lock().not_before.is_some_and(|then| Instant::now() < then);
         !is_early && !self.is_closing.load(Ordering::Relaxed)
+    }
+
+    /// Does one piece of work at a time; what came of it, and the seconds that it took without the wait for others.
+    pub(super) fn in_turn<T>(&self, work: impl FnOnce() -> T) -> (T, f64) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        let turn = self.turn.lock();
+        let begun = Instant::now();
+        let done = work();
+        let took = begun.elapsed().as_secs_f64();
+        drop(turn);
+        self.turns.fetch_sub(1, Ordering::Relaxed);
+        (done, took)
+    }
+
+    /// Seconds until work of so many seconds would be done, if all that are before it are like it.
+    pub(super) fn seconds_with_wait(&self, seconds: f64) -> f64 {
+        seconds * (1 + self.turns.load(Ordering::Relaxed)) as f64
     }
 
     /// Bytes that rows have.

@@ -245,7 +245,7 @@ impl TenantRows {
             self.gpus.bring_where_sooner(searching, search);
             return None;
         };
-        if !search.is_sooner(rows.seconds, searching.count()) {
+        if !search.is_sooner(rows.held.gpu().seconds_with_wait(rows.seconds), searching.count()) {
             return None;
         }
         rows.touch();
@@ -256,11 +256,7 @@ impl TenantRows {
 
     fn compute(&self, seat: &Seat, rows: &Arc<Seated>, asked: &[turns::Asked], bits: Option<&[u64]>) -> Option<Vec<Vec<u32>>> {
         let (gpu, metrics) = (rows.held.gpu(), &self.gpus.metrics);
-        let turn = gpu.turn.lock();
-        let begun = Instant::now();
-        let found = rows.top_k(asked, bits);
-        let took = begun.elapsed().as_secs_f64();
-        drop(turn);
+        let (found, took) = gpu.in_turn(|| rows.top_k(asked, bits));
         metrics.batch_queries.observe(asked.len() as f64);
         metrics.batch_seconds.observe(took);
         metrics.busy_seconds.with_label_values(&[&gpu.number.to_string()]).inc_by(took);

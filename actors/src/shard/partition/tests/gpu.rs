@@ -121,3 +121,40 @@ fn a_partition_that_is_unloaded_takes_its_rows_along() {
     }
     panic!("the rows are never freed");
 }
+
+#[test]
+fn an_index_that_is_sooner_than_the_gpu_is_asked_and_the_gpu_where_all_vectors_would_be_compared() {
+    const ROWS: usize = 9_000;
+    let (shard, fake) = shard_with_gpu(LENGTH as u32);
+    let mut random = StdRng::seed_from_u64(5);
+    // A few heaps, which an index tells apart.
+    let centres: Vec<Vec<f32>> = (0..40).map(|_| vector(&mut random)).collect();
+    let mut near = |centre: &Vec<f32>| {
+        let mut near: Vec<f32> = centre.iter().map(|value| value + random.random_range(-0.08..0.08f32)).collect();
+        ragged_kernels::exact::normalize(&mut near);
+        near
+    };
+    for some in (0..ROWS).collect::<Vec<_>>().chunks(1_000) {
+        let prepared =
+            some.iter().map(|number| document(&number.to_string(), None, "{}", &[("a point", near(&centres[number % 40]))]));
+        shard.upsert_all(prepared.collect());
+    }
+    let partition = shard.open();
+    partition.index_with(true).unwrap();
+    // More than an index takes, and less than comparing all vectors does.
+    fake.micros.store(30, Ordering::SeqCst);
+    let question = near(&centres[7]);
+    let steps = |recall| {
+        let vector = Some(question.clone());
+        let query = PartitionQuery { vector, depth: 10, recall, explain: true, ..Default::default() };
+        partition.search(&query).unwrap().steps.join("; ")
+    };
+    for _ in 0..2_000 {
+        if steps(Recall::Exact).contains("exact on a GPU: 9000 compared") {
+            assert!(steps(Recall::Usual).contains("approximate"), "{}", steps(Recall::Usual));
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("the GPU never searched: {}", steps(Recall::Exact));
+}
