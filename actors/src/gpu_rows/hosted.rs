@@ -150,39 +150,44 @@ impl Hosted {
         self.metrics.rows_bytes.with_label_values(&[&self.number.to_string()]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// Takes so many bytes; those seats leave for it whose rows were searched least lately, but none that was within `in_use`. None when there is no room then.
+    /// Takes so many bytes. Those rows leave for it that were searched least lately, but none that were within `in_use`, and none in vain. None when there is no
+    /// room then, or when what leaves is still being searched.
     pub(super) fn hold(self: &Arc<Self>, bytes: usize, in_use: Duration) -> Option<Held> {
-        loop {
-            {
-                let mut held = self.held_bytes.lock();
-                if held.saturating_add(bytes) <= self.bytes_max {
-                    *held += bytes;
-                    self.show_held(*held);
-                    return Some(Held { gpu: self.clone(), bytes });
-                }
-            }
-            let (seat, rows) = self.least_used().filter(|(_, rows)| rows.used().elapsed() >= in_use)?;
-            if let Some(rows) = seat.leave(&rows) {
-                self.metrics.evictions.inc();
-                tracing::debug!(
-                    gpu = self.number,
-                    bytes = rows.held.bytes,
-                    "a segment's rows leave the GPU for those of another"
-                );
+        if let Some(held) = self.take(bytes) {
+            return Some(held);
+        }
+        let mut idle = self.seated();
+        idle.retain(|(_, rows)| rows.used().elapsed() >= in_use);
+        let idle_bytes: usize = idle.iter().map(|(_, rows)| rows.held.bytes).sum();
+        if self.held_bytes().saturating_sub(idle_bytes).saturating_add(bytes) > self.bytes_max {
+            return None;
+        }
+        idle.sort_by_key(|(_, rows)| rows.used());
+        for (seat, rows) in idle {
+            self.metrics.evictions.inc_by(u64::from(seat.leave(&rows).is_some()));
+            drop(rows);
+            if let Some(held) = self.take(bytes) {
+                return Some(held);
             }
         }
+        None
     }
 
-    fn least_used(&self) -> Option<(Arc<Seat>, Arc<Seated>)> {
-        self.seated().into_iter().min_by_key(|(_, rows)| rows.used())
+    /// Takes so many bytes if nobody has them.
+    fn take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        let mut held = self.held_bytes.lock();
+        let after = held.checked_add(bytes).filter(|after| *after <= self.bytes_max)?;
+        *held = after;
+        self.show_held(after);
+        Some(Held { gpu: self.clone(), bytes })
     }
 
     /// The seats whose rows are here.
-    fn seated(self: &Hosted) -> Vec<(Arc<Seat>, Arc<Seated>)> {
+    fn seated(&self) -> Vec<(Arc<Seat>, Arc<Seated>)> {
         let mut seats = self.seats.lock();
         seats.retain(|seat| seat.strong_count() > 0);
         let seats: Vec<Arc<Seat>> = seats.iter().filter_map(Weak::upgrade).collect();
-        let is_here = |rows: &Arc<Seated>| std::ptr::eq(rows.held.gpu().as_ref(), self);
+        let is_here = |rows: &Arc<Seated>| std::ptr::eq(Arc::as_ptr(rows.held.gpu()), self);
         seats.into_iter().filter_map(|seat| seat.rows().filter(is_here).map(|rows| (seat, rows))).collect()
     }
 

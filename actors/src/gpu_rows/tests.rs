@@ -154,6 +154,20 @@ fn rows_that_are_in_use_do_not_leave_for_others() {
 }
 
 #[test]
+fn no_rows_leave_in_vain() {
+    let node = Node::new(Duration::ZERO);
+    let seats: [Arc<Seat>; 2] = Default::default();
+    seats.iter().for_each(|seat| node.bring(seat));
+    let host = node.rows.gpus.hosts.read().here[0].clone();
+    let all = host.bytes_max;
+    assert!(host.hold(all + 1, Duration::ZERO).is_none());
+    assert!(host.hold(all, Duration::from_secs(3600)).is_none());
+    assert!(seats.iter().all(|seat| seat.is_taken()));
+    assert!(host.hold(all, Duration::ZERO).is_some());
+    assert_eq!((node.sets(), node.metrics().evictions.get(), host.held_bytes()), (0, 2, 0));
+}
+
+#[test]
 fn a_failure_is_counted_takes_all_rows_off_and_they_come_again_later() {
     for by_panic in [false, true] {
         let (node, seats) = (Node::new(IN_USE), [Arc::default(), Arc::default()]);
