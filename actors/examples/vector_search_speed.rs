@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // a measurement may fail
 
 use half::f16;
+use ragged_actors::gpu_rows::GpuRows;
 use ragged_actors::shard::content_cache::ContentCache;
 use ragged_actors::shard::partition::{Partition, PartitionContext, PartitionQuery, Recall, SearchMetrics};
 use ragged_actors::shard::text_writers::TextWriters;
@@ -148,6 +149,7 @@ fn main() {
         language: "en".to_owned(),
         created_at_ms: 0,
     });
+    let gpu_rows = Arc::new(GpuRows::register(0, &prometheus::Registry::new()).unwrap());
     let open = || {
         let changes = group.changes().watch(TENANT, collection.id);
         let (reader, folder) = (group.reader(), folder.path().join("partition"));
@@ -163,6 +165,7 @@ fn main() {
             folder,
             cache,
             metrics,
+            gpu_rows: gpu_rows.clone(),
             text_writers,
             tail_bytes_max: 64 << 20,
         };

@@ -26,6 +26,7 @@ use crate::embedding::{
     DeviceChoice, Embedder, EmbedderArguments, EmbedderQueue, Embedding, EmbeddingMetrics, Opened, Opening, PrecisionChoice,
     QueryCache,
 };
+use crate::gpu_rows::GpuRows;
 use crate::hedge::Hedge;
 use crate::ingest::jobs::{JobsActor, JobsArguments, JobsMessage, JobsMetrics};
 use crate::ingest::pipeline::{Pipeline, PipelineMetrics, now_ms};
@@ -84,6 +85,8 @@ pub struct EngineOptions {
     pub embedding_batch_tokens: usize,
     /// Reads and searches that run at once.
     pub search_threads: usize,
+    /// Of what the encoder leaves of a GPU's memory, how many of a hundred bytes rows may have that are searched there.
+    pub search_gpu_memory_percent: u8,
     /// What the parts of the node may hold in memory.
     pub memory: MemoryLimits,
     /// A partition that nobody has used for so long is unloaded.
@@ -221,6 +224,7 @@ pub(crate) struct Parts {
     pub(crate) encoder_bytes: usize,
     pub(crate) content_cache: Arc<ContentCache>,
     pub(crate) query_cache: Arc<QueryCache>,
+    pub(crate) gpu_rows: Arc<GpuRows>,
     /// Bytes that loaded partitions hold.
     pub(crate) partition_bytes: IntGauge,
     pub(crate) text_writers: Arc<TextWriters>,
@@ -262,7 +266,8 @@ pub(crate) struct Supervisors {
 impl Engine {
     /// Starts a node. With a new data folder it founds a cluster, and then writes the admin key; or it joins one.
     pub async fn start(options: EngineOptions, registry: Registry) -> Result<Engine, StartError> {
-        let (store, model, devices) = with_space(&options, || open(&options)).await?;
+        let gpu_rows = Arc::new(GpuRows::register(options.search_gpu_memory_percent, &registry)?);
+        let (store, model, devices) = with_space(&options, || open(&options, &gpu_rows)).await?;
         let Begun { identity, found_shards, removed } = with_space(&options, || begin(&store, &options)).await?;
         let restarts =
             IntCounterVec::new(Opts::new("ragged_actor_restarts_total", "Restarts of actors."), &["supervisor", "actor"])?;
@@ -282,7 +287,8 @@ impl Engine {
         let shards = Shards::new(identity.shard_count, meta.clone(), links.clone(), Hedge::register(&registry)?);
         let queues: Vec<EmbedderQueue> = devices.iter().map(|device| EmbedderQueue::new(&device.embedder)).collect();
         let query_cache = Arc::new(QueryCache::register(options.memory.query_cache, &registry)?);
-        let embedding = Embedding::new(model.clone(), queues.clone(), query_cache.clone());
+        let embedding_metrics = EmbeddingMetrics::register(&registry)?;
+        let embedding = Embedding::new(model.clone(), queues.clone(), query_cache.clone(), &embedding_metrics);
         let pipeline = Pipeline::new(embedding.clone(), shards.clone(), PipelineMetrics::register(&registry)?);
         let searcher = Searcher::register(embedding.clone(), pipeline.clone(), shards.clone(), &registry)?;
         let sessions = Sessions::new(options.limits.in_flight_per_key);
@@ -307,12 +313,12 @@ impl Engine {
         let content_cache = Arc::new(ContentCache::register(options.memory.content_cache, &registry)?);
         let text_writers = Arc::new(TextWriters::new(options.memory.text_writer));
         let (cache, writers) = (content_cache.clone(), text_writers.clone());
-        let storage = StorageGround { ground, replicas, found_shards, cache, text_writers: writers };
+        let storage = StorageGround { ground, replicas, found_shards, cache, gpu_rows: gpu_rows.clone(), text_writers: writers };
         let shard_metrics = ShardMetrics::register(&registry)?;
         let partition_bytes = shard_metrics.partition_bytes.clone();
         let storage = storage_children(&options, &storage, &meta, &shards, shard_metrics, &registry)?;
         let encoder_bytes = weights_bytes(&devices);
-        let embedders = embedder_children(devices, queues, &model, &options, &EmbeddingMetrics::register(&registry)?);
+        let embedders = embedder_children(devices, queues, &model, &options, &embedding_metrics);
         let jobs_child = jobs_child(JobsArguments {
             address: jobs.clone(),
             shards: shards.clone(),
@@ -370,6 +376,7 @@ impl Engine {
             encoder_bytes,
             content_cache,
             query_cache,
+            gpu_rows,
             partition_bytes,
             text_writers,
             memory: options.memory,
@@ -487,8 +494,8 @@ where
     }
 }
 
-async fn open(options: &EngineOptions) -> Result<(Arc<Store>, Arc<Model>, Vec<Opened>), StartError> {
-    let options = options.clone();
+async fn open(options: &EngineOptions, gpu_rows: &Arc<GpuRows>) -> Result<(Arc<Store>, Arc<Model>, Vec<Opened>), StartError> {
+    let (options, gpu_rows) = (options.clone(), gpu_rows.clone());
     let open = move || {
         let (block_cache_bytes, write_buffer_bytes) = (options.memory.block_cache, options.memory.write_buffers);
         let store = Store::open(&options.data_dir.join("store"), StoreOptions { block_cache_bytes, write_buffer_bytes })?;
@@ -499,6 +506,7 @@ async fn open(options: &EngineOptions) -> Result<(Arc<Store>, Arc<Model>, Vec<Op
             threads: options.embedding_threads,
             batch_tokens: options.embedding_batch_tokens,
             kernels: options.data_dir.join("kernels"),
+            gpu_rows: &gpu_rows,
         };
         let devices = opening.open(&model).map_err(|fault| StartError::Model(fault.to_string()))?;
         Ok((store, model, devices))
@@ -622,6 +630,7 @@ struct StorageGround {
     replicas: Replicas,
     found_shards: bool,
     cache: Arc<ContentCache>,
+    gpu_rows: Arc<GpuRows>,
     text_writers: Arc<TextWriters>,
 }
 
@@ -655,6 +664,7 @@ fn storage_children(
             folder: options.data_dir.join("partitions"),
             meta: meta.clone(),
             cache: storage.cache.clone(),
+            gpu_rows: storage.gpu_rows.clone(),
             text_writers: storage.text_writers.clone(),
             tail_bytes_max: options.memory.tail_max(),
             threads: threads.clone(),

@@ -28,6 +28,7 @@ async fn start(data: &Path, model_dir: PathBuf) -> Engine {
         embedding_threads: 1,
         embedding_batch_tokens: 512,
         search_threads: 4,
+        search_gpu_memory_percent: 0,
         memory: MemoryLimits {
             budget: 1 << 30,
             block_cache: 8 << 20,

@@ -2,7 +2,7 @@
 //!
 //! Data passes in this order: [`service`] lets a request in through its [`session`]; [`ingest`] brings documents through [`embedding`] into a
 //! [`shard`]; [`search`] asks [`shards`] and merges what they found; [`hedge`] says when a slow one is not waited for. [`meta`] knows collections and keys. [`supervision`] restarts what fails, and
-//! an [`address`] reaches an actor across its restarts. [`memory`] says where the node's memory is, and the [`keeper`] keeps it within its budget.
+//! an [`address`] reaches an actor across its restarts. [`gpu_rows`] are vectors that GPUs search for shards, and [`tenant_seconds`] whose searches and texts devices worked for. [`memory`] says where the node's memory is, and the [`keeper`] keeps it within its budget.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps fails, and says where
 
@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod filter;
 pub mod fusion;
+pub mod gpu_rows;
 pub mod hedge;
 pub mod ingest;
 pub mod keeper;
@@ -25,6 +26,7 @@ pub mod session;
 pub mod shard;
 pub mod shards;
 pub mod supervision;
+pub mod tenant_seconds;
 pub mod token;
 
 #[cfg(test)]
@@ -41,6 +43,7 @@ pub use engine::{ClusterOptions, Engine, EngineOptions, Limits, NotReady, StartE
 pub use error::{ErrorKind, ServiceError};
 pub use filter::{Condition, Filter, Scalar, Test};
 pub use fusion::Mode;
+pub use gpu_rows::GpuUse;
 pub use ingest::{Import, ImportOutcome, ImportRefusal, UploadDocument};
 pub use memory::{MemoryLimits, PartMemory, ProcessMemory};
 pub use ragged_raft::StoreOptions;

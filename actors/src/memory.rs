@@ -1,6 +1,7 @@
 //! The memory of a node: what it may have, what it has, and what its parts hold.
 
 use crate::engine::Engine;
+use crate::gpu_rows::GpuUse;
 use procfs::ProcError;
 use procfs::process::Process;
 
@@ -83,6 +84,11 @@ impl Engine {
             part("partitions", parts.partition_bytes.get().max(0) as usize, Some(limits.partitions)),
             part("text_writers", parts.text_writers.bytes(), Some(parts.text_writers.bytes_max())),
         ]
+    }
+
+    /// The memory of the GPUs that the node has. Cheap, too.
+    pub fn gpu_memory(&self) -> Vec<GpuUse> {
+        self.parts.gpu_rows.memory()
     }
 
     /// What the node keeps its resident memory within, in bytes.

@@ -26,6 +26,29 @@ pub struct MemoryReport {
     pub parts: Vec<MemoryPart>,
     /// `mapped_bytes`, by what the files are.
     pub files: Vec<MappedFiles>,
+    /// The GPUs that the node computes on, whose memory is no part of all this.
+    #[serde(default)]
+    pub gpus: Vec<GpuMemory>,
+}
+
+/// The memory of a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GpuMemory {
+    /// Its number, from 0.
+    pub gpu: usize,
+    /// Its name.
+    #[schema(example = "NVIDIA H100 80GB HBM3")]
+    pub name: String,
+    /// All of its memory.
+    pub total_bytes: u64,
+    /// What anybody has of it, other processes included, a few seconds ago.
+    pub used_bytes: u64,
+    /// What the encoder has.
+    pub encoder_bytes: u64,
+    /// What indexed vectors have that are searched there.
+    pub rows_bytes: u64,
+    /// What they may have: `search.gpu_memory_percent` of what the encoder has left.
+    pub rows_limit_bytes: u64,
 }
 
 /// A part of the node.

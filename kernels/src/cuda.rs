@@ -17,7 +17,7 @@ mod search;
 mod emulator;
 
 pub use compiler::{compile, is_compiler_present};
-pub use driver::{GpuDescription, gpus, reset};
+pub use driver::{GpuDescription, GpuMemory, gpus, reset};
 pub use limits::{Limits, measure_limits};
 pub use machine::{CudaVersion, GpuError};
 pub use search::HITS_MAX;
@@ -62,6 +62,14 @@ impl Gpu {
     pub fn description(&self) -> &GpuDescription {
         self.machine.description()
     }
+
+    /// How much of its memory is free, whoever has the rest.
+    ///
+    /// # Errors
+    /// A GPU that fails.
+    pub fn memory(&self) -> Result<GpuMemory, GpuError> {
+        driver::guarded("asking for the GPU's free memory", || self.machine.memory())
+    }
 }
 
 /// A model's encoder on a GPU.
@@ -97,21 +105,51 @@ impl Device for CudaDevice {
     }
 }
 
+/// What searching rows on a GPU needs besides the rows: memory for one search, by turns, and a queue on which rows are brought. All rows of a GPU share one.
+pub struct CudaLane {
+    machine: Arc<Driver>,
+    search: Mutex<SearchLane<Driver>>,
+    uploads: Mutex<<Driver as Machine>::Queue>,
+}
+
+impl CudaLane {
+    /// For rows of at most so many values. It takes some 80 MiB of the GPU's memory.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn new(gpu: &Gpu, dimension_max: usize) -> Result<Self, GpuError> {
+        driver::guarded("starting a search", || {
+            let machine = gpu.machine.clone();
+            let search = Mutex::new(SearchLane::new(machine.as_ref(), dimension_max)?);
+            let uploads = Mutex::new(machine.new_queue()?);
+            Ok(CudaLane { machine, search, uploads })
+        })
+    }
+}
+
 /// Rows of halves in the memory of a GPU, searched exactly.
 pub struct CudaRows {
     rows: GpuRows<Driver>,
-    lane: Mutex<SearchLane<Driver>>,
+    lane: Arc<CudaLane>,
 }
 
 impl CudaRows {
-    /// No rows yet, of so many values each.
+    /// No rows yet, of so many values each, with a lane of their own.
     ///
     /// # Errors
     /// Too little memory.
     pub fn new(gpu: &Gpu, dimension: usize) -> Result<Self, GpuError> {
-        let rows = GpuRows::new(gpu.machine.clone(), dimension);
-        let lane = driver::guarded("starting a search", || rows.new_lane())?;
-        Ok(CudaRows { rows, lane: Mutex::new(lane) })
+        Ok(Self::with_lane(Arc::new(CudaLane::new(gpu, dimension)?), dimension))
+    }
+
+    /// No rows yet, of so many values each, that are searched in turn with others.
+    pub fn with_lane(lane: Arc<CudaLane>, dimension: usize) -> Self {
+        CudaRows { rows: GpuRows::new(lane.machine.clone(), dimension), lane }
+    }
+
+    /// Bytes that so many rows take in the GPU's memory, when room is made for all of them at once.
+    pub fn bytes_of(rows: usize, dimension: usize) -> usize {
+        search::bytes_of(rows, dimension)
     }
 
     /// Number of rows.
@@ -119,7 +157,15 @@ impl CudaRows {
         self.rows.count()
     }
 
-    /// Adds rows, one after the other, behind those that are there.
+    /// Makes room for so many rows in all.
+    ///
+    /// # Errors
+    /// Too little memory, a GPU that fails.
+    pub fn reserve(&mut self, rows: usize) -> Result<(), GpuError> {
+        driver::guarded("making room for rows", || self.rows.reserve(&mut self.lane.uploads.lock(), rows))
+    }
+
+    /// Adds rows, one after the other, behind those that are there. Searches of other rows go on meanwhile.
     ///
     /// # Errors
     /// Too little memory, a GPU that fails.
@@ -127,7 +173,7 @@ impl CudaRows {
     /// # Panics
     /// If `rows` is not a whole number of rows.
     pub fn append(&mut self, rows: &[f16]) -> Result<(), GpuError> {
-        self.rows.append(self.lane.get_mut(), rows)
+        self.rows.append(&mut self.lane.uploads.lock(), rows)
     }
 
     /// For each query the `k` rows with the largest inner product, as [`crate::exact::top_k`] finds them; scores may differ from its by what f32 rounds. One
@@ -139,8 +185,29 @@ impl CudaRows {
     /// # Panics
     /// If a query does not have as many values as a row, or `k` is above [`HITS_MAX`].
     pub fn top_k(&self, queries: &[&[f32]], allowed: Option<&RoaringBitmap>, k: usize) -> Result<Vec<Vec<Scored>>, GpuError> {
-        self.rows.top_k(&mut self.lane.lock(), queries, allowed, k)
+        let words = allowed.map(|allowed| words_of(allowed, self.count()));
+        self.top_k_of(queries, words.as_deref(), k)
     }
+
+    /// The same of rows that are told by bits: bit `row % 64` of word `row / 64` for each that may be found, and none for those beyond the last word.
+    ///
+    /// # Errors
+    /// A GPU that fails.
+    ///
+    /// # Panics
+    /// As [`CudaRows::top_k`].
+    pub fn top_k_of(&self, queries: &[&[f32]], allowed: Option<&[u64]>, k: usize) -> Result<Vec<Vec<Scored>>, GpuError> {
+        self.rows.top_k(&mut self.lane.search.lock(), queries, allowed, k)
+    }
+}
+
+/// A bit for each of `count` rows.
+fn words_of(allowed: &RoaringBitmap, count: usize) -> Vec<u64> {
+    let mut words = vec![0u64; count.div_ceil(64)];
+    for row in allowed.iter().take_while(|row| (*row as usize) < count) {
+        words[row as usize / 64] |= 1 << (row % 64);
+    }
+    words
 }
 
 /// An encoder whose lanes threads take in turn.

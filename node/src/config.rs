@@ -134,6 +134,8 @@ pub struct Embedding {
 pub struct Search {
     /// Threads that search indexes.
     pub threads: usize,
+    /// Of what the encoder leaves of a GPU's memory, how many of a hundred bytes rows may have.
+    pub gpu_memory_percent: u8,
 }
 
 /// What is refused rather than queued.
@@ -230,6 +232,7 @@ impl Config {
         within("embedding.threads", self.embedding.threads, 1..=1024, threads)?;
         within("embedding.batch_tokens", self.embedding.batch_tokens, 512..=1 << 20, "512 to 1048576")?;
         within("search.threads", self.search.threads, 1..=1024, threads)?;
+        within("search.gpu_memory_percent", self.search.gpu_memory_percent, 0..=90, "0 to 90")?;
         self.memory.check()?;
         within("memory.partition_idle_ms", self.memory.partition_idle_ms, 1_000..=604_800_000, "1000 to 604800000 (a week)")?;
         within("limits.in_flight_per_key", self.limits.in_flight_per_key, 1..=1_000_000, "1 to 1000000")?;
@@ -291,7 +294,7 @@ fn defaults(sources: &Sources) -> Result<Config, ConfigError> {
         },
         log: Log { format: LogFormat::Text, filter: "info".to_string() },
         embedding: Embedding { device: DeviceChoice::Auto, precision: PrecisionChoice::Auto, threads: cores, batch_tokens: 4096 },
-        search: Search { threads: cores },
+        search: Search { threads: cores, gpu_memory_percent: 50 },
         memory: Memory::unset(),
         limits: Limits { in_flight_per_key: 256, queued_tokens: 4 << 20, queued_searches: 4096 },
     })

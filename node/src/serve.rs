@@ -103,6 +103,7 @@ fn engine_options(config: &Config) -> EngineOptions {
         embedding_threads: config.embedding.threads,
         embedding_batch_tokens: config.embedding.batch_tokens,
         search_threads: config.search.threads,
+        search_gpu_memory_percent: config.search.gpu_memory_percent,
         memory: memory_limits(&config.memory),
         partition_idle: Duration::from_millis(config.memory.partition_idle_ms),
         limits: Limits {

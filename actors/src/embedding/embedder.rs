@@ -5,13 +5,13 @@ use crate::embedding::devices::{BatchDevice, DeviceSlot, Devices, InUse, OpenLat
 use crate::embedding::query_cache::QueryCache;
 use crate::embedding::queue::{Item, Queue};
 use crate::error::{ErrorKind, ServiceError};
-use parking_lot::Mutex;
-use prometheus::{Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use crate::tenant_seconds::TenantSeconds;
+use prometheus::{Counter, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_kernels::{Device, Model, TokenSequence};
 use ragged_raft::ids::TenantId;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -28,6 +28,7 @@ pub struct Embedding {
     model: Arc<Model>,
     queues: Arc<[EmbedderQueue]>,
     queries: Arc<QueryCache>,
+    tokenize_seconds: Histogram,
 }
 
 /// Where an embedder is reached, and how much waits there.
@@ -50,8 +51,8 @@ impl EmbedderQueue {
 
 impl Embedding {
     /// Embedding by this model through these embedders, of which there is at least one; vectors of queries are kept there.
-    pub fn new(model: Arc<Model>, queues: Vec<EmbedderQueue>, queries: Arc<QueryCache>) -> Self {
-        Embedding { model, queues: queues.into(), queries }
+    pub fn new(model: Arc<Model>, queues: Vec<EmbedderQueue>, queries: Arc<QueryCache>, metrics: &EmbeddingMetrics) -> Self {
+        Embedding { model, queues: queues.into(), queries, tokenize_seconds: metrics.tokenize_seconds.clone() }
     }
 
     /// The model that makes the vectors.
@@ -86,7 +87,13 @@ impl Embedding {
             return Ok(Vec::new());
         }
         let model = self.model.clone();
-        let tokenize = move || texts.iter().map(|text| model.tokenizer().encode(text)).collect::<Result<Vec<_>, _>>();
+        let seconds = self.tokenize_seconds.clone();
+        let tokenize = move || {
+            let begun = std::time::Instant::now();
+            let sequences = texts.iter().map(|text| model.tokenizer().encode(text)).collect::<Result<Vec<_>, _>>();
+            seconds.observe(begun.elapsed().as_secs_f64());
+            sequences
+        };
         let sequences = tokio::task::spawn_blocking(tokenize)
             .await
             .map_err(|fault| ServiceError::internal(format!("tokenizing failed: {fault}")))?
@@ -185,6 +192,8 @@ pub struct EmbeddingMetrics {
     pub busy_seconds: Counter,
     /// The same of each tenant: batches' seconds shared out by tokens.
     tenants: TenantSeconds,
+    /// Seconds in which each request's texts became tokens.
+    pub tokenize_seconds: Histogram,
     /// Tokens of each batch.
     pub batch_tokens: Histogram,
     /// Seconds that each batch took.
@@ -202,7 +211,15 @@ impl EmbeddingMetrics {
             failures: IntCounter::new("ragged_embedding_failures_total", "Batches that a device failed on.")?,
             devices_lost: IntGauge::new("ragged_embedding_devices_lost", "Devices that have failed and are not back.")?,
             busy_seconds: Counter::with_opts(Opts::new("ragged_embedding_busy_seconds_total", "Seconds of batches on devices."))?,
-            tenants: TenantSeconds::new()?,
+            tenants: TenantSeconds::register(
+                "ragged_embedding_tenant_seconds_total",
+                "Seconds of batches on devices, by whose tokens they were.",
+                registry,
+            )?,
+            tokenize_seconds: Histogram::with_opts(
+                HistogramOpts::new("ragged_embedding_tokenize_seconds", "Time in which a request's texts became tokens.")
+                    .buckets(prometheus::exponential_buckets(20e-6, 2.0, 14)?),
+            )?,
             batch_tokens: Histogram::with_opts(
                 HistogramOpts::new("ragged_embedding_batch_tokens", "Tokens of a batch.")
                     .buckets(prometheus::exponential_buckets(8.0, 2.0, 14)?),
@@ -219,50 +236,10 @@ impl EmbeddingMetrics {
         registry.register(Box::new(metrics.failures.clone()))?;
         registry.register(Box::new(metrics.devices_lost.clone()))?;
         registry.register(Box::new(metrics.busy_seconds.clone()))?;
-        registry.register(Box::new(metrics.tenants.seconds.clone()))?;
+        registry.register(Box::new(metrics.tokenize_seconds.clone()))?;
         registry.register(Box::new(metrics.batch_tokens.clone()))?;
         registry.register(Box::new(metrics.batch_seconds.clone()))?;
         Ok(metrics)
-    }
-}
-
-/// Seconds of devices by tenant. Tenants beyond a number of them are counted together, under no tenant's name.
-#[derive(Clone)]
-struct TenantSeconds {
-    seconds: CounterVec,
-    known: Arc<Mutex<HashSet<TenantId>>>,
-}
-
-impl TenantSeconds {
-    /// Tenants that are counted each for itself.
-    const KNOWN_MAX: usize = 1_000;
-    /// The name under which the others are.
-    const OTHERS: &str = "others";
-
-    fn new() -> Result<Self, prometheus::Error> {
-        let what =
-            Opts::new("ragged_embedding_tenant_seconds_total", "Seconds of batches on devices, by whose tokens they were.");
-        Ok(TenantSeconds { seconds: CounterVec::new(what, &["tenant"])?, known: Arc::default() })
-    }
-
-    fn share_out(&self, seconds: f64, texts: impl Iterator<Item = (TenantId, usize)>) {
-        let mut tokens = HashMap::<TenantId, usize>::new();
-        for (tenant, length) in texts {
-            *tokens.entry(tenant).or_default() += length;
-        }
-        let all: usize = tokens.values().sum();
-        for (tenant, tokens) in tokens {
-            self.of(tenant).inc_by(seconds * tokens as f64 / all.max(1) as f64);
-        }
-    }
-
-    fn of(&self, tenant: TenantId) -> Counter {
-        let mut known = self.known.lock();
-        if known.len() < Self::KNOWN_MAX || known.contains(&tenant) {
-            known.insert(tenant);
-            return self.seconds.with_label_values(&[&tenant.0.to_string()]);
-        }
-        self.seconds.with_label_values(&[Self::OTHERS])
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::embedding::choices::{DeviceChoice, PrecisionChoice};
 use crate::embedding::devices::{BatchDevice, OpenDevice, Spare};
+use crate::gpu_rows::{CudaRowDevice, GpuRows};
 use ractor::concurrency::Duration;
 use ragged_kernels::cuda::{self, Gpu, GpuError};
 use ragged_kernels::{CpuDevice, CudaDevice, Device, DeviceError, Model};
@@ -35,6 +36,8 @@ pub struct Opening<'a> {
     pub batch_tokens: usize,
     /// Folder of compiled kernels and packed weights.
     pub kernels: PathBuf,
+    /// Told of the GPUs: what the encoder leaves of their memory is for rows.
+    pub gpu_rows: &'a Arc<GpuRows>,
 }
 
 impl Opening<'_> {
@@ -83,27 +86,51 @@ impl Opening<'_> {
             [] => cuda::gpus()?.iter().map(|gpu| gpu.number).collect(),
             named => named.to_vec(),
         };
-        all.into_iter().map(|number| self.open_gpu(model, cpu, number)).collect()
+        let open = |number| Ok((number, OpenGpu::open(model, number, &self.kernels)?));
+        let opened = all.into_iter().map(open).collect::<Result<Vec<_>, GpuError>>()?;
+        // Rows come to them once all are open: when one cannot be, none is used.
+        Ok(opened.into_iter().map(|(number, gpu)| self.embed_on(model, cpu, number, gpu)).collect())
     }
 
-    fn open_gpu(&self, model: &Arc<Model>, cpu: &BatchDevice, number: usize) -> Result<Opened, GpuError> {
+    fn embed_on(&self, model: &Arc<Model>, cpu: &BatchDevice, number: usize, gpu: OpenGpu) -> Opened {
         let batch_tokens = self.batch_tokens.max(cuda::BATCH_TOKENS);
-        let device = BatchDevice { device: open_gpu(model, number, &self.kernels)?, batch_tokens };
+        let device = BatchDevice { device: gpu.share(self.gpu_rows, number), batch_tokens };
         tracing::info!(device = device.device.name(), "a GPU embeds");
         let reopen: OpenDevice = {
-            let (model, kernels) = (model.clone(), self.kernels.clone());
+            let (model, kernels, gpu_rows) = (model.clone(), self.kernels.clone(), self.gpu_rows.clone());
             Arc::new(move || {
-                // SAFETY: the embedder opens its GPU again only when nothing is left of the device that it had, and nobody else has anything on a GPU.
+                gpu_rows.close(number)?;
+                // SAFETY: the embedder opens its GPU again only when nothing is left of the device that it had; of rows, which are the only other thing that is
+                // put on a GPU, nothing is left once it has been closed to them, and none come before it is shared again below.
                 unsafe { cuda::reset(number) }.map_err(|fault| fault.to_string())?;
-                let device = open_gpu(&model, number, &kernels).map_err(|fault| fault.to_string())?;
-                Ok(BatchDevice { device, batch_tokens })
+                let gpu = OpenGpu::open(&model, number, &kernels).map_err(|fault| fault.to_string())?;
+                Ok(BatchDevice { device: gpu.share(&gpu_rows, number), batch_tokens })
             })
         };
         let spare = Spare { device: cpu.clone(), reopen, backoff_initial: REOPEN_AFTER, backoff_max: REOPEN_AFTER_MAX };
-        Ok(Opened { embedder: format!("embedder-gpu-{number}"), device, spare: Some(spare) })
+        Opened { embedder: format!("embedder-gpu-{number}"), device, spare: Some(spare) }
     }
 }
 
-fn open_gpu(model: &Arc<Model>, number: usize, kernels: &Path) -> Result<Arc<dyn Device>, GpuError> {
-    Ok(Arc::new(CudaDevice::new(&Gpu::open(number, kernels)?, model.clone())?))
+/// A GPU with an encoder on it.
+struct OpenGpu {
+    encoder: CudaDevice,
+    gpu: Gpu,
+    encoder_bytes: u64,
+}
+
+impl OpenGpu {
+    fn open(model: &Arc<Model>, number: usize, kernels: &Path) -> Result<Self, GpuError> {
+        let gpu = Gpu::open(number, kernels)?;
+        let free = gpu.memory()?.free_bytes;
+        let encoder = CudaDevice::new(&gpu, model.clone())?;
+        let encoder_bytes = free.saturating_sub(gpu.memory()?.free_bytes);
+        Ok(OpenGpu { encoder, gpu, encoder_bytes })
+    }
+
+    /// Leaves what the encoder has not taken to rows.
+    fn share(self, gpu_rows: &GpuRows, number: usize) -> Arc<dyn Device> {
+        gpu_rows.host(number, self.encoder_bytes, Box::new(CudaRowDevice::new(self.gpu)));
+        Arc::new(self.encoder)
+    }
 }

@@ -6,6 +6,7 @@
 use crate::address::{Address, Reply};
 use crate::cluster::replicas::Replicas;
 use crate::error::ServiceError;
+use crate::gpu_rows::GpuRows;
 use crate::meta::Meta;
 use crate::shard::content_cache::ContentCache;
 use crate::shard::indexer::Indexer;
@@ -109,6 +110,8 @@ pub struct ShardArguments {
     pub loads: Arc<Semaphore>,
     /// Builds indexes, for all shards of this node.
     pub indexer: Arc<Indexer>,
+    /// The node's rows on GPUs.
+    pub gpu_rows: Arc<GpuRows>,
     /// The node's writers of indexes of words.
     pub text_writers: Arc<TextWriters>,
     /// Memory of a partition's waiting rows with which they are indexed at once.

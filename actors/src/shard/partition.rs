@@ -47,6 +47,7 @@ pub use search_metrics::SearchMetrics;
 pub use vector_index::Recall;
 
 use crate::filter::Filter;
+use crate::gpu_rows::{self, GpuRows, TenantRows};
 use crate::shard::content_cache::ContentCache;
 use crate::shard::text_writers::TextWriters;
 use analyzer::Analyzer;
@@ -92,6 +93,7 @@ const NAMED_DOCUMENTS_MAX: u64 = 20_000;
 const HEADS_READ: usize = 1024;
 /// Longest vectors that a collection can have.
 pub const DIMENSION_MAX: usize = 4096;
+const _: () = assert!(DIMENSION_MAX <= gpu_rows::DIMENSION_MAX, "a GPU must have room for all of them");
 /// Longest ranking; more is never asked for.
 const DEPTH_MAX: usize = 16_384;
 
@@ -111,6 +113,8 @@ pub struct PartitionContext {
     pub cache: Arc<ContentCache>,
     /// Counts what searches do.
     pub metrics: SearchMetrics,
+    /// The node's rows on GPUs.
+    pub gpu_rows: Arc<GpuRows>,
     /// The node's writers of indexes of words.
     pub text_writers: Arc<TextWriters>,
     /// Memory of waiting rows with which they are indexed at once.
@@ -194,6 +198,7 @@ pub struct Partition {
     changes: Arc<ChangesHandle>,
     analyzer: Analyzer,
     metrics: SearchMetrics,
+    gpus: TenantRows,
     view: ArcSwap<View>,
     /// Held while the view is exchanged. Taken after `checkpoint` where both are.
     follower: Mutex<Follower>,
@@ -246,6 +251,7 @@ impl Partition {
             source,
             changes: context.changes,
             metrics: context.metrics,
+            gpus: TenantRows::new(context.gpu_rows, context.tenant),
             analyzer,
             view: ArcSwap::from_pointee(view),
             follower: Mutex::default(),
@@ -286,8 +292,8 @@ impl Partition {
         } else {
             query
         };
-        let answer =
-            Search { view: &view, source: &self.source, analyzer: &self.analyzer, metrics: &self.metrics, query }.run()?;
+        let Partition { source, analyzer, metrics, gpus, .. } = self;
+        let answer = Search { view: &view, source, analyzer, metrics, gpus, query }.run()?;
         if let Some(vector) = &query.vector
             && view.segments.iter().any(|part| part.segment.has_index())
         {

@@ -258,6 +258,7 @@ impl Request {
                 collection,
                 cache: replica.arguments.cache.clone(),
                 metrics: replica.arguments.metrics.search.clone(),
+                gpu_rows: replica.arguments.gpu_rows.clone(),
                 text_writers: replica.arguments.text_writers.clone(),
                 tail_bytes_max: replica.arguments.tail_bytes_max,
             })?;

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use std::error::Error;
 
 /// How near vectors must be.
-const COSINE_MIN: f64 = 0.9995;
+pub const COSINE_MIN: f64 = 0.9995;
 /// How far the square of a vector's length may be from 1.
 const LENGTH_TOLERANCE: f64 = 1e-4;
 /// How far scores may be from one another, as a part of what the lengths of query and row allow.
-const SCORE_TOLERANCE: f32 = 2e-6;
+pub const SCORE_TOLERANCE: f32 = 2e-6;
 
 /// Rows of a small search, at most.
 const SMALL: usize = 2_000;
@@ -140,13 +140,14 @@ fn compare_search(
     Ok(report(&name, sound && worst <= SCORE_TOLERANCE, json!({ "worst_score_difference": worst })))
 }
 
-fn report(name: &str, passed: bool, figures: Value) -> Value {
+/// A line for people, and the same for the file.
+pub fn report(name: &str, passed: bool, figures: Value) -> Value {
     println!("  {:<70} {}  {figures}", name, if passed { "ok" } else { "FAILED" });
     json!({ "name": name, "passed": passed, "figures": figures })
 }
 
 /// The least cosine of vectors that should be the same and of length 1; less than all cosines when one of them is not.
-fn least_cosine(left: &[f32], right: &[f32], dimension: usize) -> f64 {
+pub fn least_cosine(left: &[f32], right: &[f32], dimension: usize) -> f64 {
     assert_eq!(left.len(), right.len());
     let product = |left: &[f32], right: &[f32]| -> f64 {
         left.iter().zip(right).map(|(left, right)| f64::from(*left) * f64::from(*right)).sum()

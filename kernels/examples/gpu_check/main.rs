@@ -12,6 +12,7 @@
 //!
 //! Prints a table, writes JSON, and exits with 1 when a comparison fails. docs/gpu.md says more.
 
+mod beside;
 mod comparison;
 mod pack;
 mod peer;
@@ -173,9 +174,10 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let about = gpu.description().clone();
     let mut findings = Findings { all: serde_json::Map::new(), path: options.json.clone() };
     findings.add("model", model.name())?;
-    findings.add("gpu", json!({ "name": about.name, "architecture": about.architecture, "memory_bytes": about.memory_bytes }))?;
+    findings.add("gpu", json!({ "name": about.name, "architecture": about.architecture, "memory_bytes": about.memory_bytes, "bandwidth_bytes": about.bandwidth_bytes }))?;
     println!("\ncomparisons with the processor");
-    let comparisons = comparison::run(gpu, device, cpu, model, false)?;
+    let mut comparisons = comparison::run(gpu, device, cpu, model, false)?;
+    comparisons.push(beside::run(gpu, model, cpu)?);
     let passed = all_passed(&comparisons);
     findings.add("comparisons", comparisons)?;
     let encoder = measure_all(&ground, &mut findings)?;

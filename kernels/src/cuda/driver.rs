@@ -16,11 +16,14 @@ use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The architecture whose GPUs multiply by warpgroups.
 const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
 /// The oldest driver that will do.
 const DRIVER_NEEDED: CudaVersion = CudaVersion { major: 12, minor: 0 };
+/// How long memory waits for the end of a recording before it is freed all the same.
+const RECORDING_MAX: Duration = Duration::from_secs(1);
 /// Memory of the processor from which and to which the GPU copies by itself, for each queue and direction.
 const STAGING_BYTES: usize = 4 << 20;
 
@@ -35,6 +38,17 @@ pub struct GpuDescription {
     pub architecture: String,
     /// Its memory.
     pub memory_bytes: u64,
+    /// Bytes that its memory moves in a second at most, by its clock and its width; none where the driver does not say.
+    pub bandwidth_bytes: Option<u64>,
+}
+
+/// The memory of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuMemory {
+    /// Bytes that nobody has.
+    pub free_bytes: u64,
+    /// All of it.
+    pub total_bytes: u64,
 }
 
 /// The GPUs of this machine that are not too old. Opens none of them.
@@ -116,7 +130,21 @@ fn describe(number: usize) -> Result<GpuDescription, GpuError> {
     }
     // SAFETY: as before.
     let memory = unsafe { result::device::total_mem(device) }.map_err(|fault| failed("asking for the GPU's memory", fault))?;
-    Ok(GpuDescription { number, name, architecture: architecture(major, minor), memory_bytes: memory as u64 })
+    let clock_khz = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0);
+    let width_bits = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0);
+    Ok(GpuDescription {
+        number,
+        name,
+        architecture: architecture(major, minor),
+        memory_bytes: memory as u64,
+        bandwidth_bytes: bandwidth(clock_khz, width_bits),
+    })
+}
+
+/// Two transfers a beat, each as wide as the bus.
+fn bandwidth(clock_khz: i32, width_bits: i32) -> Option<u64> {
+    let known = |value: i32| u64::try_from(value).ok().filter(|value| *value > 0);
+    Some(2 * 1000 * known(clock_khz)? * known(width_bits)? / 8)
 }
 
 /// What kernels are compiled for. Hopper's has instructions that no later one has, under a name of its own.
@@ -136,8 +164,8 @@ pub(crate) struct Driver {
     shared_bytes_max: u32,
     /// On which memory is cleared.
     clearing: Arc<CudaStream>,
-    /// Held while work is recorded and while memory is allocated: a recording does not bear what waits for its GPU.
-    recording: Mutex<()>,
+    /// Held while work is recorded and while memory is allocated or freed: a recording does not bear what waits for its GPU.
+    recording: Arc<Mutex<()>>,
 }
 
 impl Driver {
@@ -168,13 +196,20 @@ impl Driver {
                 kernels.insert(kernel, function);
             }
             let shared_bytes_max = shared_bytes_max as u32;
-            Ok(Driver { context, description, kernels, multiprocessors, shared_bytes_max, clearing, recording: Mutex::new(()) })
+            Ok(Driver { context, description, kernels, multiprocessors, shared_bytes_max, clearing, recording: Arc::default() })
         })
     }
 
     /// What it is.
     pub(crate) fn description(&self) -> &GpuDescription {
         &self.description
+    }
+
+    /// What of its memory is free.
+    pub(crate) fn memory(&self) -> Result<GpuMemory, GpuError> {
+        self.bind()?;
+        let (free, total) = result::mem_get_info().map_err(|fault| failed("asking for the GPU's free memory", fault))?;
+        Ok(GpuMemory { free_bytes: free as u64, total_bytes: total as u64 })
     }
 
     fn bind(&self) -> Result<(), GpuError> {
@@ -194,6 +229,7 @@ fn load_kernels(context: &Arc<CudaContext>, architecture: &str, folder: &Path) -
 /// Memory of a GPU.
 pub(crate) struct DriverMemory {
     context: Arc<CudaContext>,
+    recording: Arc<Mutex<()>>,
     address: sys::CUdeviceptr,
     bytes: usize,
 }
@@ -206,6 +242,8 @@ impl DeviceMemory for DriverMemory {
 
 impl Drop for DriverMemory {
     fn drop(&mut self) {
+        // A recording is a matter of milliseconds. Should it be this thread's own, it is better lost than waited for.
+        let _not_while_recording = self.recording.try_lock_for(RECORDING_MAX);
         // SAFETY: the memory was allocated by `allocate` and is freed once; the driver waits for work that uses it.
         let freed = self.context.bind_to_thread().and_then(|()| unsafe { result::free_sync(self.address) });
         if let Err(fault) = freed {
@@ -274,7 +312,8 @@ impl Machine for Driver {
             DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => GpuError::OutOfMemory { bytes },
             fault => failed("allocating memory", fault),
         })?;
-        let memory = DriverMemory { context: self.context.clone(), address, bytes };
+        let (context, recording) = (self.context.clone(), self.recording.clone());
+        let memory = DriverMemory { context, recording, address, bytes };
         // SAFETY: the memory has this size and is nobody else's; it is given away after the stream's work is done.
         unsafe { result::memset_d8_async(address, 0, bytes, self.clearing.cu_stream()) }
             .map_err(|fault| failed("clearing memory", fault))?;
@@ -284,6 +323,7 @@ impl Machine for Driver {
 
     fn new_queue(&self) -> Result<DriverQueue, GpuError> {
         guarded("making a queue", || {
+            let not_while_recording = self.recording.lock();
             let stream = self.context.new_stream().map_err(|fault| failed("making a stream", fault))?;
             let staging = || {
                 // SAFETY: bytes may have any value; what is read of them has been written before.
@@ -291,6 +331,7 @@ impl Machine for Driver {
                 memory.map_err(|fault| failed("allocating staging memory", fault))
             };
             let (outgoing, incoming) = (staging()?, staging()?);
+            drop(not_while_recording);
             let products = Products::new(&self.context, |bytes| self.allocate(bytes))?;
             Ok(DriverQueue { stream, products, outgoing, outgoing_used: 0, incoming })
         })

@@ -10,7 +10,6 @@ use crate::exact::Scored;
 use bytemuck::{NoUninit, Pod, Zeroable};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use roaring::RoaringBitmap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -79,9 +78,11 @@ struct Slab<M: Machine> {
     room: usize,
 }
 
-/// A queue of work, with the memory that a search needs.
+/// A queue of work, with the memory that a search needs. Searches of all rows of a GPU may take turns with one.
 pub(crate) struct SearchLane<M: Machine> {
     queue: M::Queue,
+    /// Values of the longest rows that it can be used for.
+    dimension_max: usize,
     queries: M::Memory,
     columns: M::Memory,
     scaled: M::Memory,
@@ -90,6 +91,24 @@ pub(crate) struct SearchLane<M: Machine> {
     allowed: Growing<M>,
     /// Of each query how often there were too many candidates, how many are kept; then the hits.
     results: Growing<M>,
+}
+
+impl<M: Machine> SearchLane<M> {
+    /// For searches, one at a time, of rows of at most so many values.
+    pub(crate) fn new(machine: &M, dimension_max: usize) -> Result<Self, GpuError> {
+        let values = QUERIES_MAX * padded(dimension_max);
+        Ok(SearchLane {
+            queue: machine.new_queue()?,
+            dimension_max,
+            queries: machine.allocate(QUERIES_MAX * dimension_max * size_of::<f32>())?,
+            columns: machine.allocate(values * size_of::<f16>())?,
+            scaled: machine.allocate(values * size_of::<f32>())?,
+            standing: machine.allocate(QUERIES_MAX * STANDING_BYTES)?,
+            candidates: machine.allocate(QUERIES_MAX * CAPACITY * size_of::<Candidate>())?,
+            allowed: Growing(None),
+            results: Growing(None),
+        })
+    }
 }
 
 /// Memory that is replaced by a larger piece when it does not suffice.
@@ -191,26 +210,16 @@ impl<M: Machine> GpuRows<M> {
         self.rows
     }
 
-    /// Memory for searches, one at a time.
-    pub(crate) fn new_lane(&self) -> Result<SearchLane<M>, GpuError> {
-        let values = QUERIES_MAX * padded(self.dimension);
-        Ok(SearchLane {
-            queue: self.machine.new_queue()?,
-            queries: self.machine.allocate(QUERIES_MAX * self.dimension * size_of::<f32>())?,
-            columns: self.machine.allocate(values * size_of::<f16>())?,
-            scaled: self.machine.allocate(values * size_of::<f32>())?,
-            standing: self.machine.allocate(QUERIES_MAX * STANDING_BYTES)?,
-            candidates: self.machine.allocate(QUERIES_MAX * CAPACITY * size_of::<Candidate>())?,
-            allowed: Growing(None),
-            results: Growing(None),
-        })
+    /// Makes room for so many rows, so that memory which they come to need is taken once. Nothing has changed when there is too little.
+    pub(crate) fn reserve(&mut self, queue: &mut M::Queue, rows: usize) -> Result<(), GpuError> {
+        self.make_room(queue, rows)
     }
 
     /// Adds rows, one after the other, behind those that are there. All or none of them, when there is too little memory.
     ///
     /// # Panics
     /// If `rows` is not a whole number of rows.
-    pub(crate) fn append(&mut self, lane: &mut SearchLane<M>, rows: &[f16]) -> Result<(), GpuError> {
+    pub(crate) fn append(&mut self, queue: &mut M::Queue, rows: &[f16]) -> Result<(), GpuError> {
         assert!(rows.len().is_multiple_of(self.dimension), "{} values are not whole rows of {}", rows.len(), self.dimension);
         if rows.is_empty() {
             return Ok(());
@@ -219,12 +228,12 @@ impl<M: Machine> GpuRows<M> {
         // The last group is written again with what joins it.
         let mut all = [&self.open, rows].concat();
         let count = first + all.len() / self.dimension;
-        self.make_room(lane, count)?;
+        self.make_room(queue, count)?;
         let mut at = first;
         while at < count {
             // Parts of the slabs, so that what is laid out anew is never much.
             let end = count.min((at / UPLOAD_ROWS + 1) * UPLOAD_ROWS);
-            self.upload(lane, at, &all[(at - first) * self.dimension..(end - first) * self.dimension])?;
+            self.upload(queue, at, &all[(at - first) * self.dimension..(end - first) * self.dimension])?;
             at = end;
         }
         self.longest = longest(rows, self.dimension).max(self.longest);
@@ -232,11 +241,11 @@ impl<M: Machine> GpuRows<M> {
         self.rows = count;
         // Searches of other lanes may begin as soon as this returns.
         let table = self.table.of(&self.machine, 1)?;
-        self.machine.download(&mut lane.queue, table, 0, &mut [])
+        self.machine.download(queue, table, 0, &mut [])
     }
 
     /// Slabs for so many rows. The last one grows until it is full. Nothing has changed when there is too little memory.
-    fn make_room(&mut self, lane: &mut SearchLane<M>, rows: usize) -> Result<(), GpuError> {
+    fn make_room(&mut self, queue: &mut M::Queue, rows: usize) -> Result<(), GpuError> {
         let row_bytes = padded(self.dimension) * size_of::<f16>();
         let there: usize = self.slabs.iter().map(|slab| slab.room).sum();
         if there >= rows {
@@ -253,36 +262,38 @@ impl<M: Machine> GpuRows<M> {
         let addresses = self.slabs[..first].iter().chain(&new).map(|slab| slab.memory.address());
         let addresses: Vec<u64> = addresses.collect();
         let table = self.table.of(&self.machine, size_of_val(addresses.as_slice()))?;
-        self.machine.upload(&mut lane.queue, table, 0, bytemuck::cast_slice(&addresses))?;
+        self.machine.upload(queue, table, 0, bytemuck::cast_slice(&addresses))?;
         if let (Some(before), Some(after)) = (self.slabs.get(first), new.first()) {
-            self.machine.copy(&mut lane.queue, &before.memory, &after.memory, before.room * row_bytes)?;
+            self.machine.copy(queue, &before.memory, &after.memory, before.room * row_bytes)?;
         }
-        self.machine.download(&mut lane.queue, table, 0, &mut [])?;
+        self.machine.download(queue, table, 0, &mut [])?;
         self.slabs.truncate(first);
         self.slabs.append(&mut new);
         Ok(())
     }
 
     /// Writes rows from the `first` on, which begins a group; they are within one slab.
-    fn upload(&self, lane: &mut SearchLane<M>, first: usize, rows: &[f16]) -> Result<(), GpuError> {
+    fn upload(&self, queue: &mut M::Queue, first: usize, rows: &[f16]) -> Result<(), GpuError> {
         let row_bytes = padded(self.dimension) * size_of::<f16>();
         let laid_out = laid_out(rows, self.dimension);
         let slab = &self.slabs[first / SLAB_ROWS];
-        self.machine.upload(&mut lane.queue, &slab.memory, first % SLAB_ROWS * row_bytes, bytemuck::cast_slice(&laid_out))
+        self.machine.upload(queue, &slab.memory, first % SLAB_ROWS * row_bytes, bytemuck::cast_slice(&laid_out))
     }
 
-    /// For each query the `k` rows with the largest inner product, as [`crate::exact::top_k`] finds them.
+    /// For each query the `k` rows with the largest inner product, as [`crate::exact::top_k`] finds them. `allowed` has bit `row % 64` of word `row / 64` for
+    /// each row that may be found; rows beyond its end may not.
     ///
     /// # Panics
-    /// If a query does not have `dimension` values, or more than [`HITS_MAX`] hits are wanted.
+    /// If a query does not have `dimension` values, more than [`HITS_MAX`] hits are wanted, or the lane is for shorter rows.
     pub(crate) fn top_k(
         &self,
         lane: &mut SearchLane<M>,
         queries: &[&[f32]],
-        allowed: Option<&RoaringBitmap>,
+        allowed: Option<&[u64]>,
         k: usize,
     ) -> Result<Vec<Vec<Scored>>, GpuError> {
         assert!(queries.iter().all(|query| query.len() == self.dimension) && k <= HITS_MAX);
+        assert!(self.dimension <= lane.dimension_max, "the lane is for rows of {} values", lane.dimension_max);
         if k == 0 || self.rows == 0 {
             return Ok(vec![Vec::new(); queries.len()]);
         }
@@ -298,11 +309,15 @@ impl<M: Machine> GpuRows<M> {
         Ok(hits)
     }
 
-    fn upload_allowed(&self, lane: &mut SearchLane<M>, allowed: &RoaringBitmap) -> Result<(), GpuError> {
-        let mut words = vec![0u32; self.rows.div_ceil(32)];
-        for row in allowed.iter().take_while(|row| (*row as usize) < self.rows) {
-            words[row as usize / 32] |= 1 << (row % 32);
+    fn upload_allowed(&self, lane: &mut SearchLane<M>, allowed: &[u64]) -> Result<(), GpuError> {
+        let needed = self.rows.div_ceil(64);
+        let mut words = allowed[..needed.min(allowed.len())].to_vec();
+        words.resize(needed, 0);
+        if let (Some(last), rest @ 1..) = (words.last_mut(), self.rows % 64) {
+            *last &= (1 << rest) - 1;
         }
+        // The kernels read words of 32 bits: in little endian the same bytes.
+        words.iter_mut().for_each(|word| *word = word.to_le());
         let memory = lane.allowed.of(&self.machine, size_of_val(words.as_slice()))?;
         self.machine.upload(&mut lane.queue, memory, 0, bytemuck::cast_slice(&words))
     }
@@ -500,6 +515,11 @@ impl<M: Machine> Search<'_, M> {
     }
 }
 
+/// Bytes that so many rows take in a GPU's memory, when room is made for all of them at once.
+pub(crate) fn bytes_of(rows: usize, dimension: usize) -> usize {
+    rows.next_multiple_of(GROUP_ROWS) * padded(dimension) * size_of::<f16>()
+}
+
 /// Values of a row in the GPU's memory; those past the dimension are zeros.
 fn padded(dimension: usize) -> usize {
     dimension.next_multiple_of(TILE_VALUES)
@@ -537,6 +557,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rand::{Rng, SeedableRng, rngs::StdRng};
+    use roaring::RoaringBitmap;
 
     fn vectors(seed: u64, count: usize, dimension: usize) -> Vec<f32> {
         let mut random = StdRng::seed_from_u64(seed);
@@ -549,10 +570,10 @@ mod tests {
 
     fn gpu_of(machine: Emulator, rows: &[f16], dimension: usize, parts: usize) -> (GpuRows<Emulator>, SearchLane<Emulator>) {
         let mut gpu = GpuRows::new(Arc::new(machine), dimension);
-        let mut lane = gpu.new_lane().unwrap();
+        let mut lane = SearchLane::new(gpu.machine.as_ref(), dimension).unwrap();
         let part = (rows.len() / dimension).div_ceil(parts).max(1) * dimension;
         for part in rows.chunks(part) {
-            gpu.append(&mut lane, part).unwrap();
+            gpu.append(&mut lane.queue, part).unwrap();
         }
         (gpu, lane)
     }
@@ -587,7 +608,8 @@ mod tests {
             let asked: Vec<&[f32]> = asked.chunks_exact(dimension).collect();
             let allowed: RoaringBitmap = (0..count as u32 + 50).filter(|row| row.wrapping_mul(2_654_435_761) >> 30 != 0).collect();
             let allowed = filtered.then_some(&allowed);
-            let hits = gpu.top_k(&mut lane, &asked, allowed, k).unwrap();
+            let words = allowed.map(|allowed| super::super::words_of(allowed, count));
+            let hits = gpu.top_k(&mut lane, &asked, words.as_deref(), k).unwrap();
             prop_assert_eq!(hits.len(), queries);
             for (query, hits) in asked.iter().zip(&hits) {
                 let expected = crate::exact::top_k(query, &rows, dimension, allowed, k);
@@ -621,14 +643,14 @@ mod tests {
         let rows = crate::exact::to_f16(&vectors(4, 900, dimension));
         let machine = Arc::new(Emulator::new(3));
         let mut gpu = GpuRows::new(machine.clone(), dimension);
-        let mut lane = gpu.new_lane().unwrap();
+        let mut lane = SearchLane::new(gpu.machine.as_ref(), dimension).unwrap();
         let query = [0.5f32, -1.0, 0.25, 2.0, 1.0];
         let mut there = 0;
         for (turn, piece) in [1, 2, 60, 1, 64, 130, 7, 300, 335].into_iter().enumerate() {
             let piece_rows = &rows[there * dimension..(there + piece) * dimension];
             // With no memory left, a piece that fits into the room there is comes in all the same.
             machine.allocations_left.store(0, std::sync::atomic::Ordering::Relaxed);
-            let refused = gpu.append(&mut lane, piece_rows);
+            let refused = gpu.append(&mut lane.queue, piece_rows);
             machine.allocations_left.store(usize::MAX, std::sync::atomic::Ordering::Relaxed);
             if let Err(fault) = refused {
                 assert!(matches!(fault, GpuError::OutOfMemory { .. }), "{fault}");
@@ -637,12 +659,34 @@ mod tests {
                     let expected = crate::exact::top_k(&query, &rows[..there * dimension], dimension, None, 4);
                     assert_same(&gpu.top_k(&mut lane, &[&query], None, 4).unwrap()[0], &expected, 1e-5);
                 }
-                gpu.append(&mut lane, piece_rows).unwrap();
+                gpu.append(&mut lane.queue, piece_rows).unwrap();
             }
             there += piece;
             assert_eq!(gpu.count(), there);
             let expected = crate::exact::top_k(&query, &rows[..there * dimension], dimension, None, 12);
             assert_same(&gpu.top_k(&mut lane, &[&query], None, 12).unwrap()[0], &expected, 1e-5);
+        }
+    }
+
+    #[test]
+    fn rows_of_any_length_take_turns_with_one_lane() {
+        let machine = Arc::new(Emulator::new(5));
+        let mut lane = SearchLane::new(machine.as_ref(), 130).unwrap();
+        for (seed, dimension, count) in [(1, 130, 300), (2, 7, 900), (3, 64, 1), (4, 130, 64)] {
+            let rows = crate::exact::to_f16(&vectors(seed, count, dimension));
+            let mut gpu = GpuRows::new(machine.clone(), dimension);
+            gpu.reserve(&mut lane.queue, count).unwrap();
+            // What was reserved is all that is taken.
+            machine.allocations_left.store(0, std::sync::atomic::Ordering::Relaxed);
+            rows.chunks(100 * dimension).for_each(|part| gpu.append(&mut lane.queue, part).unwrap());
+            machine.allocations_left.store(usize::MAX, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(gpu.slabs.iter().map(|slab| slab.room).sum::<usize>() * padded(dimension) * 2, bytes_of(count, dimension));
+            let query = vectors(seed ^ 9, 1, dimension);
+            // Bits beyond the last row, and rows beyond the last bit, are nothing.
+            let allowed = vec![u64::MAX; count.div_ceil(128)];
+            let few: RoaringBitmap = (0..(allowed.len() * 64) as u32).collect();
+            let hits = gpu.top_k(&mut lane, &[&query], Some(&allowed), 10).unwrap();
+            assert_same(&hits[0], &crate::exact::top_k(&query, &rows, dimension, Some(&few), 10), 1e-4);
         }
     }
 

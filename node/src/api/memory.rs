@@ -6,8 +6,8 @@ use crate::api::query::Query;
 use crate::api::routes::Answer;
 use crate::api::{Call, json};
 use crate::memory::{self, FileKind};
-use ragged_actors::{PartMemory, ProcessMemory, Session};
-use ragged_client::{MappedFiles, MemoryPart, MemoryReport};
+use ragged_actors::{GpuUse, PartMemory, ProcessMemory, Session};
+use ragged_client::{GpuMemory, MappedFiles, MemoryPart, MemoryReport};
 
 /// `GET /api/v1/memory`.
 #[utoipa::path(get, path = "/api/v1/memory", tag = "operation", operation_id = "memory",
@@ -28,6 +28,7 @@ pub async fn memory(call: Call, _session: Session) -> Answer {
         allocated_bytes: memory::allocated().map_err(unknown)?,
         parts: parts.into_iter().map(part).chain([bodies(&call.api.body_room)]).collect(),
         files: files.into_iter().map(mapped_files).collect(),
+        gpus: engine.gpu_memory().into_iter().map(gpu).collect(),
     })
 }
 
@@ -42,6 +43,11 @@ fn bodies(room: &BodyRoom) -> MemoryPart {
 
 fn mapped_files((kind, bytes): (FileKind, u64)) -> MappedFiles {
     MappedFiles { kind: kind.name().to_owned(), bytes }
+}
+
+fn gpu(memory: GpuUse) -> GpuMemory {
+    let GpuUse { gpu, name, total_bytes, used_bytes, encoder_bytes, rows_bytes, rows_limit_bytes } = memory;
+    GpuMemory { gpu, name, total_bytes, used_bytes, encoder_bytes, rows_bytes, rows_limit_bytes }
 }
 
 fn unknown(fault: impl std::fmt::Display) -> Problem {

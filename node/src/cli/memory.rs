@@ -32,6 +32,11 @@ fn describe(report: &MemoryReport, output: &Output) -> String {
     for files in &report.files {
         row(format!("    {}", files.kind.replace('_', " ")), files.bytes, None);
     }
+    for gpu in &report.gpus {
+        row(format!("GPU {}", gpu.gpu), gpu.used_bytes, Some(gpu.total_bytes));
+        row("  encoder".into(), gpu.encoder_bytes, None);
+        row("  vectors".into(), gpu.rows_bytes, Some(gpu.rows_limit_bytes));
+    }
     let table = render(&table);
     if report.given_back_bytes == 0 {
         return table;

@@ -229,6 +229,13 @@ pub const KEYS: &[Key] = &[
         meaning: "Threads that search and read documents. More than cores make answers later, not more.",
     },
     Key {
+        path: "search.gpu_memory_percent",
+        kind: Kind::Integer,
+        default: "50",
+        unit: "percent",
+        meaning: "Of the memory that the encoder leaves of each GPU, how much indexed vectors may have that are searched there; 0: the processor searches. See docs/gpu.md.",
+    },
+    Key {
         path: "memory.budget_bytes",
         kind: Kind::Text,
         default: "half of the memory of the machine or the container, 256 MiB at least",

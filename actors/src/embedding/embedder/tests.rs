@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::embedding::devices::OpenDevice;
+use parking_lot::Mutex;
 use ragged_kernels::{DeviceError, GpuError};
 use std::sync::atomic::AtomicBool;
 use tokio::time::timeout;
@@ -255,18 +256,4 @@ async fn an_embedder_that_is_started_again_knows_that_its_device_has_failed() {
     let running = Running { queue, metrics, actor };
     running.until("opened again", || reopened.load(Ordering::SeqCst) == 1 && slot.lock().is_some()).await;
     assert_eq!(running.embed(&[5]).await.unwrap(), [[5.0, 3.0]]);
-}
-
-#[test]
-fn a_batch_is_shared_out_by_tokens_and_tenants_beyond_the_limit_together() {
-    let shares = TenantSeconds::new().unwrap();
-    shares.share_out(4.0, [(TenantId(7), 10), (TenantId(8), 20), (TenantId(7), 10)].into_iter());
-    let of = |tenant: &str| shares.seconds.with_label_values(&[tenant]).get();
-    assert_eq!((of("7"), of("8")), (2.0, 2.0));
-    for tenant in 100..100 + TenantSeconds::KNOWN_MAX as u64 {
-        shares.share_out(1.0, [(TenantId(tenant), 1)].into_iter());
-    }
-    assert_eq!((of("100"), of(TenantSeconds::OTHERS)), (1.0, 2.0));
-    shares.share_out(1.0, [(TenantId(7), 1)].into_iter());
-    assert_eq!(of("7"), 3.0);
 }

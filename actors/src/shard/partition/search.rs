@@ -10,6 +10,7 @@ use super::text_search::{self, TextScope};
 use super::view::View;
 use super::{Candidate, PartitionAnswer, PartitionQuery};
 use crate::filter::Filter;
+use crate::gpu_rows::TenantRows;
 use ragged_kernels::exact;
 use ragged_raft::ids::RowId;
 use ragged_raft::mutant::{self, Mutant};
@@ -40,6 +41,7 @@ pub(super) struct Search<'a> {
     pub(super) source: &'a RowSource,
     pub(super) analyzer: &'a Analyzer,
     pub(super) metrics: &'a SearchMetrics,
+    pub(super) gpus: &'a TenantRows,
     pub(super) query: &'a PartitionQuery,
 }
 
@@ -120,7 +122,7 @@ impl Search<'_> {
         for part in &self.view.segments {
             let selection = selected.map(|selected| selected.segment(self.view, part));
             let allowed = Allowed { selected: selection.as_deref(), live: part.live.as_deref() };
-            let found = part.segment.search(vector, wanted, allowed, self.query.recall)?;
+            let found = part.segment.search(vector, wanted, allowed, self.query.recall, self.gpus)?;
             self.metrics.segment_searched(&found.method);
             self.explain(steps, || {
                 format!("meaning: segment {} of {} chunks, {}", part.segment.number, part.segment.len(), found.method)

@@ -11,6 +11,7 @@ pub struct SearchMetrics {
     /// Of these, filters that were looked up because nothing was kept of them.
     pub(super) filters_evaluated: IntCounter,
     exact: IntCounter,
+    gpu: IntCounter,
     bytes: IntCounter,
     lists: IntCounter,
 }
@@ -34,6 +35,7 @@ impl SearchMetrics {
             filters,
             filters_evaluated,
             exact: by_method("exact"),
+            gpu: by_method("gpu"),
             bytes: by_method("bytes"),
             lists: by_method("lists"),
         })
@@ -44,6 +46,7 @@ impl SearchMetrics {
         match method {
             Method::Nothing => {}
             Method::Exact { .. } => self.exact.inc(),
+            Method::ExactOnGpu { .. } => self.gpu.inc(),
             Method::Bytes { .. } => self.bytes.inc(),
             Method::Approximate(_) => self.lists.inc(),
         }

@@ -19,6 +19,7 @@ use super::trial;
 use super::vector_file::VectorFile;
 use super::vector_index::{self, Efforts, Recall};
 use super::vector_plan::{self, Method, Plan};
+use crate::gpu_rows::{RowSearch, Searching, Seat, TenantRows};
 use half::f16;
 use parking_lot::{Mutex, RwLock};
 use ragged_kernels::{ApproximateIndex, Scored};
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Segments of at least this many rows get an approximate index; smaller ones are faster without.
@@ -91,8 +93,10 @@ pub(super) struct Segment {
     dimension: usize,
     rows: Vec<u32>,
     row_set: RoaringBitmap,
-    vectors: VectorFile,
+    vectors: Arc<VectorFile>,
     index: Option<Index>,
+    /// Where its vectors are on a GPU, when they are.
+    seat: Arc<Seat>,
 }
 
 /// A segment's approximate index.
@@ -150,7 +154,7 @@ impl Segment {
         };
         let row_set = RoaringBitmap::from_sorted_iter(rows.iter().copied())
             .map_err(|_| PartitionError::damaged(&folder.join(ROWS), "its rows are not in order"))?;
-        Ok(Segment { number, folder, dimension, rows, row_set, vectors, index })
+        Ok(Segment { number, folder, dimension, rows, row_set, vectors, index, seat: Arc::default() })
     }
 
     /// Its rows, dead or alive.
@@ -189,19 +193,28 @@ impl Segment {
         k: usize,
         allowed: Allowed<'_>,
         recall: Recall,
+        gpus: &TenantRows,
     ) -> Result<SegmentHits, PartitionError> {
         let count = allowed.count().unwrap_or(self.rows.len() as u64);
         let wanted = k.min(count as usize);
         if wanted == 0 {
             return Ok(SegmentHits { hits: Vec::new(), method: Method::Nothing });
         }
-        if let Some(index) = &self.index
-            && let Some(plan) = Plan::new(&index.efforts.read(), recall, wanted, count)
-        {
-            let (found, method) = plan
-                .find(&index.vectors, query, allowed.mask(&index.vectors).as_deref())
-                .map_err(|fault| self.unreadable(INDEX, fault))?;
-            let scored = self.vectors.scored_again(query, &found, wanted).map_err(|fault| self.unreadable(VECTORS, fault))?;
+        let plan_of = |index: &Index| Plan::new(&index.efforts.read(), recall, wanted, count);
+        let planned = self.index.as_ref().and_then(|index| Some((&index.vectors, plan_of(index)?)));
+        // Counted until it has ended, wherever it computes: the more search the same rows, the sooner a GPU is that takes them together.
+        let searching = gpus.enter(&self.seat);
+        if let Some(searching) = &searching {
+            let compared = planned.as_ref().map_or(count, |(index, plan)| plan.cost(index));
+            if let Some(positions) = self.find_on_gpu(gpus, searching, (query, wanted), allowed, compared) {
+                let scored = self.scored_again(query, &positions, wanted)?;
+                return Ok(SegmentHits { hits: self.named(&scored), method: Method::ExactOnGpu { rows: count } });
+            }
+        }
+        if let Some((index, plan)) = planned {
+            let found = plan.find(index, query, allowed.mask(index).as_deref());
+            let (found, method) = found.map_err(|fault| self.unreadable(INDEX, fault))?;
+            let scored = self.scored_again(query, &found, wanted)?;
             if scored.len() >= wanted {
                 return Ok(SegmentHits { hits: self.named(&scored), method });
             }
@@ -210,6 +223,10 @@ impl Segment {
         let scored =
             self.vectors.nearest(query, positions.as_deref(), wanted).map_err(|fault| self.unreadable(VECTORS, fault))?;
         Ok(SegmentHits { hits: self.named(&scored), method: Method::Exact { rows: count } })
+    }
+
+    fn scored_again(&self, query: &[f32], positions: &[u32], wanted: usize) -> Result<Vec<Scored>, PartitionError> {
+        self.vectors.scored_again(query, positions, wanted).map_err(|fault| self.unreadable(VECTORS, fault))
     }
 
     fn unreadable(&self, file: &str, fault: std::io::Error) -> PartitionError {
@@ -242,12 +259,38 @@ impl Segment {
         Ok(true)
     }
 
+    /// Positions among which the nearest are, when a GPU finds them sooner than the processor compares so many vectors. They are scored again, as the
+    /// processor scores all rows: replicas with and without a GPU give the same scores.
+    fn find_on_gpu(
+        &self,
+        gpus: &TenantRows,
+        searching: &Searching,
+        (query, wanted): (&[f32], usize),
+        allowed: Allowed<'_>,
+        compared: u64,
+    ) -> Option<Vec<u32>> {
+        let search = RowSearch {
+            query,
+            wanted,
+            rows: self.rows.len(),
+            vectors: &|| self.vectors.clone(),
+            allowed: allowed.key(),
+            bits: &|| allowed.bits(self.rows.len()),
+            bits_seconds: vector_plan::seconds_of_bits(allowed.bits_to_make()),
+            otherwise_seconds: vector_plan::seconds_of_vectors(compared, self.dimension),
+        };
+        gpus.find(searching, &search)
+    }
+
     /// Makes what a search needs to go through the index for these rows, if one may.
     pub(super) fn prepare(&self, selection: &SegmentSelection) {
         if let Some(index) = &self.index
             && selection.len() > vector_plan::EXACT_ROWS_MAX
         {
             selection.mask(&index.vectors);
+        }
+        if self.seat.is_taken() {
+            selection.bits(self.rows.len());
         }
     }
 
@@ -289,13 +332,13 @@ fn read_rows(path: &Path, sum: FileSum) -> Result<Vec<u32>, PartitionError> {
     Ok(bytes.chunks_exact(4).map(|row| u32::from_le_bytes([row[0], row[1], row[2], row[3]])).collect())
 }
 
-fn open_vectors(path: &Path, sum: FileSum, count: usize, dimension: usize) -> Result<VectorFile, PartitionError> {
+fn open_vectors(path: &Path, sum: FileSum, count: usize, dimension: usize) -> Result<Arc<VectorFile>, PartitionError> {
     if sum.bytes != (count * dimension * 2) as u64 {
         return Err(PartitionError::damaged(path, "it has not as many vectors as there are rows"));
     }
     sum.compare_within(path, VERIFIED_BYTES_MAX)?;
     // Nothing changes or shortens the file once its segment is described; it is only ever deleted.
-    VectorFile::open(path, dimension).map_err(PartitionError::file(path))
+    VectorFile::open(path, dimension).map(Arc::new).map_err(PartitionError::file(path))
 }
 
 fn folder_of(parent: &Path, number: u64) -> PathBuf {

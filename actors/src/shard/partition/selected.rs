@@ -11,6 +11,7 @@ use super::segment::Segment;
 use super::selection::select;
 use super::view::{SegmentView, View};
 use crate::filter::Filter;
+use crate::gpu_rows::AllowedKey;
 use ragged_kernels::ApproximateIndex;
 use ragged_kernels::approximate::Mask;
 use roaring::RoaringBitmap;
@@ -22,24 +23,26 @@ pub(super) struct SegmentSelection {
     positions: RoaringBitmap,
     /// Made when it is asked for.
     mask: OnceLock<Mask>,
+    /// The same as a bit for each row, for a GPU. Made when it is asked for.
+    bits: OnceLock<DenseBits>,
 }
 
 impl SegmentSelection {
     /// Those of a segment's rows that are in `rows`.
     pub(super) fn of(segment: &Segment, rows: &RoaringBitmap) -> SegmentSelection {
-        SegmentSelection { positions: segment.positions_of(rows), mask: OnceLock::new() }
+        SegmentSelection { positions: segment.positions_of(rows), mask: OnceLock::new(), bits: OnceLock::new() }
     }
 
     /// All of a segment's rows.
     pub(super) fn all(segment: &Segment) -> SegmentSelection {
         let mut positions = RoaringBitmap::new();
         positions.insert_range(0..segment.len() as u32);
-        SegmentSelection { positions, mask: OnceLock::new() }
+        SegmentSelection { positions, mask: OnceLock::new(), bits: OnceLock::new() }
     }
 
     /// Without some positions.
     pub(super) fn without(&self, gone: &RoaringBitmap) -> SegmentSelection {
-        SegmentSelection { positions: &self.positions - gone, mask: OnceLock::new() }
+        SegmentSelection { positions: &self.positions - gone, mask: OnceLock::new(), bits: OnceLock::new() }
     }
 
     /// Their number.
@@ -51,11 +54,25 @@ impl SegmentSelection {
     pub(super) fn mask(&self, index: &ApproximateIndex) -> &Mask {
         self.mask.get_or_init(|| index.mask(DenseBits::of(&self.positions, index.rows()).words()))
     }
+
+    /// A bit for each of the segment's `count` rows.
+    pub(super) fn bits(&self, count: usize) -> &[u64] {
+        self.bits.get_or_init(|| DenseBits::of(&self.positions, count)).words()
+    }
+
+    /// The same, without keeping it: what is kept of a filter does not grow.
+    fn bits_if_made(&self, count: usize) -> Cow<'_, [u64]> {
+        match self.bits.get() {
+            Some(bits) => Cow::Borrowed(bits.words()),
+            None => Cow::Owned(DenseBits::of(&self.positions, count).words().to_vec()),
+        }
+    }
 }
 
 impl MemoryBytes for SegmentSelection {
     fn memory_bytes(&self) -> usize {
-        self.positions.serialized_size() + self.mask.get().map_or(0, Mask::memory_bytes)
+        let bits = self.bits.get().map_or(0, |bits| size_of_val(bits.words()));
+        self.positions.serialized_size() + self.mask.get().map_or(0, Mask::memory_bytes) + bits
     }
 }
 
@@ -91,6 +108,28 @@ impl<'a> Allowed<'a> {
             (Some(one), Some(other)) => Some(Cow::Owned(one.mask(index).and(other.mask(index)))),
             (one, other) => one.or(other).map(|only| Cow::Borrowed(only.mask(index))),
         }
+    }
+
+    /// A bit for each of the segment's `count` rows; none when it is all of them.
+    pub(super) fn bits(self, count: usize) -> Option<Cow<'a, [u64]>> {
+        let live = self.live.map(|live| live.bits(count));
+        match (self.selected.map(|selected| selected.bits_if_made(count)), live) {
+            (Some(selected), Some(live)) => {
+                let both = selected.iter().zip(live).map(|(selected, live)| selected & live);
+                Some(Cow::Owned(both.collect()))
+            }
+            (selected, live) => selected.or(live.map(Cow::Borrowed)),
+        }
+    }
+
+    /// Bits that have to be made for that each time, one by one.
+    pub(super) fn bits_to_make(self) -> u64 {
+        self.selected.filter(|selected| selected.bits.get().is_none()).map_or(0, SegmentSelection::len)
+    }
+
+    /// What it is told apart from others by, as long as it lives.
+    pub(super) fn key(self) -> AllowedKey {
+        [self.selected, self.live].map(|one| one.map_or(0, |one| std::ptr::from_ref(one).addr()))
     }
 }
 

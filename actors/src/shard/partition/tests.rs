@@ -4,6 +4,7 @@
 
 mod crash;
 mod filters;
+mod gpu;
 mod model;
 mod quality;
 mod recall;
@@ -36,9 +37,9 @@ proptest! {
 
     #[test]
     fn answers_are_those_of_the_model_whatever_happens_in_whatever_order(
-        operations in proptest::collection::vec(operation(), 1..40), look_each_time: bool,
+        operations in proptest::collection::vec(operation(), 1..40), look_each_time: bool, has_gpu: bool,
     ) {
-        let mut shard = TestShard::new(DIMENSION, "none");
+        let mut shard = if has_gpu { gpu::shard_with_gpu(DIMENSION).0 } else { TestShard::new(DIMENSION, "none") };
         let mut model = Model::default();
         let mut partition = Some(shard.open());
         for operation in &operations {

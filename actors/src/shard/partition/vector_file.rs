@@ -2,6 +2,7 @@
 //! instead: what was read lies in the system's cache of files, and not in the memory of the node.
 
 use super::files;
+use crate::gpu_rows;
 use half::f16;
 use memmap2::Mmap;
 use ragged_kernels::{RowFile, Scored, exact};
@@ -165,6 +166,12 @@ impl VectorFile {
             // SAFETY: a file that is mapped for reading only, as a whole, and that nothing changes.
             unsafe { files::give_back(mapped) };
         }
+    }
+}
+
+impl gpu_rows::Vectors for VectorFile {
+    fn values(&self) -> &[f16] {
+        self.mapped().values
     }
 }
 

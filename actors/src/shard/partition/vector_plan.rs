@@ -1,5 +1,5 @@
 //! How the nearest rows of a segment are looked for: by comparing the vectors of all that are allowed, or only their bytes, which the index has, or
-//! those that are near by its lists, and then of how many lists.
+//! those that are near by its lists, and then of how many lists; or by a GPU, which compares the vectors of all rows, when they are there and that is sooner.
 //!
 //! Costs are counted in vectors that are compared; each takes some tens of nanoseconds. What counts is how much memory is read: of a row's bytes half
 //! as much, of its codes a sixteenth, which are then counted several times.
@@ -30,6 +30,21 @@ const STEP: usize = 4;
 /// With so many of a hundred rows allowed the effort is enough as it is: a few deleted rows are not worth a second look at the lists.
 const ENOUGH_OF_HUNDRED: usize = 90;
 
+/// Bytes of vectors that are compared in a second.
+const COMPARED_BYTES: f64 = 20e9;
+/// Bits of rows that are set in a second, one by one.
+const BITS: f64 = 1e9;
+
+/// Seconds that comparing so many vectors takes, roughly.
+pub(super) fn seconds_of_vectors(compared: u64, dimension: usize) -> f64 {
+    compared as f64 * (dimension * size_of::<half::f16>()) as f64 / COMPARED_BYTES
+}
+
+/// Seconds that making so many bits takes, roughly.
+pub(super) fn seconds_of_bits(bits: u64) -> f64 {
+    bits as f64 / BITS
+}
+
 /// How rows were found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
@@ -38,6 +53,11 @@ pub(super) enum Method {
     /// The vectors of all that are allowed were compared.
     Exact {
         /// So many.
+        rows: u64,
+    },
+    /// A GPU compared the vectors of all rows, and found the best of those that are allowed.
+    ExactOnGpu {
+        /// Rows that are allowed.
         rows: u64,
     },
     /// The bytes of all that are allowed were compared, and then the vectors of the best.
@@ -66,6 +86,7 @@ impl fmt::Display for Method {
         match self {
             Method::Nothing => write!(to, "nothing to look at"),
             Method::Exact { rows } => write!(to, "exact: {rows} compared"),
+            Method::ExactOnGpu { rows } => write!(to, "exact on a GPU: {rows} compared"),
             Method::Bytes { rows, found } => write!(to, "by bytes: {rows} compared, {found} re-scored"),
             Method::Approximate(Approximate { effort, lists, reach }) => {
                 write!(to, "approximate: {} of {lists} lists, ", effort.probes)?;
@@ -92,6 +113,16 @@ impl Plan {
         let effort = efforts.for_recall(recall, wanted)?.for_rows(wanted);
         let chooses = count > EXACT_ROWS_MAX && (effort.candidates as u64) < count / CANDIDATES_PART_MAX;
         chooses.then_some(Plan { wanted, count, effort })
+    }
+
+    /// What it costs, roughly, before a mask is looked at.
+    pub(super) fn cost(&self, index: &ApproximateIndex) -> u64 {
+        let (lists, rows) = (index.lists() as u64, index.rows() as u64);
+        let by_bytes = self.count / BYTES_PER_ROW + self.effort.found as u64;
+        // A row is in two lists. With fewer rows allowed more lists are looked into, until as many of them have been seen.
+        let scanned = 2 * rows * self.effort.probes as u64 / lists.max(1) * rows / self.count.max(1);
+        let by_lists = SEARCH_ROWS + (lists + self.effort.candidates as u64) / BYTES_PER_ROW + scanned / SCANNED_PER_ROW;
+        if self.count < rows { by_lists.min(by_bytes) } else { by_lists }
     }
 
     /// Positions of rows among which the nearest are, of those of `mask` when there is one, and how they were found.

@@ -1,5 +1,6 @@
 //! A real shard group on a store of its own, for tests.
 
+use crate::gpu_rows::GpuRows;
 use crate::shard::content_cache::ContentCache;
 use crate::shard::partition::{Partition, PartitionContext, SearchMetrics};
 use crate::shard::text_writers::TextWriters;
@@ -21,6 +22,8 @@ pub(super) struct TestShard {
     group: ShardGroup,
     collection: Arc<Collection>,
     folder: tempfile::TempDir,
+    /// None, unless a test puts some there.
+    pub(super) gpu_rows: Arc<GpuRows>,
 }
 
 impl TestShard {
@@ -40,7 +43,8 @@ impl TestShard {
             language: language.to_owned(),
             created_at_ms: 0,
         });
-        TestShard { runtime, group, collection, folder }
+        let gpu_rows = Arc::new(GpuRows::register(0, &prometheus::Registry::new()).unwrap());
+        TestShard { runtime, group, collection, folder, gpu_rows }
     }
 
     /// Folder of the checkpoint.
@@ -57,6 +61,7 @@ impl TestShard {
             folder: self.checkpoint(),
             cache: Arc::new(ContentCache::register(1 << 20, &prometheus::Registry::new()).unwrap()),
             metrics: SearchMetrics::register(&prometheus::Registry::new()).unwrap(),
+            gpu_rows: self.gpu_rows.clone(),
             text_writers: Arc::new(TextWriters::new(16 << 20)),
             tail_bytes_max: 1 << 20,
         })
