@@ -10,6 +10,8 @@ from pathlib import Path
 
 import report
 
+# So many searches a node has seen before it looks how hard it must search for them, and some more.
+SEEN = 2000
 # What a node cannot do at the moment is asked for again, for so long.
 RETRY_S = 30
 # Searches of a request, where answers matter and not time.
@@ -139,8 +141,11 @@ class Collection:
         return found
 
     def found_at_first(self, searches: list[dict]) -> list[list[str]]:
-        """As `found`, and waits until the node has tried its indexes with these searches: then it searches as hard as they need."""
+        """As `found`, and waits until the node has tried its indexes with these searches: then it searches as hard as they need. Few are sent again, until there are
+        as many as it wants to have seen."""
         found = self.found(searches)
+        for _ in range(len(searches), SEEN, len(searches)):
+            self.found(searches)
         self.node.await_rest()
         return found
 

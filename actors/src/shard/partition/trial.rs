@@ -4,13 +4,13 @@
 //! a fifth of the effort was enough that those queries needed. So an index is tried again with queries that searches have brought ([`super::query_sample`]).
 
 use super::vector_file::{VectorFile, Vectors};
-use super::vector_index::{self, Depth, Effort, Efforts};
+use super::vector_index::{self, Depth, Effort, Efforts, FEW_PARTS, PARTS};
 use ragged_kernels::{ApproximateIndex, Scored, exact};
 use std::collections::HashMap;
 use std::io;
 
 /// Queries that are made to try a new index with.
-const MADE_QUERIES: usize = 128;
+const MADE_QUERIES: usize = 64;
 /// Part of the nearest rows that must be found for made queries, for 95 of a hundred and for 99: they are few, and not what will be asked for.
 const MADE_RECALL: f64 = 0.97;
 const MADE_RECALL_HIGH: f64 = 0.995;
@@ -23,12 +23,12 @@ const ERRORS_TO_SPARE: f64 = 1.28;
 /// The least efforts that find enough for queries made of the vectors; none when even the most does not.
 pub(super) fn with_made_queries(index: &ApproximateIndex, vectors: &VectorFile) -> io::Result<Option<Efforts>> {
     let queries = made_queries(vectors.mapped());
-    Trial::new(index, vectors, &queries, vector_index::BUILD_THREADS)?.efforts([MADE_RECALL, MADE_RECALL_HIGH], 0.0)
+    Trial::new(index, vectors, &queries, vector_index::BUILD_THREADS)?.efforts([MADE_RECALL, MADE_RECALL_HIGH], 0.0, &FEW_PARTS)
 }
 
 /// The least efforts that find enough for queries that searches have brought; none when even the most does not. It runs in one thread, beside searches.
 pub(super) fn with_queries(index: &ApproximateIndex, vectors: &VectorFile, queries: &[f32]) -> io::Result<Option<Efforts>> {
-    Trial::new(index, vectors, queries, 1)?.efforts([RECALL, RECALL_HIGH], ERRORS_TO_SPARE)
+    Trial::new(index, vectors, queries, 1)?.efforts([RECALL, RECALL_HIGH], ERRORS_TO_SPARE, &PARTS)
 }
 
 /// Queries to try an index with: sums of one to four vectors that it has. Questions are seldom as near to an answer as answers are to
@@ -63,12 +63,12 @@ impl<'a> Trial<'a> {
     }
 
     /// For the two recalls, with so many standard errors to spare. None when the lower one cannot be had.
-    fn efforts(&self, recalls: [f64; 2], errors_to_spare: f64) -> io::Result<Option<Efforts>> {
+    fn efforts(&self, recalls: [f64; 2], errors_to_spare: f64, parts: &[u32]) -> io::Result<Option<Efforts>> {
         let mut unreadable = None;
         let least = Depth::ALL.map(|depth| {
             let mut found: HashMap<Effort, Share> = HashMap::new();
             recalls.map(|recall| {
-                Effort::least(self.index.rows(), depth, |effort| {
+                Effort::least(self.index.rows(), depth, parts, |effort| {
                     let share = found.entry(effort).or_insert_with(|| {
                         self.share_found(effort, depth).unwrap_or_else(|fault| {
                             unreadable = Some(fault);

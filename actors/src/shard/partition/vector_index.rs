@@ -13,7 +13,10 @@ use std::path::Path;
 /// Vectors for each list at least: with fewer, a centroid says nothing of others.
 const ROWS_PER_LIST_MIN: usize = 40;
 /// What parts of the lists are tried.
-const PARTS: [u32; 26] = [384, 256, 192, 160, 128, 112, 96, 80, 64, 56, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8, 6, 4, 3, 2, 1];
+pub(super) const PARTS: [u32; 26] =
+    [384, 256, 192, 160, 128, 112, 96, 80, 64, 56, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8, 6, 4, 3, 2, 1];
+/// The same with larger steps, where it must not take long.
+pub(super) const FEW_PARTS: [u32; 13] = [192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4, 2, 1];
 /// Codes whose rows are scored again for ten rows, as they are tried when ten are wanted.
 const FOR_TEN: [u32; 4] = [100, 200, 400, 800];
 /// Codes that are scanned in the time in which the row of one is scored again.
@@ -101,7 +104,12 @@ impl Effort {
     ///
     /// More of either finds no less, or hardly. So most efforts need not be tried, and those that look into all lists, which take seconds in a large index,
     /// only where others find too little.
-    pub(super) fn least(count: usize, depth: Depth, mut finds_enough: impl FnMut(Effort) -> bool) -> Option<Effort> {
+    pub(super) fn least(
+        count: usize,
+        depth: Depth,
+        parts: &[u32],
+        mut finds_enough: impl FnMut(Effort) -> bool,
+    ) -> Option<Effort> {
         let lists = lists_for(count) as u32;
         let for_ten = match depth {
             Depth::Ten => FOR_TEN,
@@ -112,7 +120,7 @@ impl Effort {
         for for_ten in for_ten.into_iter().rev() {
             let is_cheaper =
                 |effort: &Effort| least.is_none_or(|least| effort.cost(count, lists, depth) < least.cost(count, lists, depth));
-            let efforts: Vec<Effort> = PARTS.into_iter().map(|part| effort(part, for_ten)).filter(is_cheaper).collect();
+            let efforts: Vec<Effort> = parts.iter().map(|part| effort(*part, for_ten)).filter(is_cheaper).collect();
             let place = efforts.partition_point(|effort| !finds_enough(*effort));
             match (efforts.get(place), least) {
                 // With the most candidates not even all lists are enough.
@@ -184,14 +192,14 @@ mod tests {
                 let for_ten = if depth == Depth::Ten { FOR_TEN[candidates] } else { FOR_TEN[candidates] * 2 / 5 };
                 let probes = (lists / part).max(PROBES_MIN).min(lists);
                 let mut tries = 0;
-                let least = Effort::least(count, depth, |effort| {
+                let least = Effort::least(count, depth, &PARTS, |effort| {
                     tries += 1;
                     effort.probes >= probes && effort.for_ten >= for_ten
                 });
                 assert_eq!(least, Some(Effort { probes, for_ten }));
                 assert!(tries <= 24, "{tries} of {}", PARTS.len() * FOR_TEN.len());
             }
-            assert_eq!(Effort::least(count, depth, |_| false), None);
+            assert_eq!(Effort::least(count, depth, &FEW_PARTS, |_| false), None);
         }
     }
 
