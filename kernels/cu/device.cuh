@@ -95,6 +95,9 @@ DEVICE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(ALL_LAN
 // The value of the lane that is `by` further on; where there is none, the lane's own.
 DEVICE u32 shuffle_down(u32 value, u32 by) { return __shfl_down_sync(ALL_LANES, value, by); }
 
+// The value of the first lane: tells the compiler that all lanes have the same.
+DEVICE u32 same_in_warp(u32 value) { return __shfl_sync(ALL_LANES, value, 0); }
+
 DEVICE void synchronize_warp() { __syncwarp(); }
 
 DEVICE void synchronize_block() { __syncthreads(); }

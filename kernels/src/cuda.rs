@@ -18,6 +18,7 @@ mod emulator;
 
 pub use compiler::{compile, is_compiler_present};
 pub use driver::{GpuDescription, gpus, reset};
+pub use encoder::EncoderOptions;
 pub use limits::{Limits, measure_limits};
 pub use machine::{CudaVersion, GpuError};
 pub use search::HITS_MAX;
@@ -67,6 +68,7 @@ impl Gpu {
 /// A model's encoder on a GPU.
 pub struct CudaDevice {
     name: String,
+    lanes: usize,
     encoder: SharedEncoder<Driver>,
 }
 
@@ -76,10 +78,18 @@ impl CudaDevice {
     /// # Errors
     /// A model that the kernels are not made for, too little memory, a library that is not there.
     pub fn new(gpu: &Gpu, model: Arc<Model>) -> Result<Self, GpuError> {
+        CudaDevice::with(gpu, model, EncoderOptions::default())
+    }
+
+    /// [`CudaDevice::new`] with other ways of working than the fastest, to measure them.
+    ///
+    /// # Errors
+    /// As [`CudaDevice::new`].
+    pub fn with(gpu: &Gpu, model: Arc<Model>, options: EncoderOptions) -> Result<Self, GpuError> {
         let GpuDescription { number, name, architecture, .. } = gpu.description();
         let name = format!("gpu {number} ({name}, {architecture})");
-        let encoder = driver::guarded("starting the encoder", || SharedEncoder::new(gpu.machine.clone(), model))?;
-        Ok(CudaDevice { name, encoder })
+        let encoder = driver::guarded("starting the encoder", || SharedEncoder::new(gpu.machine.clone(), model, options))?;
+        Ok(CudaDevice { name, lanes: options.lanes.max(1), encoder })
     }
 }
 
@@ -93,7 +103,7 @@ impl Device for CudaDevice {
     }
 
     fn batches_in_flight(&self) -> usize {
-        BATCHES_IN_FLIGHT
+        self.lanes
     }
 }
 
@@ -154,9 +164,9 @@ struct SharedEncoder<M: Machine> {
 }
 
 impl<M: Machine> SharedEncoder<M> {
-    fn new(machine: Arc<M>, model: Arc<Model>) -> Result<Self, GpuError> {
-        let encoder = GpuEncoder::new(machine, model.clone())?;
-        let lanes = (0..BATCHES_IN_FLIGHT).map(|_| encoder.new_lane()).collect::<Result<_, _>>()?;
+    fn new(machine: Arc<M>, model: Arc<Model>, options: EncoderOptions) -> Result<Self, GpuError> {
+        let encoder = GpuEncoder::new(machine, model.clone(), options)?;
+        let lanes = (0..options.lanes.max(1)).map(|_| encoder.new_lane()).collect::<Result<_, _>>()?;
         Ok(SharedEncoder { model, encoder, free: Mutex::new(lanes), freed: Condvar::new(), lost: AtomicBool::new(false) })
     }
 

@@ -30,7 +30,28 @@ const NORMALIZED_ROWS: u32 = 2;
 const POOL_THREADS: u32 = 512;
 /// Keys of a step of attention; `TILE` of the kernels.
 const ATTENTION_KEYS: usize = 32;
+/// The same of attention by warpgroups, which has so many queries to a warpgroup of so many threads, and room for so many steps; `GROUP_QUERIES`, `WARPGROUP`,
+/// `STEP_KEYS` and `STEPS_THERE` of its kernels.
+const GROUP_QUERIES: usize = 64;
+const WARPGROUP: u32 = 128;
+const STEP_KEYS: usize = 64;
+const STEPS_THERE: usize = 4;
 const WARP: u32 = 32;
+
+/// How an encoder does its work, where there are several ways; the defaults are what was measured to be fastest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncoderOptions {
+    /// Whether attention is computed by warpgroups, on GPUs that multiply by them.
+    pub by_warpgroups: bool,
+    /// Queues of work: batches, and parts of a large batch, that are under way at once.
+    pub lanes: usize,
+}
+
+impl Default for EncoderOptions {
+    fn default() -> Self {
+        EncoderOptions { by_warpgroups: true, lanes: super::BATCHES_IN_FLIGHT }
+    }
+}
 
 /// A model's weights on a GPU.
 pub(crate) struct GpuEncoder<M: Machine> {
@@ -141,9 +162,9 @@ impl<M: Machine> GpuEncoder<M> {
     ///
     /// # Errors
     /// A model that the kernels are not made for, too little memory, a GPU that fails.
-    pub(crate) fn new(machine: Arc<M>, model: Arc<Model>) -> Result<Self, GpuError> {
+    pub(crate) fn new(machine: Arc<M>, model: Arc<Model>, options: EncoderOptions) -> Result<Self, GpuError> {
         let configuration = model.configuration();
-        let kernels = Kernels::of(configuration)?;
+        let kernels = Kernels::of(configuration, options.by_warpgroups && machine.has_warpgroups())?;
         let mut queue = machine.new_queue()?;
         let mut uploader = Uploader { machine: machine.as_ref(), queue: &mut queue, model: &model };
         let words = uploader.embeddings()?;
@@ -302,7 +323,8 @@ impl<M: Machine> Pass<'_, M> {
         let heads = self.configuration.heads as u32;
         let arguments =
             AttentionArguments { projections, context, tiles: self.described(self.shape.tiles_at()), heads, unused: 0 };
-        let shape = attention_shape(self.shape.tiles, heads, self.configuration.head_dimension());
+        let shape_of = if self.kernels.attention.needs_warpgroups() { warpgroup_attention_shape } else { attention_shape };
+        let shape = shape_of(self.shape.tiles, heads, self.configuration.head_dimension());
         self.launch(self.kernels.attention, shape, &arguments)?;
         self.multiply(tensors, layer::ATTENTION_OUTPUT, context, rows, (hidden, hidden), ProductEnd::Add)?;
         self.normalize(tensors, layer::ATTENTION_NORM)
@@ -381,7 +403,7 @@ impl<M: Machine> Pass<'_, M> {
     }
 }
 
-/// Blocks of attention for so many tiles of queries. Shared memory: the queries and twice the keys and values of a step, rows 16 bytes longer than a head.
+/// Blocks of attention for so many tiles of queries. Shared memory: the queries, and twice the keys and values of a step, rows 16 bytes longer than a head.
 fn attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchShape {
     let rows = batch::ATTENTION_TILE + 4 * ATTENTION_KEYS;
     let queries_of_warp = if head_dimension == 32 { 32 } else { 16 };
@@ -389,6 +411,16 @@ fn attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchSha
         grid: [tiles as u32, heads],
         threads: batch::ATTENTION_TILE as u32 / queries_of_warp * WARP,
         shared_bytes: (rows * (head_dimension + 8) * size_of::<f16>()) as u32,
+    }
+}
+
+/// The same of attention by warpgroups. Shared memory: the queries, and the keys and values of several steps.
+fn warpgroup_attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchShape {
+    let rows = batch::ATTENTION_TILE + STEPS_THERE * 2 * STEP_KEYS;
+    LaunchShape {
+        grid: [heads, tiles as u32],
+        threads: (batch::ATTENTION_TILE / GROUP_QUERIES) as u32 * WARPGROUP,
+        shared_bytes: (rows * head_dimension * size_of::<f16>()) as u32,
     }
 }
 
@@ -402,7 +434,7 @@ struct Kernels {
 }
 
 impl Kernels {
-    fn of(configuration: &EncoderConfiguration) -> Result<Self, GpuError> {
+    fn of(configuration: &EncoderConfiguration, by_warpgroups: bool) -> Result<Self, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, .. } = *configuration;
         if hidden_size > HIDDEN_SIZE_MAX || !hidden_size.is_multiple_of(8) || !intermediate_size.is_multiple_of(8) {
             let what = format!(
@@ -410,10 +442,12 @@ impl Kernels {
             );
             return Err(GpuError::ModelShape(what));
         }
-        let attention = match configuration.head_dimension() {
-            32 => Kernel::Attention32,
-            64 => Kernel::Attention64,
-            other => {
+        let attention = match (configuration.head_dimension(), by_warpgroups) {
+            (32, false) => Kernel::Attention32,
+            (64, false) => Kernel::Attention64,
+            (32, true) => Kernel::WarpgroupAttention32,
+            (64, true) => Kernel::WarpgroupAttention64,
+            (other, _) => {
                 return Err(GpuError::ModelShape(format!("its attention heads have {other} values: 32 and 64 are possible")));
             }
         };

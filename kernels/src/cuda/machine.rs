@@ -95,6 +95,8 @@ impl fmt::Display for CudaVersion {
 pub(crate) enum Kernel {
     Attention32,
     Attention64,
+    WarpgroupAttention32,
+    WarpgroupAttention64,
     Embed512,
     Embed1024,
     LayerNorm512,
@@ -113,9 +115,11 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    pub(crate) const ALL: [Kernel; 17] = [
+    pub(crate) const ALL: [Kernel; 19] = [
         Kernel::Attention32,
         Kernel::Attention64,
+        Kernel::WarpgroupAttention32,
+        Kernel::WarpgroupAttention64,
         Kernel::Embed512,
         Kernel::Embed1024,
         Kernel::LayerNorm512,
@@ -135,7 +139,8 @@ impl Kernel {
 
     /// Whether it is for GPUs that multiply by warpgroups only.
     pub(crate) fn needs_warpgroups(self) -> bool {
-        matches!(self, Kernel::Scan8 | Kernel::Scan64 | Kernel::Scan128 | Kernel::Scan256)
+        let is_attention = matches!(self, Kernel::WarpgroupAttention32 | Kernel::WarpgroupAttention64);
+        is_attention || matches!(self, Kernel::Scan8 | Kernel::Scan64 | Kernel::Scan128 | Kernel::Scan256)
     }
 
     /// Its name in the source.
@@ -143,6 +148,8 @@ impl Kernel {
         match self {
             Kernel::Attention32 => "attention_32",
             Kernel::Attention64 => "attention_64",
+            Kernel::WarpgroupAttention32 => "warpgroup_attention_32",
+            Kernel::WarpgroupAttention64 => "warpgroup_attention_64",
             Kernel::Embed512 => "embed_512",
             Kernel::Embed1024 => "embed_1024",
             Kernel::LayerNorm512 => "layer_norm_512",

@@ -65,15 +65,25 @@ fn normalized(row: &[f64], scale: &[f32], shift: &[f32], epsilon: f64) -> Vec<f6
     row.iter().zip(scale).zip(shift).map(norm).collect()
 }
 
+/// Both kernels of attention.
 fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
+    for by_warpgroups in [false, true] {
+        check_attention_by(by_warpgroups, seed, head, heads, lengths, 0.0);
+    }
+}
+
+/// The keys of each row are larger by `growth` than those of the one before.
+fn check_attention_by(by_warpgroups: bool, seed: u64, head: usize, heads: usize, lengths: &[usize], growth: f32) {
     let mut random = StdRng::seed_from_u64(seed);
     let sequences: Vec<TokenSequence> = lengths.iter().map(|length| TokenSequence(vec![1; *length])).collect();
     let shape = BatchShape::of(&sequences);
     let hidden = heads * head;
     // Scores of several powers of two: the softmax has something to weigh.
     let mut projections = halves(&mut random, shape.rows * 3 * hidden);
-    for row in projections.chunks_exact_mut(3 * hidden) {
+    for (number, row) in projections.chunks_exact_mut(3 * hidden).enumerate() {
         row[..hidden].iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * 2.0));
+        let larger = 1.0 + number as f32 * growth;
+        row[hidden..2 * hidden].iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * larger));
     }
     let mut ground = Ground::new(seed);
     let description = ground.put(&batch::describe(&sequences, shape));
@@ -86,8 +96,13 @@ fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
         heads: heads as u32,
         unused: 0,
     };
-    let kernel = if head == 32 { Kernel::Attention32 } else { Kernel::Attention64 };
-    ground.launch(kernel, attention_shape(shape.tiles, heads as u32, head), &arguments);
+    if by_warpgroups {
+        let kernel = if head == 32 { Kernel::WarpgroupAttention32 } else { Kernel::WarpgroupAttention64 };
+        ground.launch(kernel, warpgroup_attention_shape(shape.tiles, heads as u32, head), &arguments);
+    } else {
+        let kernel = if head == 32 { Kernel::Attention32 } else { Kernel::Attention64 };
+        ground.launch(kernel, attention_shape(shape.tiles, heads as u32, head), &arguments);
+    }
     let found: Vec<f16> = ground.get(&context, shape.rows * hidden);
 
     let value = |row: usize, part: usize, of_head: usize, column: usize| {
@@ -109,7 +124,7 @@ fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
                         .map(|(key, weight)| weight / sum * value(first + key, 2, of_head, column))
                         .sum();
                     let place = (first + query) * hidden + of_head * head + column;
-                    assert_near(f64::from(found[place]), expected, &(lengths, query, of_head, column));
+                    assert_near(f64::from(found[place]), expected, &(by_warpgroups, lengths, query, of_head, column));
                 }
             }
         }
@@ -129,8 +144,18 @@ fn attention_over_every_length_near_the_borders_of_tiles() {
 
 #[test]
 fn attention_of_wider_heads() {
-    for lengths in [&[1, 70][..], &[130], &[17, 113]] {
+    for lengths in [&[1, 70][..], &[130], &[17, 113], &[257]] {
         check_attention(7, 64, 1, lengths);
+    }
+}
+
+/// Scores grow so much from step to step that what has been added up has to be made smaller.
+#[test]
+fn attention_whose_later_scores_are_larger() {
+    for by_warpgroups in [false, true] {
+        for (head, length) in [(32, 300), (64, 200)] {
+            check_attention_by(by_warpgroups, 5, head, 1, &[length], 0.02);
+        }
     }
 }
 
