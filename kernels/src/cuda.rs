@@ -19,7 +19,8 @@ mod emulator;
 pub use compiler::{compile, is_compiler_present};
 pub use driver::{GpuDescription, gpus, reset};
 pub use encoder::EncoderOptions;
-pub use limits::{Limits, measure_limits};
+pub use encoder::attention_time::AttentionWork;
+pub use limits::{Limits, measure_attention, measure_limits};
 pub use machine::{CudaVersion, GpuError};
 pub use search::HITS_MAX;
 
@@ -175,7 +176,7 @@ impl<M: Machine> SharedEncoder<M> {
         if sequences.is_empty() {
             return Ok(Vec::new());
         }
-        let passes = sequences.iter().map(TokenSequence::len).sum::<usize>().div_ceil(encoder::ROWS_MAX);
+        let passes = sequences.iter().map(TokenSequence::len).sum::<usize>().div_ceil(self.encoder.rows());
         let mut lanes = self.take_lanes(passes)?;
         let vectors = driver::guarded("embedding", || self.encoder.embed(&mut lanes, sequences));
         if vectors.is_err() {

@@ -2,10 +2,11 @@
 
 use crate::comparison::{noise, sequences};
 use half::f16;
-use ragged_kernels::cuda::{CudaRows, Gpu, Limits};
+use ragged_kernels::cuda::{AttentionWork, CudaRows, EncoderOptions, Gpu, Limits, measure_attention};
 use ragged_kernels::{CudaDevice, Device, EncoderConfiguration, Model};
 use serde_json::{Value, json};
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Instant;
 
 const ENCODER_REPEATS: usize = 7;
@@ -52,6 +53,59 @@ pub fn two_at_once(device: &CudaDevice, model: &Model, limits: &Limits) -> Resul
     let part = per_second * operations_of_a_token(model.configuration(), tokens) / limits.product_per_second;
     println!("  two batches of {batch} at once: {per_second:.0} tokens/s, {:.1} % of the product's rate", part * 100.0);
     Ok(json!({ "tokens": tokens, "batch": batch, "tokens_per_second": per_second, "of_product_rate": part }))
+}
+
+/// Rounds in which ways of working take turns.
+const ROUNDS: usize = 3;
+
+/// Attention alone, by warpgroups and as other GPUs compute it: about 16,384 rows of a layer each.
+pub fn attention(gpu: &Gpu) -> Result<Vec<Value>, Box<dyn Error>> {
+    println!("\nattention alone, 16,384 rows of 384 values, microseconds (best of several rounds)");
+    println!("  {:>6} {:>6} {:>8} {:>16} {:>10}", "tokens", "texts", "head", "by warpgroups", "without");
+    let mut results = Vec::new();
+    for head_dimension in [32, 64] {
+        for tokens in [16, 64, 128, 200, 256, 512] {
+            let work = AttentionWork { texts: 16_384 / tokens, tokens, heads: 384 / head_dimension, head_dimension };
+            let [with, without] = [measure_attention(gpu, work, true)?, measure_attention(gpu, work, false)?];
+            let texts = work.texts;
+            println!("  {tokens:>6} {texts:>6} {head_dimension:>8} {:>16.1} {:>10.1}", with * 1e6, without * 1e6);
+            results.push(json!({
+                "tokens": tokens, "texts": work.texts, "head_dimension": head_dimension,
+                "warpgroup_seconds": with, "other_seconds": without,
+            }));
+        }
+    }
+    Ok(results)
+}
+
+/// 512 texts of 256 tokens with the encoder's ways of working, which take turns, so that none has the better moments of the machine.
+pub fn ways(gpu: &Gpu, model: &Arc<Model>, limits: &Limits) -> Result<Vec<Value>, Box<dyn Error>> {
+    let (tokens, batch) = (256, 512);
+    println!("\nways of encoding {batch} texts of {tokens} tokens (best of {ROUNDS} medians of {ENCODER_REPEATS}, in turns)");
+    println!("  {:<58} {:>14} {:>10} {:>22}", "", "tokens/s", "ms", "of the product's rate");
+    let usual = EncoderOptions::default();
+    let mut all = vec![usual, EncoderOptions { by_warpgroups: false, ..usual }];
+    all.extend([3, 4].map(|lanes| EncoderOptions { lanes, ..usual }));
+    // 131,072 rows in eight parts, in six that are equal, and in four.
+    all.extend([16_384, 22_016, 32_768].map(|rows| EncoderOptions { rows, ..usual }));
+    let devices = all.iter().map(|options| CudaDevice::with(gpu, model.clone(), *options)).collect::<Result<Vec<_>, _>>()?;
+    let sequences = sequences(&vec![tokens; batch]);
+    let mut best = vec![f64::INFINITY; all.len()];
+    for _ in 0..ROUNDS {
+        for (device, best) in devices.iter().zip(&mut best) {
+            *best = best.min(median(ENCODER_REPEATS, || device.embed(&sequences).map(drop))?);
+        }
+    }
+    let mut results = Vec::new();
+    for (options, seconds) in all.iter().zip(best) {
+        let per_second = (tokens * batch) as f64 / seconds;
+        let part = per_second * operations_of_a_token(model.configuration(), tokens) / limits.product_per_second;
+        let EncoderOptions { by_warpgroups, lanes, rows } = *options;
+        let name = format!("{lanes} lanes, {rows} rows, attention by {}", if by_warpgroups { "warpgroups" } else { "warps" });
+        println!("  {name:<58} {per_second:>14.0} {:>10.3} {:>20.1} %", seconds * 1e3, part * 100.0);
+        results.push(json!({ "way": name, "tokens_per_second": per_second, "seconds": seconds, "of_product_rate": part }));
+    }
+    Ok(results)
 }
 
 /// Operations of the products and of attention for one token of a sequence of so many.

@@ -13,8 +13,7 @@ use half::f16;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Rows that pass through the encoder together. Enough for several blocks of every product on each multiprocessor, few enough that most of what one step
-/// hands to the next stays in the level-2 cache.
+/// Rows that pass through the encoder together, if nothing else is asked for.
 pub(crate) const ROWS_MAX: usize = 24_576;
 /// Sequences of one batch.
 const SEQUENCES_MAX: usize = 4_096;
@@ -45,11 +44,14 @@ pub struct EncoderOptions {
     pub by_warpgroups: bool,
     /// Queues of work: batches, and parts of a large batch, that are under way at once.
     pub lanes: usize,
+    /// Rows that pass through the encoder together: enough for several blocks of every product on each multiprocessor, few enough that most of what one step
+    /// hands to the next stays in the level-2 cache.
+    pub rows: usize,
 }
 
 impl Default for EncoderOptions {
     fn default() -> Self {
-        EncoderOptions { by_warpgroups: true, lanes: super::BATCHES_IN_FLIGHT }
+        EncoderOptions { by_warpgroups: true, lanes: super::BATCHES_IN_FLIGHT, rows: ROWS_MAX }
     }
 }
 
@@ -58,6 +60,7 @@ pub(crate) struct GpuEncoder<M: Machine> {
     machine: Arc<M>,
     model: Arc<Model>,
     kernels: Kernels,
+    rows: usize,
     words: Tensors<M>,
     layers: Vec<Layer<M>>,
 }
@@ -170,13 +173,18 @@ impl<M: Machine> GpuEncoder<M> {
         let words = uploader.embeddings()?;
         let layers = (0..configuration.layers).map(|index| uploader.layer(index)).collect::<Result<_, _>>()?;
         model.weights().release_pages();
-        Ok(GpuEncoder { machine, model, kernels, words, layers })
+        Ok(GpuEncoder { machine, model, kernels, rows: options.rows, words, layers })
+    }
+
+    /// Rows that pass through together.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Buffers for one batch at a time.
     pub(crate) fn new_lane(&self) -> Result<Lane<M>, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, positions, .. } = *self.model.configuration();
-        let rows = ROWS_MAX.max(positions.next_multiple_of(128));
+        let rows = self.rows.max(positions.next_multiple_of(128));
         let shape = BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX };
         let halves = |columns: usize| self.machine.allocate(rows * columns * size_of::<f16>());
         Ok(Lane {
@@ -197,7 +205,7 @@ impl<M: Machine> GpuEncoder<M> {
         let dimension = self.model.dimension();
         let mut vectors = vec![0.0f32; sequences.len() * dimension];
         for (flight, vectors) in sequences.chunks(FLIGHT_SEQUENCES).zip(vectors.chunks_mut(FLIGHT_SEQUENCES * dimension)) {
-            let parts = batch::parts(flight, ROWS_MAX, SEQUENCES_MAX);
+            let parts = batch::parts(flight, self.rows, SEQUENCES_MAX);
             let turns = parts.len().div_ceil(lanes.len());
             let mut done = vec![0; lanes.len()];
             for turn in 0..turns {
@@ -323,8 +331,7 @@ impl<M: Machine> Pass<'_, M> {
         let heads = self.configuration.heads as u32;
         let arguments =
             AttentionArguments { projections, context, tiles: self.described(self.shape.tiles_at()), heads, unused: 0 };
-        let shape_of = if self.kernels.attention.needs_warpgroups() { warpgroup_attention_shape } else { attention_shape };
-        let shape = shape_of(self.shape.tiles, heads, self.configuration.head_dimension());
+        let shape = attention_shape(self.kernels.attention, self.shape.tiles, heads, self.configuration.head_dimension());
         self.launch(self.kernels.attention, shape, &arguments)?;
         self.multiply(tensors, layer::ATTENTION_OUTPUT, context, rows, (hidden, hidden), ProductEnd::Add)?;
         self.normalize(tensors, layer::ATTENTION_NORM)
@@ -403,8 +410,18 @@ impl<M: Machine> Pass<'_, M> {
     }
 }
 
-/// Blocks of attention for so many tiles of queries. Shared memory: the queries, and twice the keys and values of a step, rows 16 bytes longer than a head.
-fn attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchShape {
+/// Blocks of a kernel of attention for so many tiles of queries.
+fn attention_shape(kernel: Kernel, tiles: usize, heads: u32, head_dimension: usize) -> LaunchShape {
+    if kernel.needs_warpgroups() {
+        // Shared memory: the queries, and the keys and values of several steps.
+        let rows = batch::ATTENTION_TILE + STEPS_THERE * 2 * STEP_KEYS;
+        return LaunchShape {
+            grid: [heads, tiles as u32],
+            threads: (batch::ATTENTION_TILE / GROUP_QUERIES) as u32 * WARPGROUP,
+            shared_bytes: (rows * head_dimension * size_of::<f16>()) as u32,
+        };
+    }
+    // Shared memory: the queries, and twice the keys and values of a step, rows 16 bytes longer than a head.
     let rows = batch::ATTENTION_TILE + 4 * ATTENTION_KEYS;
     let queries_of_warp = if head_dimension == 32 { 32 } else { 16 };
     LaunchShape {
@@ -414,13 +431,14 @@ fn attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchSha
     }
 }
 
-/// The same of attention by warpgroups. Shared memory: the queries, and the keys and values of several steps.
-fn warpgroup_attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchShape {
-    let rows = batch::ATTENTION_TILE + STEPS_THERE * 2 * STEP_KEYS;
-    LaunchShape {
-        grid: [heads, tiles as u32],
-        threads: (batch::ATTENTION_TILE / GROUP_QUERIES) as u32 * WARPGROUP,
-        shared_bytes: (rows * head_dimension * size_of::<f16>()) as u32,
+/// The kernel of attention for heads of so many values.
+fn attention_kernel(head_dimension: usize, by_warpgroups: bool) -> Result<Kernel, GpuError> {
+    match (head_dimension, by_warpgroups) {
+        (32, false) => Ok(Kernel::Attention32),
+        (64, false) => Ok(Kernel::Attention64),
+        (32, true) => Ok(Kernel::WarpgroupAttention32),
+        (64, true) => Ok(Kernel::WarpgroupAttention64),
+        (other, _) => Err(GpuError::ModelShape(format!("its attention heads have {other} values: 32 and 64 are possible"))),
     }
 }
 
@@ -442,15 +460,7 @@ impl Kernels {
             );
             return Err(GpuError::ModelShape(what));
         }
-        let attention = match (configuration.head_dimension(), by_warpgroups) {
-            (32, false) => Kernel::Attention32,
-            (64, false) => Kernel::Attention64,
-            (32, true) => Kernel::WarpgroupAttention32,
-            (64, true) => Kernel::WarpgroupAttention64,
-            (other, _) => {
-                return Err(GpuError::ModelShape(format!("its attention heads have {other} values: 32 and 64 are possible")));
-            }
-        };
+        let attention = attention_kernel(configuration.head_dimension(), by_warpgroups)?;
         Ok(if hidden_size <= 512 {
             Kernels { embed: Kernel::Embed512, attention, layer_norm: Kernel::LayerNorm512, pool: Kernel::Pool512 }
         } else {
@@ -557,6 +567,8 @@ impl Parts {
         Ok(())
     }
 }
+
+pub(crate) mod attention_time;
 
 #[cfg(test)]
 mod tests;

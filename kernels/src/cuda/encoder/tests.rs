@@ -96,13 +96,8 @@ fn check_attention_by(by_warpgroups: bool, seed: u64, head: usize, heads: usize,
         heads: heads as u32,
         unused: 0,
     };
-    if by_warpgroups {
-        let kernel = if head == 32 { Kernel::WarpgroupAttention32 } else { Kernel::WarpgroupAttention64 };
-        ground.launch(kernel, warpgroup_attention_shape(shape.tiles, heads as u32, head), &arguments);
-    } else {
-        let kernel = if head == 32 { Kernel::Attention32 } else { Kernel::Attention64 };
-        ground.launch(kernel, attention_shape(shape.tiles, heads as u32, head), &arguments);
-    }
+    let kernel = attention_kernel(head, by_warpgroups).unwrap();
+    ground.launch(kernel, attention_shape(kernel, shape.tiles, heads as u32, head), &arguments);
     let found: Vec<f16> = ground.get(&context, shape.rows * hidden);
 
     let value = |row: usize, part: usize, of_head: usize, column: usize| {
