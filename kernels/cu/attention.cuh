@@ -17,6 +17,6 @@ struct AttentionArguments {
     u32 unused;
 };
 
-constexpr u32 QUERIES = 128; // of a block
+constexpr u32 QUERIES = 128; // of a tile
 constexpr float LEEWAY = 8;  // powers of two by which a weight may be above one: halves hold twice as many
 constexpr u32 TWO_ONES = 0x3c003c00; // as halves

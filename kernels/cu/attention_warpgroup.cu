@@ -2,8 +2,9 @@
 //
 // A block takes 128 queries of one head of one sequence, 64 to a warpgroup, and goes through keys and values 64 at a time. Queries, keys and values lie in
 // shared memory as the products read them: rows of one head, whose 16-byte chunks are exchanged. Scores are products of factors in shared memory; weights stay
-// in the registers in which they were computed and are a factor there. Four steps of keys and values are on their way at once, so that
-// a sequence of up to 256 tokens is asked for almost as a whole. What one warpgroup leaves of the tensor cores while it computes weights, the others of the multiprocessor use.
+// in the registers in which they were computed and are a factor there. Three steps of keys and values are on their way while one is computed. What a warpgroup
+// leaves of the tensor cores while it computes weights, and of the rest while it multiplies, the others of the multiprocessor use: so none waits for
+// products with work of its own at hand, which would take registers that let fewer of them be there.
 #include "attention.cuh"
 #include "warpgroup.cuh"
 
@@ -11,9 +12,7 @@
 
 constexpr u32 GROUP_QUERIES = 64; // of a warpgroup
 constexpr u32 STEP_KEYS = 64;     // keys of a step
-constexpr u32 STEPS_THERE = 4;    // steps whose keys and values there is room for
-constexpr u32 STEPS_AHEAD = STEPS_THERE - 1; // steps that are asked for while one is computed
-constexpr u32 GROUP_THREADS = QUERIES / GROUP_QUERIES * WARPGROUP;
+static_assert(QUERIES == 2 * GROUP_QUERIES, "a block has two warpgroups, or one where a tile has half as many queries");
 
 // So many rows of one head in shared memory.
 template <u32 Head, u32 Rows> struct HeadRows {
@@ -26,9 +25,9 @@ template <u32 Head, u32 Rows> struct HeadRows {
     // These 16 bytes of a row.
     DEVICE_MEMBER u8* chunk(u32 row, u32 number) { return bytes + swizzled<ROW_BYTES>(row, number); }
 
-    // Asks for the rows from `first` on of `from`, which has a row 0; those from `end` on are zeros. Each thread of the block brings a share of them.
-    DEVICE_MEMBER void copy_from(const half_bits* from, u32 pitch, u32 first, u32 end) {
-        constexpr u32 TOGETHER = GROUP_THREADS / CHUNKS; // rows
+    // Asks for the rows from `first` on of `from`, which has a row 0; those from `end` on are zeros. Each of so many threads brings a share of them.
+    template <u32 Threads> DEVICE_MEMBER void copy_from(const half_bits* from, u32 pitch, u32 first, u32 end) {
+        constexpr u32 TOGETHER = Threads / CHUNKS; // rows
         static_assert(Rows % TOGETHER == 0, "every thread brings as much");
         u32 number = threadIdx.x % CHUNKS;
 #pragma unroll
@@ -44,9 +43,25 @@ template <u32 Head> struct AttentionStep {
     HeadRows<Head, STEP_KEYS> keys, values;
 };
 
-template <u32 Head> struct WarpgroupAttentionMemory {
-    HeadRows<Head, QUERIES> queries;
+// What a block of so many warpgroups has in shared memory, and how its threads fill it.
+template <u32 Head, u32 Groups> struct WarpgroupAttentionMemory {
+    static constexpr u32 THREADS = Groups * WARPGROUP;
+    static constexpr u32 STEPS_THERE = Groups == 1 ? 2 : 4; // steps whose keys and values there is room for
+    static constexpr u32 STEPS_AHEAD = STEPS_THERE - 1;     // steps that are asked for while one is computed
+    HeadRows<Head, Groups * GROUP_QUERIES> queries;
     AttentionStep<Head> steps[STEPS_THERE];
+
+    DEVICE_MEMBER AttentionStep<Head>& at(u32 step) { return steps[step % STEPS_THERE]; }
+
+    // Asks for the keys and values of a step if there is one, as one group of copies.
+    DEVICE_MEMBER void ask_for(const half_bits* from_keys, const half_bits* from_values, u32 pitch, u32 step, u32 length) {
+        u32 first = step * STEP_KEYS;
+        if (first < length) {
+            at(step).keys.template copy_from<THREADS>(from_keys, pitch, first, length);
+            at(step).values.template copy_from<THREADS>(from_values, pitch, first, length);
+        }
+        commit_copies();
+    }
 };
 
 // What a thread has of 64 queries: of the rows `group` and `group + 8` of its warp's sixteen.
@@ -55,17 +70,6 @@ template <u32 Head> struct Attended {
     float sums[4];          // of the weights, twice for each row
     float largest[2];       // about the largest score so far
 };
-
-// Asks for the keys and values of a step if there is one, as one group of copies.
-template <u32 Head> DEVICE void ask_for(WarpgroupAttentionMemory<Head>& memory, const half_bits* keys, const half_bits* values, u32 pitch, u32 step, u32 length) {
-    u32 first = step * STEP_KEYS;
-    if (first < length) {
-        AttentionStep<Head>& into = memory.steps[step % STEPS_THERE];
-        into.keys.copy_from(keys, pitch, first, length);
-        into.values.copy_from(values, pitch, first, length);
-    }
-    commit_copies();
-}
 
 template <u32 Head> DEVICE void multiply_queries(float (&scores)[STEP_KEYS / 2], const u8* queries, const u8* keys) {
     constexpr u32 ROW_BYTES = Head * sizeof(half_bits);
@@ -152,26 +156,27 @@ template <u32 Head> DEVICE void weigh(u32 (&weights)[STEP_KEYS / 16][4], Attende
 }
 
 // Heads are the fastest to change: blocks that run at once read neighbouring parts of the same rows. blockIdx.x is the head, blockIdx.y the tile.
-template <u32 Head> DEVICE void attend_by_warpgroups(const AttentionArguments& arguments) {
+template <u32 Head, u32 Groups> DEVICE void attend_by_warpgroups(const AttentionArguments& arguments) {
     AttentionTile tile = arguments.tiles[blockIdx.y];
     if (tile.length == 0) {
         return;
     }
-    auto& memory = *reinterpret_cast<WarpgroupAttentionMemory<Head>*>(shared_memory());
+    using Memory = WarpgroupAttentionMemory<Head, Groups>;
+    auto& memory = *reinterpret_cast<Memory*>(shared_memory());
     u32 pitch = 3 * arguments.heads * Head;
     const half_bits* queries = arguments.projections + static_cast<u64>(tile.first_row) * pitch + blockIdx.x * Head;
     const half_bits* keys = queries + arguments.heads * Head;
     const half_bits* values = keys + arguments.heads * Head;
-    memory.queries.copy_from(queries, pitch, tile.first_query, tile.length);
-    for (u32 step = 0; step < STEPS_AHEAD; ++step) {
-        ask_for(memory, keys, values, pitch, step, tile.length);
+    memory.queries.template copy_from<Memory::THREADS>(queries, pitch, tile.first_query, tile.length);
+    for (u32 step = 0; step < Memory::STEPS_AHEAD; ++step) {
+        memory.ask_for(keys, values, pitch, step, tile.length);
     }
     // What is there of a step is there for all threads, and the place of the one before is free.
     auto enter = [&](u32 step) {
-        wait_for_copies<STEPS_AHEAD - 1>();
+        wait_for_copies<Memory::STEPS_AHEAD - 1>();
         publish_copies();
         synchronize_block();
-        ask_for(memory, keys, values, pitch, step + STEPS_AHEAD, tile.length);
+        memory.ask_for(keys, values, pitch, step + Memory::STEPS_AHEAD, tile.length);
     };
 
     // All lanes of a warp take the same way: products are under way on it.
@@ -189,7 +194,7 @@ template <u32 Head> DEVICE void attend_by_warpgroups(const AttentionArguments& a
     Attended<Head> attended = {};
     for (u32 step = 0; step < steps; ++step) {
         enter(step);
-        AttentionStep<Head>& there = memory.steps[step % STEPS_THERE];
+        AttentionStep<Head>& there = memory.at(step);
         float scores[STEP_KEYS / 2];
         multiply_queries<Head>(scores, memory.queries.row(warpgroup * GROUP_QUERIES), there.keys.bytes);
         u32 first_key = step * STEP_KEYS;
@@ -228,7 +233,10 @@ template <u32 Head> DEVICE void attend_by_warpgroups(const AttentionArguments& a
     }
 }
 
-KERNEL_BOUNDS(warpgroup_attention_32, AttentionArguments, GROUP_THREADS, 3) { attend_by_warpgroups<32>(arguments); }
-KERNEL_BOUNDS(warpgroup_attention_64, AttentionArguments, GROUP_THREADS, 2) { attend_by_warpgroups<64>(arguments); }
+KERNEL_BOUNDS(warpgroup_attention_32, AttentionArguments, 2 * WARPGROUP, 3) { attend_by_warpgroups<32, 2>(arguments); }
+KERNEL_BOUNDS(warpgroup_attention_64, AttentionArguments, 2 * WARPGROUP, 2) { attend_by_warpgroups<64, 2>(arguments); }
+// Where no sequence has more than 64 tokens, a second warpgroup would be idle.
+KERNEL_BOUNDS(short_attention_32, AttentionArguments, WARPGROUP, 6) { attend_by_warpgroups<32, 1>(arguments); }
+KERNEL_BOUNDS(short_attention_64, AttentionArguments, WARPGROUP, 5) { attend_by_warpgroups<64, 1>(arguments); }
 
 #endif

@@ -4,6 +4,8 @@ use crate::tokenizer::TokenSequence;
 
 /// Queries of one attention block; the kernel's `QUERIES`.
 pub(crate) const ATTENTION_TILE: usize = 128;
+/// Tokens of a short sequence: one for which half a block of attention is enough.
+pub(crate) const SHORT_TOKENS: usize = ATTENTION_TILE / 2;
 /// Words of a tile's description; the kernel's `AttentionTile`.
 const TILE_WORDS: usize = 3;
 
@@ -16,6 +18,8 @@ pub(crate) struct BatchShape {
     pub(crate) tiles: usize,
     /// Sequences.
     pub(crate) sequences: usize,
+    /// Whether all of them are short.
+    pub(crate) is_short: bool,
 }
 
 /// Rows of a batch with one short sequence: few different numbers, so that each is recorded once.
@@ -29,8 +33,11 @@ impl BatchShape {
         let rows: usize = sequences.iter().map(TokenSequence::len).sum();
         let tiles = sequences.iter().map(|sequence| sequence.len().div_ceil(ATTENTION_TILE)).sum();
         match QUERY_ROWS.into_iter().find(|most| sequences.len() == 1 && rows <= *most) {
-            Some(rows) => BatchShape { rows, tiles: rows.div_ceil(ATTENTION_TILE), sequences: 1 },
-            None => BatchShape { rows: rows.next_multiple_of(ROWS_STEP), tiles, sequences: sequences.len() },
+            Some(rows) => BatchShape { rows, tiles: rows.div_ceil(ATTENTION_TILE), sequences: 1, is_short: rows <= SHORT_TOKENS },
+            None => {
+                let is_short = sequences.iter().all(|sequence| sequence.len() <= SHORT_TOKENS);
+                BatchShape { rows: rows.next_multiple_of(ROWS_STEP), tiles, sequences: sequences.len(), is_short }
+            }
         }
     }
 
@@ -121,6 +128,7 @@ mod tests {
             let words = describe(&sequences, shape);
             prop_assert_eq!(words.len(), shape.words());
             let rows: usize = lengths.iter().sum();
+            prop_assert!(!shape.is_short || lengths.iter().all(|length| *length <= SHORT_TOKENS));
             prop_assert!(shape.rows >= rows && shape.rows.is_multiple_of(16));
             prop_assert!(words[..rows].iter().copied().eq(1..=rows as u32));
             let mut queries = std::collections::BTreeSet::new();

@@ -29,12 +29,10 @@ const NORMALIZED_ROWS: u32 = 2;
 const POOL_THREADS: u32 = 512;
 /// Keys of a step of attention; `TILE` of the kernels.
 const ATTENTION_KEYS: usize = 32;
-/// The same of attention by warpgroups, which has so many queries to a warpgroup of so many threads, and room for so many steps; `GROUP_QUERIES`, `WARPGROUP`,
-/// `STEP_KEYS` and `STEPS_THERE` of its kernels.
+/// The same of attention by warpgroups, which takes so many queries to a warpgroup of so many threads; `STEP_KEYS`, `GROUP_QUERIES` and `WARPGROUP` of its kernels.
+const STEP_KEYS: usize = 64;
 const GROUP_QUERIES: usize = 64;
 const WARPGROUP: u32 = 128;
-const STEP_KEYS: usize = 64;
-const STEPS_THERE: usize = 4;
 const WARP: u32 = 32;
 
 /// How an encoder does its work, where there are several ways; the defaults are what was measured to be fastest.
@@ -185,7 +183,8 @@ impl<M: Machine> GpuEncoder<M> {
     pub(crate) fn new_lane(&self) -> Result<Lane<M>, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, positions, .. } = *self.model.configuration();
         let rows = self.rows.max(positions.next_multiple_of(128));
-        let shape = BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX };
+        let shape =
+            BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX, is_short: false };
         let halves = |columns: usize| self.machine.allocate(rows * columns * size_of::<f16>());
         Ok(Lane {
             queue: self.machine.new_queue()?,
@@ -331,8 +330,8 @@ impl<M: Machine> Pass<'_, M> {
         let heads = self.configuration.heads as u32;
         let arguments =
             AttentionArguments { projections, context, tiles: self.described(self.shape.tiles_at()), heads, unused: 0 };
-        let shape = attention_shape(self.kernels.attention, self.shape.tiles, heads, self.configuration.head_dimension());
-        self.launch(self.kernels.attention, shape, &arguments)?;
+        let (kernel, shape) = self.kernels.attention.launch(self.shape, heads);
+        self.launch(kernel, shape, &arguments)?;
         self.multiply(tensors, layer::ATTENTION_OUTPUT, context, rows, (hidden, hidden), ProductEnd::Add)?;
         self.normalize(tensors, layer::ATTENTION_NORM)
     }
@@ -410,35 +409,47 @@ impl<M: Machine> Pass<'_, M> {
     }
 }
 
-/// Blocks of a kernel of attention for so many tiles of queries.
-fn attention_shape(kernel: Kernel, tiles: usize, heads: u32, head_dimension: usize) -> LaunchShape {
-    if kernel.needs_warpgroups() {
-        // Shared memory: the queries, and the keys and values of several steps.
-        let rows = batch::ATTENTION_TILE + STEPS_THERE * 2 * STEP_KEYS;
-        return LaunchShape {
-            grid: [heads, tiles as u32],
-            threads: (batch::ATTENTION_TILE / GROUP_QUERIES) as u32 * WARPGROUP,
-            shared_bytes: (rows * head_dimension * size_of::<f16>()) as u32,
-        };
-    }
-    // Shared memory: the queries, and twice the keys and values of a step, rows 16 bytes longer than a head.
-    let rows = batch::ATTENTION_TILE + 4 * ATTENTION_KEYS;
-    let queries_of_warp = if head_dimension == 32 { 32 } else { 16 };
-    LaunchShape {
-        grid: [tiles as u32, heads],
-        threads: batch::ATTENTION_TILE as u32 / queries_of_warp * WARP,
-        shared_bytes: (rows * (head_dimension + 8) * size_of::<f16>()) as u32,
-    }
+/// What of attention is computed how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Attention {
+    head_dimension: usize,
+    by_warpgroups: bool,
 }
 
-/// The kernel of attention for heads of so many values.
-fn attention_kernel(head_dimension: usize, by_warpgroups: bool) -> Result<Kernel, GpuError> {
-    match (head_dimension, by_warpgroups) {
-        (32, false) => Ok(Kernel::Attention32),
-        (64, false) => Ok(Kernel::Attention64),
-        (32, true) => Ok(Kernel::WarpgroupAttention32),
-        (64, true) => Ok(Kernel::WarpgroupAttention64),
-        (other, _) => Err(GpuError::ModelShape(format!("its attention heads have {other} values: 32 and 64 are possible"))),
+impl Attention {
+    /// # Errors
+    /// Heads of a size that there are no kernels for.
+    fn of(head_dimension: usize, by_warpgroups: bool) -> Result<Self, GpuError> {
+        if !matches!(head_dimension, 32 | 64) {
+            let what = format!("its attention heads have {head_dimension} values: 32 and 64 are possible");
+            return Err(GpuError::ModelShape(what));
+        }
+        Ok(Attention { head_dimension, by_warpgroups })
+    }
+
+    /// The kernel for a batch, and its blocks.
+    fn launch(self, batch: BatchShape, heads: u32) -> (Kernel, LaunchShape) {
+        let halves = |rows: usize, columns: usize| (rows * columns * size_of::<f16>()) as u32;
+        let is_narrow = self.head_dimension == 32;
+        if self.by_warpgroups {
+            let (kernel, groups, steps_there) = match (is_narrow, batch.is_short) {
+                (true, false) => (Kernel::WarpgroupAttention32, 2, 4),
+                (false, false) => (Kernel::WarpgroupAttention64, 2, 4),
+                (true, true) => (Kernel::ShortAttention32, 1, 2),
+                (false, true) => (Kernel::ShortAttention64, 1, 2),
+            };
+            let grid = [heads, batch.tiles as u32];
+            // Shared memory: the queries, and the keys and values of several steps.
+            let rows = groups * GROUP_QUERIES + steps_there * 2 * STEP_KEYS;
+            let shape = LaunchShape { grid, threads: groups as u32 * WARPGROUP, shared_bytes: halves(rows, self.head_dimension) };
+            return (kernel, shape);
+        }
+        let (kernel, queries_of_warp) = if is_narrow { (Kernel::Attention32, 32) } else { (Kernel::Attention64, 16) };
+        let grid = [batch.tiles as u32, heads];
+        let threads = batch::ATTENTION_TILE as u32 / queries_of_warp * WARP;
+        // Shared memory: the queries, and twice the keys and values of a step, rows 16 bytes longer than a head.
+        let rows = batch::ATTENTION_TILE + 4 * ATTENTION_KEYS;
+        (kernel, LaunchShape { grid, threads, shared_bytes: halves(rows, self.head_dimension + 8) })
     }
 }
 
@@ -446,7 +457,7 @@ fn attention_kernel(head_dimension: usize, by_warpgroups: bool) -> Result<Kernel
 #[derive(Clone, Copy)]
 struct Kernels {
     embed: Kernel,
-    attention: Kernel,
+    attention: Attention,
     layer_norm: Kernel,
     pool: Kernel,
 }
@@ -460,7 +471,7 @@ impl Kernels {
             );
             return Err(GpuError::ModelShape(what));
         }
-        let attention = attention_kernel(configuration.head_dimension(), by_warpgroups)?;
+        let attention = Attention::of(configuration.head_dimension(), by_warpgroups)?;
         Ok(if hidden_size <= 512 {
             Kernels { embed: Kernel::Embed512, attention, layer_norm: Kernel::LayerNorm512, pool: Kernel::Pool512 }
         } else {

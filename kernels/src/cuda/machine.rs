@@ -97,6 +97,8 @@ pub(crate) enum Kernel {
     Attention64,
     WarpgroupAttention32,
     WarpgroupAttention64,
+    ShortAttention32,
+    ShortAttention64,
     Embed512,
     Embed1024,
     LayerNorm512,
@@ -115,11 +117,13 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    pub(crate) const ALL: [Kernel; 19] = [
+    pub(crate) const ALL: [Kernel; 21] = [
         Kernel::Attention32,
         Kernel::Attention64,
         Kernel::WarpgroupAttention32,
         Kernel::WarpgroupAttention64,
+        Kernel::ShortAttention32,
+        Kernel::ShortAttention64,
         Kernel::Embed512,
         Kernel::Embed1024,
         Kernel::LayerNorm512,
@@ -139,8 +143,17 @@ impl Kernel {
 
     /// Whether it is for GPUs that multiply by warpgroups only.
     pub(crate) fn needs_warpgroups(self) -> bool {
-        let is_attention = matches!(self, Kernel::WarpgroupAttention32 | Kernel::WarpgroupAttention64);
-        is_attention || matches!(self, Kernel::Scan8 | Kernel::Scan64 | Kernel::Scan128 | Kernel::Scan256)
+        matches!(
+            self,
+            Kernel::WarpgroupAttention32
+                | Kernel::WarpgroupAttention64
+                | Kernel::ShortAttention32
+                | Kernel::ShortAttention64
+                | Kernel::Scan8
+                | Kernel::Scan64
+                | Kernel::Scan128
+                | Kernel::Scan256
+        )
     }
 
     /// Its name in the source.
@@ -150,6 +163,8 @@ impl Kernel {
             Kernel::Attention64 => "attention_64",
             Kernel::WarpgroupAttention32 => "warpgroup_attention_32",
             Kernel::WarpgroupAttention64 => "warpgroup_attention_64",
+            Kernel::ShortAttention32 => "short_attention_32",
+            Kernel::ShortAttention64 => "short_attention_64",
             Kernel::Embed512 => "embed_512",
             Kernel::Embed1024 => "embed_1024",
             Kernel::LayerNorm512 => "layer_norm_512",

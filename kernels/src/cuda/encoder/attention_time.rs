@@ -3,7 +3,7 @@
 use super::super::batch::{self, BatchShape};
 use super::super::limits::{noise, seconds_of};
 use super::super::machine::{DeviceMemory, GpuError, Machine};
-use super::{AttentionArguments, attention_kernel, attention_shape};
+use super::{Attention, AttentionArguments};
 use crate::tokenizer::TokenSequence;
 use half::f16;
 
@@ -23,7 +23,7 @@ pub struct AttentionWork {
 /// Seconds that the work takes, done several times in a row.
 pub(crate) fn measure<M: Machine>(machine: &M, work: AttentionWork, by_warpgroups: bool) -> Result<f64, GpuError> {
     let AttentionWork { texts, tokens, heads, head_dimension } = work;
-    let kernel = attention_kernel(head_dimension, by_warpgroups && machine.has_warpgroups())?;
+    let attention = Attention::of(head_dimension, by_warpgroups && machine.has_warpgroups())?;
     let sequences = vec![TokenSequence(vec![0; tokens]); texts];
     let shape = BatchShape::of(&sequences);
     let values = shape.rows * heads * head_dimension;
@@ -40,7 +40,7 @@ pub(crate) fn measure<M: Machine>(machine: &M, work: AttentionWork, by_warpgroup
         heads: heads as u32,
         unused: 0,
     };
-    let launch_shape = attention_shape(kernel, shape.tiles, heads as u32, head_dimension);
+    let (kernel, launch_shape) = attention.launch(shape, heads as u32);
     seconds_of(|wait| {
         // SAFETY: the arguments are the kernel's, the three pieces of memory are as large as the shape says, and live until the work is done, which the
         // last round waits for.

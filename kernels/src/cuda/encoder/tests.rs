@@ -96,8 +96,8 @@ fn check_attention_by(by_warpgroups: bool, seed: u64, head: usize, heads: usize,
         heads: heads as u32,
         unused: 0,
     };
-    let kernel = attention_kernel(head, by_warpgroups).unwrap();
-    ground.launch(kernel, attention_shape(kernel, shape.tiles, heads as u32, head), &arguments);
+    let (kernel, launch_shape) = Attention::of(head, by_warpgroups).unwrap().launch(shape, heads as u32);
+    ground.launch(kernel, launch_shape, &arguments);
     let found: Vec<f16> = ground.get(&context, shape.rows * hidden);
 
     let value = |row: usize, part: usize, of_head: usize, column: usize| {
@@ -131,7 +131,7 @@ fn check_attention_by(by_warpgroups: bool, seed: u64, head: usize, heads: usize,
 #[test]
 fn attention_over_every_length_near_the_borders_of_tiles() {
     for lengths in
-        [&[1, 2, 15][..], &[16, 17], &[63], &[64], &[65], &[127, 1], &[128], &[129], &[193, 64], &[257], &[32, 33, 96, 97]]
+        [&[1, 2, 15][..], &[16, 17], &[63], &[64, 64, 1], &[65], &[127, 1], &[128], &[129], &[193, 64], &[257], &[32, 33, 96, 97]]
     {
         check_attention(lengths[0] as u64, 32, 2, lengths);
     }
@@ -139,7 +139,7 @@ fn attention_over_every_length_near_the_borders_of_tiles() {
 
 #[test]
 fn attention_of_wider_heads() {
-    for lengths in [&[1, 70][..], &[130], &[17, 113], &[257]] {
+    for lengths in [&[1, 64, 33][..], &[1, 70], &[130], &[17, 113], &[257]] {
         check_attention(7, 64, 1, lengths);
     }
 }
