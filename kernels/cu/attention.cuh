@@ -14,7 +14,7 @@ struct AttentionArguments {
     half_bits* context;           // rows x heads x Head values
     const AttentionTile* tiles;   // of all sequences
     u32 heads;
-    u32 unused;
+    u32 as_a_whole; // by warpgroups: whether keys and values that fit into shared memory are waited for once
 };
 
 constexpr u32 QUERIES = 128; // of a tile

@@ -85,6 +85,8 @@ template <u32 Head> DEVICE void multiply_queries(float (&scores)[STEP_KEYS / 2],
 
 template <u32 Head> DEVICE void multiply_weights(float (&result)[Head / 2], u32 (&weights)[STEP_KEYS / 16][4], const u8* values) {
     constexpr u32 ROW_BYTES = Head * sizeof(half_bits);
+    keep_in_place(result);
+    keep_in_place(weights);
     begin_products();
 #pragma unroll
     for (u32 k = 0; k < STEP_KEYS / 16; ++k) {
@@ -171,17 +173,26 @@ template <u32 Head, u32 Groups> DEVICE void attend_by_warpgroups(const Attention
     for (u32 step = 0; step < Memory::STEPS_AHEAD; ++step) {
         memory.ask_for(keys, values, pitch, step, tile.length);
     }
-    // What is there of a step is there for all threads, and the place of the one before is free.
-    auto enter = [&](u32 step) {
-        wait_for_copies<Memory::STEPS_AHEAD - 1>();
+    u32 steps = (tile.length + STEP_KEYS - 1) / STEP_KEYS;
+    bool whole = arguments.as_a_whole && steps <= Memory::STEPS_THERE;
+    if (whole) {
+        memory.ask_for(keys, values, pitch, Memory::STEPS_AHEAD, tile.length);
+        wait_for_copies<0>();
         publish_copies();
         synchronize_block();
-        memory.ask_for(keys, values, pitch, step + Memory::STEPS_AHEAD, tile.length);
+    }
+    // After it, what is there of a step is there for all threads, and the place of the one before is free.
+    auto enter = [&](u32 step) {
+        if (!whole) {
+            wait_for_copies<Memory::STEPS_AHEAD - 1>();
+            publish_copies();
+            synchronize_block();
+            memory.ask_for(keys, values, pitch, step + Memory::STEPS_AHEAD, tile.length);
+        }
     };
 
     // All lanes of a warp take the same way: products are under way on it.
     u32 warp = same_in_warp(threadIdx.x / WARP), lane = lane_of(threadIdx.x), warpgroup = warp / (WARPGROUP / WARP);
-    u32 steps = (tile.length + STEP_KEYS - 1) / STEP_KEYS;
     if (tile.first_query + warpgroup * GROUP_QUERIES >= tile.length) {
         // The queries of this warpgroup are all past the end: it has nothing to do but to bring keys and values.
         for (u32 step = 0; step < steps; ++step) {

@@ -63,7 +63,8 @@ DEVICE void copy_in_bulk(void* to_shared, const void* from_global, u32 bytes, Ba
 // Shows the products what this thread has copied or written into shared memory; a barrier must follow.
 DEVICE void publish_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// What products write or read here is theirs up to this place: the compiler moves nothing of it to before the wait.
+// Before products: what they read or write here is computed. After the wait for them: nothing that uses it is moved to before the wait. Of registers the
+// compiler does not know that what stands between has anything to do with them.
 template <u32 Count> DEVICE void keep_in_place(float (&values)[Count]) {
 #pragma unroll
     for (u32 i = 0; i < Count; ++i) {

@@ -18,8 +18,8 @@ mod emulator;
 
 pub use compiler::{compile, is_compiler_present};
 pub use driver::{GpuDescription, gpus, reset};
-pub use encoder::EncoderOptions;
 pub use encoder::attention_time::AttentionWork;
+pub use encoder::{AttentionWay, EncoderOptions};
 pub use limits::{Limits, measure_attention, measure_limits};
 pub use machine::{CudaVersion, GpuError};
 pub use search::HITS_MAX;

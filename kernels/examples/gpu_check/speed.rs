@@ -2,7 +2,7 @@
 
 use crate::comparison::{noise, sequences};
 use half::f16;
-use ragged_kernels::cuda::{AttentionWork, CudaRows, EncoderOptions, Gpu, Limits, measure_attention};
+use ragged_kernels::cuda::{AttentionWay, AttentionWork, CudaRows, EncoderOptions, Gpu, Limits, measure_attention};
 use ragged_kernels::{CudaDevice, Device, EncoderConfiguration, Model};
 use serde_json::{Value, json};
 use std::error::Error;
@@ -58,21 +58,23 @@ pub fn two_at_once(device: &CudaDevice, model: &Model, limits: &Limits) -> Resul
 /// Rounds in which ways of working take turns.
 const ROUNDS: usize = 3;
 
-/// Attention alone, by warpgroups and as other GPUs compute it: about 16,384 rows of a layer each.
+const ATTENTION_WAYS: [AttentionWay; 3] = [AttentionWay::Warps, AttentionWay::Warpgroups, AttentionWay::WarpgroupsAtOnce];
+
+/// Attention alone, in each way: about 16,384 rows of a layer each.
 pub fn attention(gpu: &Gpu) -> Result<Vec<Value>, Box<dyn Error>> {
     println!("\nattention alone, 16,384 rows of 384 values, microseconds (best of several rounds)");
-    println!("  {:>6} {:>6} {:>8} {:>16} {:>10}", "tokens", "texts", "head", "by warpgroups", "without");
+    println!("  {:>6} {:>6} {:>6} {:>10} {:>14} {:>20}", "tokens", "texts", "head", "warps", "warpgroups", "warpgroups at once");
     let mut results = Vec::new();
     for head_dimension in [32, 64] {
         for tokens in [16, 64, 128, 200, 256, 512] {
             let work = AttentionWork { texts: 16_384 / tokens, tokens, heads: 384 / head_dimension, head_dimension };
-            let [with, without] = [measure_attention(gpu, work, true)?, measure_attention(gpu, work, false)?];
-            let texts = work.texts;
-            println!("  {tokens:>6} {texts:>6} {head_dimension:>8} {:>16.1} {:>10.1}", with * 1e6, without * 1e6);
-            results.push(json!({
-                "tokens": tokens, "texts": work.texts, "head_dimension": head_dimension,
-                "warpgroup_seconds": with, "other_seconds": without,
-            }));
+            let mut seconds = [0.0; ATTENTION_WAYS.len()];
+            for (way, seconds) in ATTENTION_WAYS.into_iter().zip(&mut seconds) {
+                *seconds = measure_attention(gpu, work, way)?;
+            }
+            let [warps, steps, at_once] = seconds.map(|seconds| seconds * 1e6);
+            println!("  {tokens:>6} {:>6} {head_dimension:>6} {warps:>10.1} {steps:>14.1} {at_once:>20.1}", work.texts);
+            results.push(json!({ "tokens": tokens, "texts": work.texts, "head_dimension": head_dimension, "seconds": seconds }));
         }
     }
     Ok(results)
@@ -84,7 +86,7 @@ pub fn ways(gpu: &Gpu, model: &Arc<Model>, limits: &Limits) -> Result<Vec<Value>
     println!("\nways of encoding {batch} texts of {tokens} tokens (best of {ROUNDS} medians of {ENCODER_REPEATS}, in turns)");
     println!("  {:<58} {:>14} {:>10} {:>22}", "", "tokens/s", "ms", "of the product's rate");
     let usual = EncoderOptions::default();
-    let mut all = vec![usual, EncoderOptions { by_warpgroups: false, ..usual }];
+    let mut all: Vec<_> = ATTENTION_WAYS.into_iter().map(|attention| EncoderOptions { attention, ..usual }).collect();
     all.extend([3, 4].map(|lanes| EncoderOptions { lanes, ..usual }));
     // 131,072 rows in eight parts, in six that are equal, and in four.
     all.extend([16_384, 22_016, 32_768].map(|rows| EncoderOptions { rows, ..usual }));
@@ -100,8 +102,8 @@ pub fn ways(gpu: &Gpu, model: &Arc<Model>, limits: &Limits) -> Result<Vec<Value>
     for (options, seconds) in all.iter().zip(best) {
         let per_second = (tokens * batch) as f64 / seconds;
         let part = per_second * operations_of_a_token(model.configuration(), tokens) / limits.product_per_second;
-        let EncoderOptions { by_warpgroups, lanes, rows } = *options;
-        let name = format!("{lanes} lanes, {rows} rows, attention by {}", if by_warpgroups { "warpgroups" } else { "warps" });
+        let EncoderOptions { attention, lanes, rows } = *options;
+        let name = format!("{lanes} lanes, {rows} rows, attention: {attention:?}");
         println!("  {name:<58} {per_second:>14.0} {:>10.3} {:>20.1} %", seconds * 1e3, part * 100.0);
         results.push(json!({ "way": name, "tokens_per_second": per_second, "seconds": seconds, "of_product_rate": part }));
     }

@@ -35,11 +35,22 @@ const GROUP_QUERIES: usize = 64;
 const WARPGROUP: u32 = 128;
 const WARP: u32 = 32;
 
+/// Ways of computing attention. Only [`AttentionWay::Warps`] is possible on GPUs that do not multiply by warpgroups, and is what they do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionWay {
+    /// Products by single warps.
+    Warps,
+    /// Products by warpgroups, which wait for keys and values step by step.
+    Warpgroups,
+    /// The same, but keys and values of up to 256 tokens are waited for once.
+    WarpgroupsAtOnce,
+}
+
 /// How an encoder does its work, where there are several ways; the defaults are what was measured to be fastest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncoderOptions {
-    /// Whether attention is computed by warpgroups, on GPUs that multiply by them.
-    pub by_warpgroups: bool,
+    /// How it computes attention.
+    pub attention: AttentionWay,
     /// Queues of work: batches, and parts of a large batch, that are under way at once.
     pub lanes: usize,
     /// Rows that pass through the encoder together: enough for several blocks of every product on each multiprocessor, few enough that most of what one step
@@ -47,9 +58,15 @@ pub struct EncoderOptions {
     pub rows: usize,
 }
 
+impl AttentionWay {
+    fn possible_on(self, machine: &impl Machine) -> Self {
+        if machine.has_warpgroups() { self } else { AttentionWay::Warps }
+    }
+}
+
 impl Default for EncoderOptions {
     fn default() -> Self {
-        EncoderOptions { by_warpgroups: true, lanes: super::BATCHES_IN_FLIGHT, rows: ROWS_MAX }
+        EncoderOptions { attention: AttentionWay::WarpgroupsAtOnce, lanes: super::BATCHES_IN_FLIGHT, rows: ROWS_MAX }
     }
 }
 
@@ -144,7 +161,7 @@ struct AttentionArguments {
     context: u64,
     tiles: u64,
     heads: u32,
-    unused: u32,
+    as_a_whole: u32,
 }
 
 #[repr(C)]
@@ -165,7 +182,7 @@ impl<M: Machine> GpuEncoder<M> {
     /// A model that the kernels are not made for, too little memory, a GPU that fails.
     pub(crate) fn new(machine: Arc<M>, model: Arc<Model>, options: EncoderOptions) -> Result<Self, GpuError> {
         let configuration = model.configuration();
-        let kernels = Kernels::of(configuration, options.by_warpgroups && machine.has_warpgroups())?;
+        let kernels = Kernels::of(configuration, options.attention.possible_on(machine.as_ref()))?;
         let mut queue = machine.new_queue()?;
         let mut uploader = Uploader { machine: machine.as_ref(), queue: &mut queue, model: &model };
         let words = uploader.embeddings()?;
@@ -328,8 +345,9 @@ impl<M: Machine> Pass<'_, M> {
         let Buffers { hidden: rows, projections, context, .. } = *self.buffers;
         self.multiply(tensors, layer::PROJECTIONS, rows, projections, (hidden, 3 * hidden), ProductEnd::Store)?;
         let heads = self.configuration.heads as u32;
+        let as_a_whole = self.kernels.attention.as_a_whole();
         let arguments =
-            AttentionArguments { projections, context, tiles: self.described(self.shape.tiles_at()), heads, unused: 0 };
+            AttentionArguments { projections, context, tiles: self.described(self.shape.tiles_at()), heads, as_a_whole };
         let (kernel, shape) = self.kernels.attention.launch(self.shape, heads);
         self.launch(kernel, shape, &arguments)?;
         self.multiply(tensors, layer::ATTENTION_OUTPUT, context, rows, (hidden, hidden), ProductEnd::Add)?;
@@ -413,25 +431,30 @@ impl<M: Machine> Pass<'_, M> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Attention {
     head_dimension: usize,
-    by_warpgroups: bool,
+    way: AttentionWay,
 }
 
 impl Attention {
     /// # Errors
     /// Heads of a size that there are no kernels for.
-    fn of(head_dimension: usize, by_warpgroups: bool) -> Result<Self, GpuError> {
+    fn of(head_dimension: usize, way: AttentionWay) -> Result<Self, GpuError> {
         if !matches!(head_dimension, 32 | 64) {
             let what = format!("its attention heads have {head_dimension} values: 32 and 64 are possible");
             return Err(GpuError::ModelShape(what));
         }
-        Ok(Attention { head_dimension, by_warpgroups })
+        Ok(Attention { head_dimension, way })
+    }
+
+    /// What the kernel is told of the way.
+    fn as_a_whole(self) -> u32 {
+        u32::from(self.way == AttentionWay::WarpgroupsAtOnce)
     }
 
     /// The kernel for a batch, and its blocks.
     fn launch(self, batch: BatchShape, heads: u32) -> (Kernel, LaunchShape) {
         let halves = |rows: usize, columns: usize| (rows * columns * size_of::<f16>()) as u32;
         let is_narrow = self.head_dimension == 32;
-        if self.by_warpgroups {
+        if self.way != AttentionWay::Warps {
             let (kernel, groups, steps_there) = match (is_narrow, batch.is_short) {
                 (true, false) => (Kernel::WarpgroupAttention32, 2, 4),
                 (false, false) => (Kernel::WarpgroupAttention64, 2, 4),
@@ -463,7 +486,7 @@ struct Kernels {
 }
 
 impl Kernels {
-    fn of(configuration: &EncoderConfiguration, by_warpgroups: bool) -> Result<Self, GpuError> {
+    fn of(configuration: &EncoderConfiguration, way: AttentionWay) -> Result<Self, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, .. } = *configuration;
         if hidden_size > HIDDEN_SIZE_MAX || !hidden_size.is_multiple_of(8) || !intermediate_size.is_multiple_of(8) {
             let what = format!(
@@ -471,7 +494,7 @@ impl Kernels {
             );
             return Err(GpuError::ModelShape(what));
         }
-        let attention = Attention::of(configuration.head_dimension(), by_warpgroups)?;
+        let attention = Attention::of(configuration.head_dimension(), way)?;
         Ok(if hidden_size <= 512 {
             Kernels { embed: Kernel::Embed512, attention, layer_norm: Kernel::LayerNorm512, pool: Kernel::Pool512 }
         } else {

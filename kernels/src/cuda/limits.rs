@@ -2,6 +2,7 @@
 
 use super::Gpu;
 use super::driver::guarded;
+use super::encoder::AttentionWay;
 use super::encoder::attention_time::{self, AttentionWork};
 use super::machine::{DeviceMemory, GpuError, Machine, Product, ProductEnd};
 use half::f16;
@@ -34,12 +35,12 @@ pub fn measure_limits(gpu: &Gpu) -> Result<Limits, GpuError> {
     })
 }
 
-/// Seconds that attention takes alone, by warpgroups or as other GPUs compute it.
+/// Seconds that attention takes alone, in this way.
 ///
 /// # Errors
 /// As [`measure_limits`]; heads of other sizes than 32 and 64.
-pub fn measure_attention(gpu: &Gpu, work: AttentionWork, by_warpgroups: bool) -> Result<f64, GpuError> {
-    guarded("measuring attention", || attention_time::measure(gpu.machine.as_ref(), work, by_warpgroups))
+pub fn measure_attention(gpu: &Gpu, work: AttentionWork, way: AttentionWay) -> Result<f64, GpuError> {
+    guarded("measuring attention", || attention_time::measure(gpu.machine.as_ref(), work, way))
 }
 
 fn measure_product(gpu: &Gpu) -> Result<f64, GpuError> {

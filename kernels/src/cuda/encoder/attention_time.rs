@@ -3,7 +3,7 @@
 use super::super::batch::{self, BatchShape};
 use super::super::limits::{noise, seconds_of};
 use super::super::machine::{DeviceMemory, GpuError, Machine};
-use super::{Attention, AttentionArguments};
+use super::{Attention, AttentionArguments, AttentionWay};
 use crate::tokenizer::TokenSequence;
 use half::f16;
 
@@ -21,9 +21,9 @@ pub struct AttentionWork {
 }
 
 /// Seconds that the work takes, done several times in a row.
-pub(crate) fn measure<M: Machine>(machine: &M, work: AttentionWork, by_warpgroups: bool) -> Result<f64, GpuError> {
+pub(crate) fn measure<M: Machine>(machine: &M, work: AttentionWork, way: AttentionWay) -> Result<f64, GpuError> {
     let AttentionWork { texts, tokens, heads, head_dimension } = work;
-    let attention = Attention::of(head_dimension, by_warpgroups && machine.has_warpgroups())?;
+    let attention = Attention::of(head_dimension, way.possible_on(machine))?;
     let sequences = vec![TokenSequence(vec![0; tokens]); texts];
     let shape = BatchShape::of(&sequences);
     let values = shape.rows * heads * head_dimension;
@@ -38,7 +38,7 @@ pub(crate) fn measure<M: Machine>(machine: &M, work: AttentionWork, by_warpgroup
         context: context.address(),
         tiles: description.address() + (shape.tiles_at() * size_of::<u32>()) as u64,
         heads: heads as u32,
-        unused: 0,
+        as_a_whole: attention.as_a_whole(),
     };
     let (kernel, launch_shape) = attention.launch(shape, heads as u32);
     seconds_of(|wait| {

@@ -65,15 +65,17 @@ fn normalized(row: &[f64], scale: &[f32], shift: &[f32], epsilon: f64) -> Vec<f6
     row.iter().zip(scale).zip(shift).map(norm).collect()
 }
 
-/// Both kernels of attention.
+const WAYS: [AttentionWay; 3] = [AttentionWay::Warps, AttentionWay::Warpgroups, AttentionWay::WarpgroupsAtOnce];
+
+/// All ways of computing attention.
 fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
-    for by_warpgroups in [false, true] {
-        check_attention_by(by_warpgroups, seed, head, heads, lengths, 0.0);
+    for way in WAYS {
+        check_attention_by(way, seed, head, heads, lengths, 0.0);
     }
 }
 
 /// The keys of each row are larger by `growth` than those of the one before.
-fn check_attention_by(by_warpgroups: bool, seed: u64, head: usize, heads: usize, lengths: &[usize], growth: f32) {
+fn check_attention_by(way: AttentionWay, seed: u64, head: usize, heads: usize, lengths: &[usize], growth: f32) {
     let mut random = StdRng::seed_from_u64(seed);
     let sequences: Vec<TokenSequence> = lengths.iter().map(|length| TokenSequence(vec![1; *length])).collect();
     let shape = BatchShape::of(&sequences);
@@ -89,14 +91,15 @@ fn check_attention_by(by_warpgroups: bool, seed: u64, head: usize, heads: usize,
     let description = ground.put(&batch::describe(&sequences, shape));
     let memory = ground.put(&projections);
     let context = ground.poisoned(shape.rows * hidden);
+    let attention = Attention::of(head, way).unwrap();
     let arguments = AttentionArguments {
         projections: memory.address(),
         context: context.address(),
         tiles: description.address() + (shape.tiles_at() * size_of::<u32>()) as u64,
         heads: heads as u32,
-        unused: 0,
+        as_a_whole: attention.as_a_whole(),
     };
-    let (kernel, launch_shape) = Attention::of(head, by_warpgroups).unwrap().launch(shape, heads as u32);
+    let (kernel, launch_shape) = attention.launch(shape, heads as u32);
     ground.launch(kernel, launch_shape, &arguments);
     let found: Vec<f16> = ground.get(&context, shape.rows * hidden);
 
@@ -119,7 +122,7 @@ fn check_attention_by(by_warpgroups: bool, seed: u64, head: usize, heads: usize,
                         .map(|(key, weight)| weight / sum * value(first + key, 2, of_head, column))
                         .sum();
                     let place = (first + query) * hidden + of_head * head + column;
-                    assert_near(f64::from(found[place]), expected, &(by_warpgroups, lengths, query, of_head, column));
+                    assert_near(f64::from(found[place]), expected, &(way, lengths, query, of_head, column));
                 }
             }
         }
@@ -147,9 +150,9 @@ fn attention_of_wider_heads() {
 /// Scores grow so much from step to step that what has been added up has to be made smaller.
 #[test]
 fn attention_whose_later_scores_are_larger() {
-    for by_warpgroups in [false, true] {
+    for way in WAYS {
         for (head, length) in [(32, 300), (64, 200)] {
-            check_attention_by(by_warpgroups, 5, head, 1, &[length], 0.02);
+            check_attention_by(way, 5, head, 1, &[length], 0.02);
         }
     }
 }
