@@ -18,9 +18,9 @@ mod emulator;
 
 pub use compiler::{compile, is_compiler_present};
 pub use driver::{GpuDescription, gpus, reset};
-pub use encoder::attention_time::AttentionWork;
+pub use encoder::attention_alone::AttentionWork;
 pub use encoder::{AttentionWay, EncoderOptions};
-pub use limits::{Limits, measure_attention, measure_limits};
+pub use limits::{Limits, compare_attention, measure_attention, measure_limits};
 pub use machine::{CudaVersion, GpuError};
 pub use search::HITS_MAX;
 

@@ -67,14 +67,15 @@ pub fn attention(gpu: &Gpu) -> Result<Vec<Value>, Box<dyn Error>> {
     let mut results = Vec::new();
     for head_dimension in [32, 64] {
         for tokens in [16, 64, 128, 200, 256, 512] {
-            let work = AttentionWork { texts: 16_384 / tokens, tokens, heads: 384 / head_dimension, head_dimension };
+            let texts = 16_384 / tokens;
+            let work = AttentionWork { lengths: vec![tokens; texts], heads: 384 / head_dimension, head_dimension };
             let mut seconds = [0.0; ATTENTION_WAYS.len()];
             for (way, seconds) in ATTENTION_WAYS.into_iter().zip(&mut seconds) {
-                *seconds = measure_attention(gpu, work, way)?;
+                *seconds = measure_attention(gpu, &work, way)?;
             }
             let [warps, steps, at_once] = seconds.map(|seconds| seconds * 1e6);
-            println!("  {tokens:>6} {:>6} {head_dimension:>6} {warps:>10.1} {steps:>14.1} {at_once:>20.1}", work.texts);
-            results.push(json!({ "tokens": tokens, "texts": work.texts, "head_dimension": head_dimension, "seconds": seconds }));
+            println!("  {tokens:>6} {:>6} {head_dimension:>6} {warps:>10.1} {steps:>14.1} {at_once:>20.1}", texts);
+            results.push(json!({ "tokens": tokens, "texts": texts, "head_dimension": head_dimension, "seconds": seconds }));
         }
     }
     Ok(results)

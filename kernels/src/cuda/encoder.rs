@@ -602,7 +602,7 @@ impl Parts {
     }
 }
 
-pub(crate) mod attention_time;
+pub(crate) mod attention_alone;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use super::Gpu;
 use super::driver::guarded;
 use super::encoder::AttentionWay;
-use super::encoder::attention_time::{self, AttentionWork};
+use super::encoder::attention_alone::{self, AttentionWork};
 use super::machine::{DeviceMemory, GpuError, Machine, Product, ProductEnd};
 use half::f16;
 use std::time::Instant;
@@ -39,8 +39,16 @@ pub fn measure_limits(gpu: &Gpu) -> Result<Limits, GpuError> {
 ///
 /// # Errors
 /// As [`measure_limits`]; heads of other sizes than 32 and 64.
-pub fn measure_attention(gpu: &Gpu, work: AttentionWork, way: AttentionWay) -> Result<f64, GpuError> {
-    guarded("measuring attention", || attention_time::measure(gpu.machine.as_ref(), work, way))
+pub fn measure_attention(gpu: &Gpu, work: &AttentionWork, way: AttentionWay) -> Result<f64, GpuError> {
+    guarded("measuring attention", || attention_alone::seconds(gpu.machine.as_ref(), work, way))
+}
+
+/// By how much the results of two ways of computing attention differ at most; infinite where one of them is no number.
+///
+/// # Errors
+/// As [`measure_attention`].
+pub fn compare_attention(gpu: &Gpu, work: &AttentionWork, ways: [AttentionWay; 2]) -> Result<f32, GpuError> {
+    guarded("comparing attention", || attention_alone::difference(gpu.machine.as_ref(), work, ways))
 }
 
 fn measure_product(gpu: &Gpu) -> Result<f64, GpuError> {

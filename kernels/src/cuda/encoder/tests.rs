@@ -1,6 +1,7 @@
 //! Each kernel of the encoder beside a plain computation in f64, more closely than whole vectors can be compared.
 
 use super::super::emulator::{Emulator, GuardedMemory};
+use super::attention_alone::AttentionWork;
 use super::*;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -144,6 +145,17 @@ fn attention_over_every_length_near_the_borders_of_tiles() {
 fn attention_of_wider_heads() {
     for lengths in [&[1, 64, 33][..], &[1, 70], &[130], &[17, 113], &[257]] {
         check_attention(7, 64, 1, lengths);
+    }
+}
+
+#[test]
+fn attention_alone_is_the_same_in_all_ways() {
+    for head_dimension in [32, 64] {
+        let work = AttentionWork { lengths: vec![3, 70], heads: 2, head_dimension };
+        for way in WAYS {
+            let difference = attention_alone::difference(&Emulator::new(1), &work, [AttentionWay::Warps, way]).unwrap();
+            assert!(f64::from(difference) <= 2.0 * TOLERANCE, "{way:?}: {difference}");
+        }
     }
 }
 
