@@ -5,7 +5,7 @@
 
 use super::compiler;
 use super::machine::{CudaVersion, DeviceMemory, GpuError, Kernel, LaunchShape, Machine, Product};
-use super::products::Products;
+use super::products::{FastestWays, Products};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute_enum as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, PinnedHostSlice};
@@ -136,6 +136,7 @@ pub(crate) struct Driver {
     shared_bytes_max: u32,
     /// On which memory is cleared.
     clearing: Arc<CudaStream>,
+    fastest_ways: FastestWays,
     /// Held while work is recorded and while memory is allocated: a recording does not bear what waits for its GPU.
     recording: Mutex<()>,
 }
@@ -168,7 +169,16 @@ impl Driver {
                 kernels.insert(kernel, function);
             }
             let shared_bytes_max = shared_bytes_max as u32;
-            Ok(Driver { context, description, kernels, multiprocessors, shared_bytes_max, clearing, recording: Mutex::new(()) })
+            Ok(Driver {
+                context,
+                description,
+                kernels,
+                multiprocessors,
+                shared_bytes_max,
+                clearing,
+                fastest_ways: FastestWays::default(),
+                recording: Mutex::new(()),
+            })
         })
     }
 
@@ -291,7 +301,7 @@ impl Machine for Driver {
                 memory.map_err(|fault| failed("allocating staging memory", fault))
             };
             let (outgoing, incoming) = (staging()?, staging()?);
-            let products = Products::new(&self.context, |bytes| self.allocate(bytes))?;
+            let products = Products::new(&self.context, self.fastest_ways.clone(), |bytes| self.allocate(bytes))?;
             Ok(DriverQueue { stream, products, outgoing, outgoing_used: 0, incoming })
         })
     }
