@@ -93,6 +93,18 @@ pub(crate) fn describe(sequences: &[TokenSequence], shape: BatchShape) -> Vec<u3
     words
 }
 
+/// Rows of a part at most, so that queues of work get as many parts each, and about as large ones, as few of at most `rows_max` as that allows.
+pub(crate) fn even_rows(sequences: &[TokenSequence], rows_max: usize, queues: usize) -> usize {
+    let rows: usize = sequences.iter().map(TokenSequence::len).sum();
+    if rows <= rows_max {
+        return rows_max;
+    }
+    let parts = rows.div_ceil(rows_max).next_multiple_of(queues);
+    // A part ends when the next sequence does not fit: it has at least an even share when there is room for one more sequence.
+    let longest = sequences.iter().map(TokenSequence::len).max().unwrap_or(0);
+    (rows.div_ceil(parts) + longest).min(rows_max)
+}
+
 /// Cuts sequences into parts of at most `rows_max` tokens and `sequences_max` sequences, in their order. A sequence that is longer is a part of its own.
 pub(crate) fn parts(sequences: &[TokenSequence], rows_max: usize, sequences_max: usize) -> Vec<&[TokenSequence]> {
     let mut parts = Vec::new();
@@ -144,6 +156,18 @@ mod tests {
                 prop_assert_eq!(words[shape.lengths() + number] as usize, *length);
                 prop_assert_eq!(words[shape.places() + first], 0);
                 prop_assert_eq!(words[shape.places() + first + length - 1] as usize, length - 1);
+            }
+        }
+
+        #[test]
+        fn even_parts_are_as_many_for_each_queue(lengths in proptest::collection::vec(1usize..40, 1..200), queues in 1usize..4) {
+            let sequences = sequences(&lengths);
+            let (rows_max, rows) = (400, lengths.iter().sum::<usize>());
+            let even = even_rows(&sequences, rows_max, queues);
+            prop_assert!(even <= rows_max);
+            let parts = parts(&sequences, even, usize::MAX);
+            if rows > rows_max && even < rows_max {
+                prop_assert!(parts.len() <= rows.div_ceil(rows_max).next_multiple_of(queues));
             }
         }
 

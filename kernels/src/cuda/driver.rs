@@ -166,6 +166,11 @@ impl Driver {
                 let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 function.set_attribute(most, of_a_block - own).map_err(|fault| failed("giving a kernel shared memory", fault))?;
                 shared_bytes_max = shared_bytes_max.min(of_a_block - own);
+                if kernel.needs_warpgroups() {
+                    // In percent. They read what is in shared memory, and as many blocks are to be there as it has room for.
+                    let of_the_cache = FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+                    function.set_attribute(of_the_cache, 100).map_err(|fault| failed("giving a kernel shared memory", fault))?;
+                }
                 kernels.insert(kernel, function);
             }
             let shared_bytes_max = shared_bytes_max as u32;

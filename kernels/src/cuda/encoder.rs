@@ -56,6 +56,8 @@ pub struct EncoderOptions {
     /// Rows that pass through the encoder together: enough for several blocks of every product on each multiprocessor, few enough that most of what one step
     /// hands to the next stays in the level-2 cache.
     pub rows: usize,
+    /// Whether the parts of a large batch are made equally large.
+    pub even_parts: bool,
 }
 
 impl AttentionWay {
@@ -66,7 +68,12 @@ impl AttentionWay {
 
 impl Default for EncoderOptions {
     fn default() -> Self {
-        EncoderOptions { attention: AttentionWay::WarpgroupsAtOnce, lanes: super::BATCHES_IN_FLIGHT, rows: ROWS_MAX }
+        EncoderOptions {
+            attention: AttentionWay::WarpgroupsAtOnce,
+            lanes: super::BATCHES_IN_FLIGHT,
+            rows: ROWS_MAX,
+            even_parts: false,
+        }
     }
 }
 
@@ -75,7 +82,7 @@ pub(crate) struct GpuEncoder<M: Machine> {
     machine: Arc<M>,
     model: Arc<Model>,
     kernels: Kernels,
-    rows: usize,
+    options: EncoderOptions,
     words: Tensors<M>,
     layers: Vec<Layer<M>>,
 }
@@ -188,18 +195,18 @@ impl<M: Machine> GpuEncoder<M> {
         let words = uploader.embeddings()?;
         let layers = (0..configuration.layers).map(|index| uploader.layer(index)).collect::<Result<_, _>>()?;
         model.weights().release_pages();
-        Ok(GpuEncoder { machine, model, kernels, rows: options.rows, words, layers })
+        Ok(GpuEncoder { machine, model, kernels, options, words, layers })
     }
 
     /// Rows that pass through together.
     pub(crate) fn rows(&self) -> usize {
-        self.rows
+        self.options.rows
     }
 
     /// Buffers for one batch at a time.
     pub(crate) fn new_lane(&self) -> Result<Lane<M>, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, positions, .. } = *self.model.configuration();
-        let rows = self.rows.max(positions.next_multiple_of(128));
+        let rows = self.options.rows.max(positions.next_multiple_of(128));
         let shape =
             BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX, is_short: false };
         let halves = |columns: usize| self.machine.allocate(rows * columns * size_of::<f16>());
@@ -221,7 +228,11 @@ impl<M: Machine> GpuEncoder<M> {
         let dimension = self.model.dimension();
         let mut vectors = vec![0.0f32; sequences.len() * dimension];
         for (flight, vectors) in sequences.chunks(FLIGHT_SEQUENCES).zip(vectors.chunks_mut(FLIGHT_SEQUENCES * dimension)) {
-            let parts = batch::parts(flight, self.rows, SEQUENCES_MAX);
+            let EncoderOptions { mut rows, even_parts, .. } = self.options;
+            if even_parts {
+                rows = batch::even_rows(flight, rows, lanes.len());
+            }
+            let parts = batch::parts(flight, rows, SEQUENCES_MAX);
             let turns = parts.len().div_ceil(lanes.len());
             let mut done = vec![0; lanes.len()];
             for turn in 0..turns {
