@@ -40,10 +40,10 @@ const WARP: u32 = 32;
 pub enum AttentionWay {
     /// Products by single warps.
     Warps,
-    /// Products by warpgroups, which wait for keys and values step by step.
+    /// Products by warpgroups, a block for each tile of queries.
     Warpgroups,
-    /// The same, but keys and values of up to 256 tokens are waited for once.
-    WarpgroupsAtOnce,
+    /// The same by blocks that stay: while they compute a tile, the next is on its way.
+    StayingWarpgroups,
 }
 
 /// How an encoder does its work, where there are several ways; the defaults are what was measured to be fastest.
@@ -56,8 +56,6 @@ pub struct EncoderOptions {
     /// Rows that pass through the encoder together: enough for several blocks of every product on each multiprocessor, few enough that most of what one step
     /// hands to the next stays in the level-2 cache.
     pub rows: usize,
-    /// Whether the parts of a large batch are made equally large.
-    pub even_parts: bool,
 }
 
 impl AttentionWay {
@@ -68,12 +66,7 @@ impl AttentionWay {
 
 impl Default for EncoderOptions {
     fn default() -> Self {
-        EncoderOptions {
-            attention: AttentionWay::WarpgroupsAtOnce,
-            lanes: super::BATCHES_IN_FLIGHT,
-            rows: ROWS_MAX,
-            even_parts: false,
-        }
+        EncoderOptions { attention: AttentionWay::Warpgroups, lanes: super::BATCHES_IN_FLIGHT, rows: ROWS_MAX }
     }
 }
 
@@ -168,7 +161,9 @@ struct AttentionArguments {
     context: u64,
     tiles: u64,
     heads: u32,
-    as_a_whole: u32,
+    tile_count: u32,
+    together: u32,
+    unused: u32,
 }
 
 #[repr(C)]
@@ -228,11 +223,7 @@ impl<M: Machine> GpuEncoder<M> {
         let dimension = self.model.dimension();
         let mut vectors = vec![0.0f32; sequences.len() * dimension];
         for (flight, vectors) in sequences.chunks(FLIGHT_SEQUENCES).zip(vectors.chunks_mut(FLIGHT_SEQUENCES * dimension)) {
-            let EncoderOptions { mut rows, even_parts, .. } = self.options;
-            if even_parts {
-                rows = batch::even_rows(flight, rows, lanes.len());
-            }
-            let parts = batch::parts(flight, rows, SEQUENCES_MAX);
+            let parts = batch::parts(flight, batch::even_rows(flight, self.options.rows, lanes.len()), SEQUENCES_MAX);
             let turns = parts.len().div_ceil(lanes.len());
             let mut done = vec![0; lanes.len()];
             for turn in 0..turns {
@@ -356,10 +347,9 @@ impl<M: Machine> Pass<'_, M> {
         let Buffers { hidden: rows, projections, context, .. } = *self.buffers;
         self.multiply(tensors, layer::PROJECTIONS, rows, projections, (hidden, 3 * hidden), ProductEnd::Store)?;
         let heads = self.configuration.heads as u32;
-        let as_a_whole = self.kernels.attention.as_a_whole();
-        let arguments =
-            AttentionArguments { projections, context, tiles: self.described(self.shape.tiles_at()), heads, as_a_whole };
-        let (kernel, shape) = self.kernels.attention.launch(self.shape, heads);
+        let addresses = [projections, context, self.described(self.shape.tiles_at())];
+        let (kernel, shape, arguments) =
+            self.kernels.attention.work(self.machine.multiprocessors(), self.shape, heads, addresses);
         self.launch(kernel, shape, &arguments)?;
         self.multiply(tensors, layer::ATTENTION_OUTPUT, context, rows, (hidden, hidden), ProductEnd::Add)?;
         self.normalize(tensors, layer::ATTENTION_NORM)
@@ -456,34 +446,74 @@ impl Attention {
         Ok(Attention { head_dimension, way })
     }
 
-    /// What the kernel is told of the way.
-    fn as_a_whole(self) -> u32 {
-        u32::from(self.way == AttentionWay::WarpgroupsAtOnce)
+    /// The kernel for a batch, its blocks, and what it is told; the addresses are of the projections, the context and the tiles.
+    fn work(
+        self,
+        multiprocessors: u32,
+        batch: BatchShape,
+        heads: u32,
+        addresses: [u64; 3],
+    ) -> (Kernel, LaunchShape, AttentionArguments) {
+        let [projections, context, tiles] = addresses;
+        let tile_count = batch.tiles as u32;
+        let mut arguments = AttentionArguments { projections, context, tiles, heads, tile_count, together: 1, unused: 0 };
+        let (kernel, shape) = match self.way {
+            AttentionWay::Warps => self.by_warps(batch, heads),
+            AttentionWay::Warpgroups => self.by_warpgroups(batch, heads),
+            AttentionWay::StayingWarpgroups => {
+                let (kernel, mut shape, blocks_at_once) = self.by_staying_warpgroups(batch);
+                let blocks = blocks_at_once * multiprocessors;
+                // Two tiles of a text share its keys and values, which is worth it once every block has work.
+                if !batch.is_short && tile_count * heads > blocks {
+                    arguments.together = 2;
+                }
+                shape.grid = [blocks.min(tile_count.div_ceil(arguments.together) * heads), 1];
+                (kernel, shape)
+            }
+        };
+        (kernel, shape, arguments)
     }
 
-    /// The kernel for a batch, and its blocks.
-    fn launch(self, batch: BatchShape, heads: u32) -> (Kernel, LaunchShape) {
-        let halves = |rows: usize, columns: usize| (rows * columns * size_of::<f16>()) as u32;
-        let is_narrow = self.head_dimension == 32;
-        if self.way != AttentionWay::Warps {
-            let (kernel, groups, steps_there) = match (is_narrow, batch.is_short) {
-                (true, false) => (Kernel::WarpgroupAttention32, 2, 4),
-                (false, false) => (Kernel::WarpgroupAttention64, 2, 4),
-                (true, true) => (Kernel::ShortAttention32, 1, 2),
-                (false, true) => (Kernel::ShortAttention64, 1, 2),
-            };
-            let grid = [heads, batch.tiles as u32];
-            // Shared memory: the queries, and the keys and values of several steps.
-            let rows = groups * GROUP_QUERIES + steps_there * 2 * STEP_KEYS;
-            let shape = LaunchShape { grid, threads: groups as u32 * WARPGROUP, shared_bytes: halves(rows, self.head_dimension) };
-            return (kernel, shape);
-        }
-        let (kernel, queries_of_warp) = if is_narrow { (Kernel::Attention32, 32) } else { (Kernel::Attention64, 16) };
-        let grid = [batch.tiles as u32, heads];
+    fn bytes_of(self, rows: usize) -> u32 {
+        (rows * self.head_dimension * size_of::<f16>()) as u32
+    }
+
+    fn by_warps(self, batch: BatchShape, heads: u32) -> (Kernel, LaunchShape) {
+        let (kernel, queries_of_warp) = if self.is_narrow() { (Kernel::Attention32, 32) } else { (Kernel::Attention64, 16) };
         let threads = batch::ATTENTION_TILE as u32 / queries_of_warp * WARP;
         // Shared memory: the queries, and twice the keys and values of a step, rows 16 bytes longer than a head.
         let rows = batch::ATTENTION_TILE + 4 * ATTENTION_KEYS;
-        (kernel, LaunchShape { grid, threads, shared_bytes: halves(rows, self.head_dimension + 8) })
+        let shared_bytes = self.bytes_of(rows) + 16 * rows as u32;
+        (kernel, LaunchShape { grid: [batch.tiles as u32, heads], threads, shared_bytes })
+    }
+
+    fn by_warpgroups(self, batch: BatchShape, heads: u32) -> (Kernel, LaunchShape) {
+        let (kernel, groups, steps_there) = match (self.is_narrow(), batch.is_short) {
+            (true, false) => (Kernel::WarpgroupAttention32, 2, 4),
+            (false, false) => (Kernel::WarpgroupAttention64, 2, 4),
+            (true, true) => (Kernel::ShortAttention32, 1, 2),
+            (false, true) => (Kernel::ShortAttention64, 1, 2),
+        };
+        // Shared memory: the queries, and the keys and values of several steps.
+        let shared_bytes = self.bytes_of(groups * GROUP_QUERIES + steps_there * 2 * STEP_KEYS);
+        (kernel, LaunchShape { grid: [heads, batch.tiles as u32], threads: groups as u32 * WARPGROUP, shared_bytes })
+    }
+
+    /// Without the number of blocks, but with that of those which a multiprocessor takes at once: the kernel's bounds and `PLACES`.
+    fn by_staying_warpgroups(self, batch: BatchShape) -> (Kernel, LaunchShape, u32) {
+        let (kernel, groups, places, blocks) = match (self.is_narrow(), batch.is_short) {
+            (true, false) => (Kernel::StayingAttention32, 2, 8, 2),
+            (false, false) => (Kernel::StayingAttention64, 2, 6, 2),
+            (true, true) => (Kernel::ShortStayingAttention32, 1, 5, 4),
+            (false, true) => (Kernel::ShortStayingAttention64, 1, 3, 4),
+        };
+        // Shared memory: places for a tile's queries or the keys and values of a step, what is known of tiles, and barriers. A warp more brings it all.
+        let shared_bytes = places * self.bytes_of(batch::ATTENTION_TILE) + 1024;
+        (kernel, LaunchShape { grid: [1, 1], threads: groups * WARPGROUP + WARP, shared_bytes }, blocks)
+    }
+
+    fn is_narrow(self) -> bool {
+        self.head_dimension == 32
     }
 }
 

@@ -325,11 +325,15 @@ DEVICE u32 floats_to_halves(float low, float high) { return float_to_half(low) |
 
 DEVICE float exp2_fast(float x) { return std::exp2(x); }
 
+DEVICE float reciprocal_fast(float x) { return 1.0f / x; }
+
 DEVICE u32 exp2_fast_halves(u32 pair) {
     return floats_to_halves(std::exp2(half_to_float(emulator::half_of(pair, 0))), std::exp2(half_to_float(emulator::half_of(pair, 1))));
 }
 
 DEVICE float shuffle_xor(float value, u32 mask) { return emulator::show(value).of((emulator::block->current % WARP) ^ mask); }
+
+DEVICE u32 shuffle_xor(u32 value, u32 mask) { return emulator::show(value).of((emulator::block->current % WARP) ^ mask); }
 
 DEVICE u32 shuffle_down(u32 value, u32 by) {
     u32 lane = emulator::block->current % WARP;
