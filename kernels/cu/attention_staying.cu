@@ -14,6 +14,7 @@ struct TileAtHand {
     AttentionTile tile; // of length 0: the work is done
     u32 head;
     u32 keys_at; // which of all that was brought is the first step's keys and values; those of the other steps follow
+    u32 keys_come; // whether they are behind these queries, not those of a tile before
     u32 is_last; // whether no tile uses these keys and values after it
 };
 
@@ -25,7 +26,7 @@ template <u32 Head, u32 Groups> union Place {
 
 // What a block has in shared memory. `at` counts everything that is brought, from 0.
 template <u32 Head, u32 Groups> struct StayingMemory {
-    static constexpr u32 PLACES = Groups == 2 ? (Head == 32 ? 8 : 6) : (Head == 32 ? 5 : 3);
+    static constexpr u32 PLACES = Groups == 2 ? (Head == 32 ? 8 : 6) : (Head == 32 ? 6 : 3);
     static constexpr u32 SPAN = (PLACES - 1) * STEP_KEYS; // keys that there are places for beside the queries; for more keys the queries are brought again
     Place<Head, Groups> places[PLACES];
     TileAtHand tiles[PLACES];
@@ -121,14 +122,14 @@ template <u32 Head, u32 Groups> struct Bringer {
             }
         }
         enter();
-        tell({}, 0, 0, true);
+        tell({}, 0, 0, false, true);
         leave();
         show_all();
     }
 
-    DEVICE_MEMBER void tell(const AttentionTile& tile, u32 head, u32 keys_at, bool is_last) {
+    DEVICE_MEMBER void tell(const AttentionTile& tile, u32 head, u32 keys_at, bool keys_come, bool is_last) {
         if (lane == 0) {
-            memory.tile(asked) = {tile, head, keys_at, is_last};
+            memory.tile(asked) = {tile, head, keys_at, keys_come, is_last};
         }
     }
 
@@ -142,7 +143,7 @@ template <u32 Head, u32 Groups> struct Bringer {
         for (u32 first = 0; first < tile.length; first += STEP_KEYS) {
             if (first % Memory::SPAN == 0) {
                 enter();
-                tell(tile, head, keys_at, is_last);
+                tell(tile, head, keys_at, keys_come, is_last);
                 memory.queries(asked).template copy_from<WARP>(queries, pitch, tile.first_query, tile.length, lane);
                 leave();
             }
@@ -180,7 +181,7 @@ template <u32 Head> DEVICE void write_result(const Attended<Head>& attended, con
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
         u32 row = query + lane / 4 + 8 * half;
-        float factor = reciprocal_fast(attended.sums[2 * half]);
+        float factor = reciprocal_fast(attended.sums[half]);
 #pragma unroll
         for (u32 c = 0; c < Head / 8; c += 4) {
             u32 parts[4];
@@ -209,14 +210,13 @@ DEVICE void weigh_step(u32 (&weights)[STEP_KEYS / 16][4], Attended<Head>& attend
         if (raises) {
             raise(attended, scores, first);
         }
-        float before[2] = {attended.sums[0], attended.sums[2]};
-        weigh(weights, attended, scores);
+        float sums[4] = {};
+        weigh(weights, sums, attended, scores);
         // What is not finite after that will stay so.
-        if (raises || !any_lane(!(fmaxf(attended.sums[0], attended.sums[2]) < FLOAT_MAX))) {
+        if (raises || !any_lane(!(fmaxf(sums[0], sums[2]) < FLOAT_MAX))) {
+            add_to_sums(attended, sums);
             return;
         }
-        attended.sums[0] = before[0];
-        attended.sums[2] = before[1];
     }
 }
 
@@ -226,18 +226,17 @@ template <u32 Head, u32 Groups>
 DEVICE u32 attend_to(StayingMemory<Head, Groups>& memory, const AttentionArguments& arguments, u32 queries_at, u32 length, u32 warp, u32 lane) {
     u32 warpgroup = warp / (WARPGROUP / WARP);
     // If its queries are all past the end, it only says that it needs nothing.
-    bool is_idle = memory.tile(queries_at).tile.first_query + warpgroup * GROUP_QUERIES >= length;
+    auto is_idle = [&] { return memory.tile(queries_at).tile.first_query + warpgroup * GROUP_QUERIES >= length; };
     u32 at = same_in_warp(memory.tile(queries_at).keys_at);
-    bool keys_came = at > queries_at;
     Attended<Head> attended = {};
     for (u32 first_key = 0; first_key < length; first_key += STEP_KEYS) {
-        if (first_key > 0 && first_key % memory.SPAN == 0) {
+        if (at == queries_at + memory.PLACES) { // their own place again
             memory.release(queries_at, lane);
             queries_at = at++;
             memory.wait_for(queries_at);
         }
         memory.wait_for(at);
-        if (!is_idle) {
+        if (!is_idle()) {
             AttentionStep<Head>& there = memory.step(at);
             u32 weights[STEP_KEYS / 16][4];
             const u8* queries = memory.queries(queries_at).row(warpgroup * GROUP_QUERIES);
@@ -249,11 +248,11 @@ DEVICE u32 attend_to(StayingMemory<Head, Groups>& memory, const AttentionArgumen
         }
         ++at;
     }
-    if (!is_idle) {
+    if (!is_idle()) {
         const TileAtHand& at_hand = memory.tile(queries_at);
         write_result(attended, arguments, at_hand, at_hand.tile.first_query + warp * 16, lane);
     }
-    u32 next = keys_came ? at : queries_at + 1;
+    u32 next = memory.tile(queries_at).keys_come ? at : queries_at + 1;
     memory.release(queries_at, lane);
     return next;
 }

@@ -78,7 +78,9 @@ template <u32 Head, u32 Groups> DEVICE void attend_by_warpgroups(const Attention
         }
         raise(attended, scores, step == 0);
         u32 weights[STEP_KEYS / 16][4];
-        weigh(weights, attended, scores);
+        float sums[4] = {};
+        weigh(weights, sums, attended, scores);
+        add_to_sums(attended, sums);
         multiply_weights<Head>(attended.result, weights, there.values.bytes);
     }
     // Nobody reads the queries any more: their place takes the result, each warp's its own sixteen.
@@ -86,7 +88,7 @@ template <u32 Head, u32 Groups> DEVICE void attend_by_warpgroups(const Attention
     u32 first_of_warp = warp * 16;
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
-        float factor = 1.0f / attended.sums[2 * half];
+        float factor = reciprocal_fast(attended.sums[half]);
 #pragma unroll
         for (u32 n = 0; n < Head / 8; ++n) {
             const float* two = attended.result + n * 4 + 2 * half;

@@ -26,7 +26,7 @@ template <u32 Head, u32 Rows> struct HeadRows {
         constexpr u32 TOGETHER = Threads / CHUNKS; // rows
         static_assert(Rows % TOGETHER == 0, "every thread brings as much");
         u32 number = thread % CHUNKS;
-#pragma unroll
+#pragma unroll 4 // of a single warp's many, few addresses at once
         for (u32 i = 0; i < Rows / TOGETHER; ++i) {
             u32 row = i * TOGETHER + thread / CHUNKS;
             bool present = first + row < end;
@@ -42,7 +42,7 @@ template <u32 Head> struct AttentionStep {
 // What a thread has of 64 queries: of the rows `group` and `group + 8` of its warp's sixteen.
 template <u32 Head> struct Attended {
     float result[Head / 2]; // for each eight columns two of the one row and two of the other
-    float sums[4];          // of the weights, twice for each row
+    float sums[2];          // of the weights
     float largest[2];       // about the largest score so far
 };
 
@@ -107,7 +107,7 @@ template <u32 Head> DEVICE void raise(Attended<Head>& attended, const float (&sc
             float rise = fmaxf(maximum[half] - attended.largest[half], 0.0f);
             float shrink = exp2_fast(-rise);
             attended.largest[half] += rise;
-            attended.sums[2 * half] *= shrink;
+            attended.sums[half] *= shrink;
 #pragma unroll
             for (u32 n = 0; n < Head / 8; ++n) {
                 attended.result[n * 4 + 2 * half] *= shrink;
@@ -117,9 +117,11 @@ template <u32 Head> DEVICE void raise(Attended<Head>& attended, const float (&sc
     }
 }
 
-// What a lane holds of two 16 x 8 tiles of sums is what it must hold of a 16 x 16 factor. Powers of two are computed as floats: of halves the chip computes no
-// two at once either, and has to put them together. What is added up, by a product with ones, are the weights as the product with the values takes them.
-template <u32 Head> DEVICE void weigh(u32 (&weights)[STEP_KEYS / 16][4], Attended<Head>& attended, const float (&scores)[STEP_KEYS / 2]) {
+// The weights of these scores, and their sums, twice for each row. What a lane holds of two 16 x 8 tiles of sums is what it must hold of a 16 x 16 factor. Powers
+// of two are computed as floats: of halves the chip computes no two at once either, and has to put them together. What is added up, by a product with ones, are
+// the weights as the product with the values takes them.
+template <u32 Head>
+DEVICE void weigh(u32 (&weights)[STEP_KEYS / 16][4], float (&sums)[4], const Attended<Head>& attended, const float (&scores)[STEP_KEYS / 2]) {
 #pragma unroll
     for (u32 k = 0; k < STEP_KEYS / 16; ++k) {
 #pragma unroll
@@ -128,8 +130,13 @@ template <u32 Head> DEVICE void weigh(u32 (&weights)[STEP_KEYS / 16][4], Attende
             float largest = attended.largest[i % 2];
             weights[k][i] = floats_to_halves(exp2_fast(two[0] - largest), exp2_fast(two[1] - largest));
         }
-        multiply_add(attended.sums, weights[k], TWO_ONES, TWO_ONES);
+        multiply_add(sums, weights[k], TWO_ONES, TWO_ONES);
     }
+}
+
+template <u32 Head> DEVICE void add_to_sums(Attended<Head>& attended, const float (&sums)[4]) {
+    attended.sums[0] += sums[0];
+    attended.sums[1] += sums[2];
 }
 
 #endif

@@ -504,7 +504,7 @@ impl Attention {
         let (kernel, groups, places, blocks) = match (self.is_narrow(), batch.is_short) {
             (true, false) => (Kernel::StayingAttention32, 2, 8, 2),
             (false, false) => (Kernel::StayingAttention64, 2, 6, 2),
-            (true, true) => (Kernel::ShortStayingAttention32, 1, 5, 4),
+            (true, true) => (Kernel::ShortStayingAttention32, 1, 6, 4),
             (false, true) => (Kernel::ShortStayingAttention64, 1, 3, 4),
         };
         // Shared memory: places for a tile's queries or the keys and values of a step, what is known of tiles, and barriers. A warp more brings it all.
