@@ -14,8 +14,6 @@ struct AttentionArguments {
     half_bits* context;           // rows x heads x Head values
     const AttentionTile* tiles;   // of all sequences
     u32 heads;
-    u32 tile_count;
-    u32 together; // tiles of one head that a block that stays takes one after the other: 1 or 2
     u32 unused;
 };
 

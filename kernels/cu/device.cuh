@@ -101,8 +101,6 @@ DEVICE u32 exp2_fast_halves(u32 pair) {
 
 DEVICE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(ALL_LANES, value, mask); }
 
-DEVICE u32 shuffle_xor(u32 value, u32 mask) { return __shfl_xor_sync(ALL_LANES, value, mask); }
-
 // The value of the lane that is `by` further on; where there is none, the lane's own.
 DEVICE u32 shuffle_down(u32 value, u32 by) { return __shfl_down_sync(ALL_LANES, value, by); }
 

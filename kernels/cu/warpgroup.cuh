@@ -36,21 +36,7 @@ struct Barrier {
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes) : "memory");
     }
 
-    // Whether the phase of this parity has ended; the first phase has parity 0.
-    DEVICE_MEMBER bool has_ended(u32 parity) {
-        u32 ended;
-        asm volatile("{\n"
-                     ".reg .pred ended;\n"
-                     "mbarrier.test_wait.parity.shared::cta.b64 ended, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, ended;\n"
-                     "}"
-                     : "=r"(ended)
-                     : "r"(shared_address(this)), "r"(parity)
-                     : "memory");
-        return ended != 0;
-    }
-
-    // Waits for the end of the phase of this parity.
+    // Waits for the end of the phase of this parity; the first phase has parity 0.
     DEVICE_MEMBER void wait(u32 parity) {
         asm volatile("{\n"
                      ".reg .pred ended;\n"

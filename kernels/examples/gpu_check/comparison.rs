@@ -59,12 +59,10 @@ fn run_attention(gpu: &Gpu, small: bool) -> Result<Vec<Value>, Box<dyn Error>> {
     let mut results = Vec::new();
     for (name, lengths) in batches {
         for head_dimension in [32, 64] {
-            for way in [AttentionWay::Warpgroups, AttentionWay::StayingWarpgroups] {
-                let work = AttentionWork { lengths: lengths.clone(), heads: 3, head_dimension };
-                let difference = compare_attention(gpu, &work, [AttentionWay::Warps, way])?;
-                let name = format!("attention: {name}, heads of {head_dimension}, {way:?}");
-                results.push(report(&name, difference <= ATTENTION_TOLERANCE, json!({ "largest_difference": difference })));
-            }
+            let work = AttentionWork { lengths: lengths.clone(), heads: 3, head_dimension };
+            let difference = compare_attention(gpu, &work, [AttentionWay::Warps, AttentionWay::Warpgroups])?;
+            let name = format!("attention: {name}, heads of {head_dimension}");
+            results.push(report(&name, difference <= ATTENTION_TOLERANCE, json!({ "largest_difference": difference })));
         }
     }
     Ok(results)

@@ -58,12 +58,12 @@ pub fn two_at_once(device: &CudaDevice, model: &Model, limits: &Limits) -> Resul
 /// Rounds in which ways of working take turns.
 const ROUNDS: usize = 3;
 
-const ATTENTION_WAYS: [AttentionWay; 3] = [AttentionWay::Warps, AttentionWay::Warpgroups, AttentionWay::StayingWarpgroups];
+const ATTENTION_WAYS: [AttentionWay; 2] = [AttentionWay::Warps, AttentionWay::Warpgroups];
 
 /// Attention alone, in each way: about 16,384 rows of a layer each.
 pub fn attention(gpu: &Gpu) -> Result<Vec<Value>, Box<dyn Error>> {
     println!("\nattention alone, 16,384 rows of 384 values, microseconds (best of several rounds)");
-    println!("  {:>6} {:>6} {:>6} {:>10} {:>14} {:>20}", "tokens", "texts", "head", "warps", "warpgroups", "staying warpgroups");
+    println!("  {:>6} {:>6} {:>6} {:>10} {:>14}", "tokens", "texts", "head", "warps", "warpgroups");
     let mut results = Vec::new();
     for head_dimension in [32, 64] {
         for tokens in [16, 64, 128, 200, 256, 512] {
@@ -73,8 +73,8 @@ pub fn attention(gpu: &Gpu) -> Result<Vec<Value>, Box<dyn Error>> {
             for (way, seconds) in ATTENTION_WAYS.into_iter().zip(&mut seconds) {
                 *seconds = measure_attention(gpu, &work, way)?;
             }
-            let [warps, warpgroups, staying] = seconds.map(|seconds| seconds * 1e6);
-            println!("  {tokens:>6} {:>6} {head_dimension:>6} {warps:>10.1} {warpgroups:>14.1} {staying:>20.1}", texts);
+            let [warps, warpgroups] = seconds.map(|seconds| seconds * 1e6);
+            println!("  {tokens:>6} {:>6} {head_dimension:>6} {warps:>10.1} {warpgroups:>14.1}", texts);
             results.push(json!({ "tokens": tokens, "texts": texts, "head_dimension": head_dimension, "seconds": seconds }));
         }
     }
@@ -89,7 +89,7 @@ const WAYS_ROWS: [usize; 5] = [14_336, 16_384, 24_576, 32_768, 65_536];
 pub fn ways(gpu: &Gpu, model: &Arc<Model>, limits: &Limits) -> Result<Vec<Value>, Box<dyn Error>> {
     let (tokens, batch) = (256, 512);
     println!("\nways of encoding {batch} texts of {tokens} tokens (best of {ROUNDS} medians of {ENCODER_REPEATS}, in turns)");
-    println!("  {:<66} {:>14} {:>10} {:>22}", "", "tokens/s", "ms", "of the product's rate");
+    println!("  {:<58} {:>14} {:>10} {:>22}", "", "tokens/s", "ms", "of the product's rate");
     let usual = EncoderOptions::default();
     let mut all = Vec::new();
     for attention in ATTENTION_WAYS {
@@ -110,7 +110,7 @@ pub fn ways(gpu: &Gpu, model: &Arc<Model>, limits: &Limits) -> Result<Vec<Value>
         let part = per_second * operations_of_a_token(model.configuration(), tokens) / limits.product_per_second;
         let EncoderOptions { attention, lanes, rows } = *options;
         let name = format!("{lanes} lanes, {rows} rows, attention: {attention:?}");
-        println!("  {name:<66} {per_second:>14.0} {:>10.3} {:>20.1} %", seconds * 1e3, part * 100.0);
+        println!("  {name:<58} {per_second:>14.0} {:>10.3} {:>20.1} %", seconds * 1e3, part * 100.0);
         results.push(json!({ "way": name, "tokens_per_second": per_second, "seconds": seconds, "of_product_rate": part }));
     }
     Ok(results)

@@ -40,10 +40,8 @@ const WARP: u32 = 32;
 pub enum AttentionWay {
     /// Products by single warps.
     Warps,
-    /// Products by warpgroups, a block for each tile of queries.
+    /// Products by warpgroups.
     Warpgroups,
-    /// The same by blocks that stay: while they compute a tile, the next is on its way.
-    StayingWarpgroups,
 }
 
 /// How an encoder does its work, where there are several ways; the defaults are what was measured to be fastest.
@@ -75,7 +73,7 @@ pub(crate) struct GpuEncoder<M: Machine> {
     machine: Arc<M>,
     model: Arc<Model>,
     kernels: Kernels,
-    options: EncoderOptions,
+    rows: usize,
     words: Tensors<M>,
     layers: Vec<Layer<M>>,
 }
@@ -161,8 +159,6 @@ struct AttentionArguments {
     context: u64,
     tiles: u64,
     heads: u32,
-    tile_count: u32,
-    together: u32,
     unused: u32,
 }
 
@@ -190,18 +186,18 @@ impl<M: Machine> GpuEncoder<M> {
         let words = uploader.embeddings()?;
         let layers = (0..configuration.layers).map(|index| uploader.layer(index)).collect::<Result<_, _>>()?;
         model.weights().release_pages();
-        Ok(GpuEncoder { machine, model, kernels, options, words, layers })
+        Ok(GpuEncoder { machine, model, kernels, rows: options.rows, words, layers })
     }
 
     /// Rows that pass through together.
     pub(crate) fn rows(&self) -> usize {
-        self.options.rows
+        self.rows
     }
 
     /// Buffers for one batch at a time.
     pub(crate) fn new_lane(&self) -> Result<Lane<M>, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, positions, .. } = *self.model.configuration();
-        let rows = self.options.rows.max(positions.next_multiple_of(128));
+        let rows = self.rows.max(positions.next_multiple_of(128));
         let shape =
             BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX, is_short: false };
         let halves = |columns: usize| self.machine.allocate(rows * columns * size_of::<f16>());
@@ -223,7 +219,7 @@ impl<M: Machine> GpuEncoder<M> {
         let dimension = self.model.dimension();
         let mut vectors = vec![0.0f32; sequences.len() * dimension];
         for (flight, vectors) in sequences.chunks(FLIGHT_SEQUENCES).zip(vectors.chunks_mut(FLIGHT_SEQUENCES * dimension)) {
-            let parts = batch::parts(flight, batch::even_rows(flight, self.options.rows, lanes.len()), SEQUENCES_MAX);
+            let parts = batch::parts(flight, batch::even_rows(flight, self.rows, lanes.len()), SEQUENCES_MAX);
             let turns = parts.len().div_ceil(lanes.len());
             let mut done = vec![0; lanes.len()];
             for turn in 0..turns {
@@ -347,9 +343,9 @@ impl<M: Machine> Pass<'_, M> {
         let Buffers { hidden: rows, projections, context, .. } = *self.buffers;
         self.multiply(tensors, layer::PROJECTIONS, rows, projections, (hidden, 3 * hidden), ProductEnd::Store)?;
         let heads = self.configuration.heads as u32;
-        let addresses = [projections, context, self.described(self.shape.tiles_at())];
-        let (kernel, shape, arguments) =
-            self.kernels.attention.work(self.machine.multiprocessors(), self.shape, heads, addresses);
+        let tiles = self.described(self.shape.tiles_at());
+        let arguments = AttentionArguments { projections, context, tiles, heads, unused: 0 };
+        let (kernel, shape) = self.kernels.attention.launch(self.shape, heads);
         self.launch(kernel, shape, &arguments)?;
         self.multiply(tensors, layer::ATTENTION_OUTPUT, context, rows, (hidden, hidden), ProductEnd::Add)?;
         self.normalize(tensors, layer::ATTENTION_NORM)
@@ -446,32 +442,12 @@ impl Attention {
         Ok(Attention { head_dimension, way })
     }
 
-    /// The kernel for a batch, its blocks, and what it is told; the addresses are of the projections, the context and the tiles.
-    fn work(
-        self,
-        multiprocessors: u32,
-        batch: BatchShape,
-        heads: u32,
-        addresses: [u64; 3],
-    ) -> (Kernel, LaunchShape, AttentionArguments) {
-        let [projections, context, tiles] = addresses;
-        let tile_count = batch.tiles as u32;
-        let mut arguments = AttentionArguments { projections, context, tiles, heads, tile_count, together: 1, unused: 0 };
-        let (kernel, shape) = match self.way {
+    /// The kernel for a batch, and its blocks.
+    fn launch(self, batch: BatchShape, heads: u32) -> (Kernel, LaunchShape) {
+        match self.way {
             AttentionWay::Warps => self.by_warps(batch, heads),
             AttentionWay::Warpgroups => self.by_warpgroups(batch, heads),
-            AttentionWay::StayingWarpgroups => {
-                let (kernel, mut shape, blocks_at_once) = self.by_staying_warpgroups(batch);
-                let blocks = blocks_at_once * multiprocessors;
-                // Two tiles of a text share its keys and values, which is worth it once every block has work.
-                if !batch.is_short && tile_count * heads > blocks {
-                    arguments.together = 2;
-                }
-                shape.grid = [blocks.min(tile_count.div_ceil(arguments.together) * heads), 1];
-                (kernel, shape)
-            }
-        };
-        (kernel, shape, arguments)
+        }
     }
 
     fn bytes_of(self, rows: usize) -> u32 {
@@ -497,19 +473,6 @@ impl Attention {
         // Shared memory: the queries, and the keys and values of several steps.
         let shared_bytes = self.bytes_of(groups * GROUP_QUERIES + steps_there * 2 * STEP_KEYS);
         (kernel, LaunchShape { grid: [heads, batch.tiles as u32], threads: groups as u32 * WARPGROUP, shared_bytes })
-    }
-
-    /// Without the number of blocks, but with that of those which a multiprocessor takes at once: the kernel's bounds and `PLACES`.
-    fn by_staying_warpgroups(self, batch: BatchShape) -> (Kernel, LaunchShape, u32) {
-        let (kernel, groups, places, blocks) = match (self.is_narrow(), batch.is_short) {
-            (true, false) => (Kernel::StayingAttention32, 2, 8, 2),
-            (false, false) => (Kernel::StayingAttention64, 2, 6, 2),
-            (true, true) => (Kernel::ShortStayingAttention32, 1, 6, 4),
-            (false, true) => (Kernel::ShortStayingAttention64, 1, 3, 4),
-        };
-        // Shared memory: places for a tile's queries or the keys and values of a step, what is known of tiles, and barriers. A warp more brings it all.
-        let shared_bytes = places * self.bytes_of(batch::ATTENTION_TILE) + 1024;
-        (kernel, LaunchShape { grid: [1, 1], threads: groups * WARPGROUP + WARP, shared_bytes }, blocks)
     }
 
     fn is_narrow(self) -> bool {

@@ -99,10 +99,6 @@ pub(crate) enum Kernel {
     WarpgroupAttention64,
     ShortAttention32,
     ShortAttention64,
-    StayingAttention32,
-    StayingAttention64,
-    ShortStayingAttention32,
-    ShortStayingAttention64,
     Embed512,
     Embed1024,
     LayerNorm512,
@@ -121,17 +117,13 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    pub(crate) const ALL: [Kernel; 25] = [
+    pub(crate) const ALL: [Kernel; 21] = [
         Kernel::Attention32,
         Kernel::Attention64,
         Kernel::WarpgroupAttention32,
         Kernel::WarpgroupAttention64,
         Kernel::ShortAttention32,
         Kernel::ShortAttention64,
-        Kernel::StayingAttention32,
-        Kernel::StayingAttention64,
-        Kernel::ShortStayingAttention32,
-        Kernel::ShortStayingAttention64,
         Kernel::Embed512,
         Kernel::Embed1024,
         Kernel::LayerNorm512,
@@ -157,10 +149,6 @@ impl Kernel {
                 | Kernel::WarpgroupAttention64
                 | Kernel::ShortAttention32
                 | Kernel::ShortAttention64
-                | Kernel::StayingAttention32
-                | Kernel::StayingAttention64
-                | Kernel::ShortStayingAttention32
-                | Kernel::ShortStayingAttention64
                 | Kernel::Scan8
                 | Kernel::Scan64
                 | Kernel::Scan128
@@ -177,10 +165,6 @@ impl Kernel {
             Kernel::WarpgroupAttention64 => "warpgroup_attention_64",
             Kernel::ShortAttention32 => "short_attention_32",
             Kernel::ShortAttention64 => "short_attention_64",
-            Kernel::StayingAttention32 => "staying_attention_32",
-            Kernel::StayingAttention64 => "staying_attention_64",
-            Kernel::ShortStayingAttention32 => "short_staying_attention_32",
-            Kernel::ShortStayingAttention64 => "short_staying_attention_64",
             Kernel::Embed512 => "embed_512",
             Kernel::Embed1024 => "embed_1024",
             Kernel::LayerNorm512 => "layer_norm_512",

@@ -333,8 +333,6 @@ DEVICE u32 exp2_fast_halves(u32 pair) {
 
 DEVICE float shuffle_xor(float value, u32 mask) { return emulator::show(value).of((emulator::block->current % WARP) ^ mask); }
 
-DEVICE u32 shuffle_xor(u32 value, u32 mask) { return emulator::show(value).of((emulator::block->current % WARP) ^ mask); }
-
 DEVICE u32 shuffle_down(u32 value, u32 by) {
     u32 lane = emulator::block->current % WARP;
     auto shown = emulator::show(value);

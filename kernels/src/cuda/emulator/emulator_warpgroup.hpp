@@ -45,10 +45,8 @@ struct Barrier {
         put(now);
     }
 
-    bool has_ended(u32 parity) const { return parts().phase % 2 != parity; }
-
     void wait(u32 parity) {
-        emulator::wait_until([=] { return has_ended(parity); });
+        emulator::wait_until([=] { return parts().phase % 2 != parity; });
     }
 };
 

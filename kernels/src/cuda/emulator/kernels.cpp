@@ -1,7 +1,6 @@
 // All kernels, for the processor.
 #define RAGGED_EMULATED
 #include "attention.cu"
-#include "attention_staying.cu"
 #include "attention_warpgroup.cu"
 #include "embed.cu"
 #include "layer_norm.cu"

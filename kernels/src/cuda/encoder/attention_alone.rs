@@ -3,7 +3,7 @@
 use super::super::batch::{self, BatchShape};
 use super::super::limits::{noise, seconds_of};
 use super::super::machine::{DeviceMemory, GpuError, Machine};
-use super::{Attention, AttentionWay};
+use super::{Attention, AttentionArguments, AttentionWay};
 use crate::tokenizer::TokenSequence;
 use half::f16;
 
@@ -65,10 +65,14 @@ impl<'a, M: Machine> Alone<'a, M> {
     }
 
     fn begin(&mut self) -> Result<(), GpuError> {
-        let tiles = self.description.address() + (self.shape.tiles_at() * size_of::<u32>()) as u64;
-        let addresses = [self.projections.address(), self.context.address(), tiles];
-        let (kernel, shape, arguments) =
-            self.attention.work(self.machine.multiprocessors(), self.shape, self.heads as u32, addresses);
+        let arguments = AttentionArguments {
+            projections: self.projections.address(),
+            context: self.context.address(),
+            tiles: self.description.address() + (self.shape.tiles_at() * size_of::<u32>()) as u64,
+            heads: self.heads as u32,
+            unused: 0,
+        };
+        let (kernel, shape) = self.attention.launch(self.shape, self.heads as u32);
         // SAFETY: the arguments are the kernel's, and the three pieces of memory are as large as the shape says. They are dropped after the queue, which waits
         // for its work.
         unsafe { self.machine.launch(&mut self.queue, kernel, shape, bytemuck::bytes_of(&arguments)) }
