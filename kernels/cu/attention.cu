@@ -1,29 +1,11 @@
-// Multi-head self-attention over packed sequences, without padding and without the matrix of scores in memory.
+// Multi-head self-attention over packed sequences, without padding and without the matrix of scores in memory. attention_warpgroup.cu is the one for Hopper.
 //
 // Dao, "FlashAttention-2" (2023): a block takes 128 queries of one head of one sequence and goes through the sequence's keys and values, 32 at a time,
 // while the next 32 are on their way to shared memory. Scores, their running maximum and sum, and the result stay in registers, in f32; both products are
 // on the tensor cores. Queries come scaled by log2(e) / sqrt(head dimension), so that the softmax is one of powers of two.
-#include "device.cuh"
+#include "attention.cuh"
 
-// Tile of queries of one sequence.
-struct AttentionTile {
-    u32 first_row;   // of the sequence
-    u32 length;      // of the sequence; 0 for a tile that is not there
-    u32 first_query; // in the sequence
-};
-
-struct AttentionArguments {
-    const half_bits* projections; // rows x (queries, keys, values), each heads x Head values
-    half_bits* context;           // rows x heads x Head values
-    const AttentionTile* tiles;   // one for each blockIdx.x; blockIdx.y is the head
-    u32 heads;
-    u32 unused;
-};
-
-constexpr u32 QUERIES = 128; // of a block
-constexpr u32 TILE = 32;     // keys of a step: few, so that registers suffice for many blocks at once
-constexpr float LEEWAY = 8;  // powers of two by which a weight may be above one: halves hold twice as many
-constexpr u32 TWO_ONES = 0x3c003c00; // as halves
+constexpr u32 TILE = 32; // keys of a step: few, so that registers suffice for many blocks at once
 
 // Sixteens of queries that a warp has: two where registers suffice, so that what it loads of keys and values serves twice.
 template <u32 Head> constexpr u32 SIXTEENS = Head == 32 ? 2 : 1;
@@ -54,6 +36,7 @@ template <u32 Head> struct AttentionMemory {
     Tile<Head, TILE> values[2];
 };
 
+// blockIdx.x is the tile, blockIdx.y the head.
 template <u32 Head> DEVICE void attend(const AttentionArguments& arguments) {
     AttentionTile tile = arguments.tiles[blockIdx.x];
     if (tile.length == 0) {

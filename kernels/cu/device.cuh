@@ -65,8 +65,10 @@ DEVICE Half8 load(const Half8* from) {
     return {loaded.x, loaded.y, loaded.z, loaded.w};
 }
 
+// The compiler makes four stores of one of its own vectors where it knows where the parts come from.
 DEVICE void store(Half8* to, const Half8& halves) {
-    *reinterpret_cast<uint4*>(to) = make_uint4(halves.pairs[0], halves.pairs[1], halves.pairs[2], halves.pairs[3]);
+    asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(halves.pairs[0]), "r"(halves.pairs[1]), "r"(halves.pairs[2]), "r"(halves.pairs[3])
+                 : "memory");
 }
 
 // Two floats rounded to halves, `low` in the lower 16 bits.
@@ -83,7 +85,14 @@ DEVICE float exp2_fast(float x) {
     return value;
 }
 
-// The same of two halves at once, to about 2^-10 of the value.
+// 1 / x, to about 1 unit in the last place.
+DEVICE float reciprocal_fast(float x) {
+    float value;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+}
+
+// 2 to the power of two halves at once, to about 2^-10 of the value.
 DEVICE u32 exp2_fast_halves(u32 pair) {
     u32 values;
     asm("ex2.approx.f16x2 %0, %1;" : "=r"(values) : "r"(pair));
@@ -94,6 +103,9 @@ DEVICE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(ALL_LAN
 
 // The value of the lane that is `by` further on; where there is none, the lane's own.
 DEVICE u32 shuffle_down(u32 value, u32 by) { return __shfl_down_sync(ALL_LANES, value, by); }
+
+// The value of the first lane: tells the compiler that all lanes have the same.
+DEVICE u32 same_in_warp(u32 value) { return __shfl_sync(ALL_LANES, value, 0); }
 
 DEVICE void synchronize_warp() { __syncwarp(); }
 

@@ -18,7 +18,9 @@ mod emulator;
 
 pub use compiler::{compile, is_compiler_present};
 pub use driver::{GpuDescription, GpuMemory, gpus, reset};
-pub use limits::{Limits, measure_limits};
+pub use encoder::attention_alone::AttentionWork;
+pub use encoder::{AttentionWay, EncoderOptions};
+pub use limits::{Limits, compare_attention, measure_attention, measure_limits};
 pub use machine::{CudaVersion, GpuError};
 pub use search::HITS_MAX;
 
@@ -75,6 +77,7 @@ impl Gpu {
 /// A model's encoder on a GPU.
 pub struct CudaDevice {
     name: String,
+    lanes: usize,
     encoder: SharedEncoder<Driver>,
 }
 
@@ -84,10 +87,18 @@ impl CudaDevice {
     /// # Errors
     /// A model that the kernels are not made for, too little memory, a library that is not there.
     pub fn new(gpu: &Gpu, model: Arc<Model>) -> Result<Self, GpuError> {
+        CudaDevice::with(gpu, model, EncoderOptions::default())
+    }
+
+    /// [`CudaDevice::new`] with other ways of working than the fastest, to measure them.
+    ///
+    /// # Errors
+    /// As [`CudaDevice::new`].
+    pub fn with(gpu: &Gpu, model: Arc<Model>, options: EncoderOptions) -> Result<Self, GpuError> {
         let GpuDescription { number, name, architecture, .. } = gpu.description();
         let name = format!("gpu {number} ({name}, {architecture})");
-        let encoder = driver::guarded("starting the encoder", || SharedEncoder::new(gpu.machine.clone(), model))?;
-        Ok(CudaDevice { name, encoder })
+        let encoder = driver::guarded("starting the encoder", || SharedEncoder::new(gpu.machine.clone(), model, options))?;
+        Ok(CudaDevice { name, lanes: options.lanes.max(1), encoder })
     }
 }
 
@@ -101,7 +112,7 @@ impl Device for CudaDevice {
     }
 
     fn batches_in_flight(&self) -> usize {
-        BATCHES_IN_FLIGHT
+        self.lanes
     }
 }
 
@@ -221,9 +232,9 @@ struct SharedEncoder<M: Machine> {
 }
 
 impl<M: Machine> SharedEncoder<M> {
-    fn new(machine: Arc<M>, model: Arc<Model>) -> Result<Self, GpuError> {
-        let encoder = GpuEncoder::new(machine, model.clone())?;
-        let lanes = (0..BATCHES_IN_FLIGHT).map(|_| encoder.new_lane()).collect::<Result<_, _>>()?;
+    fn new(machine: Arc<M>, model: Arc<Model>, options: EncoderOptions) -> Result<Self, GpuError> {
+        let encoder = GpuEncoder::new(machine, model.clone(), options)?;
+        let lanes = (0..options.lanes.max(1)).map(|_| encoder.new_lane()).collect::<Result<_, _>>()?;
         Ok(SharedEncoder { model, encoder, free: Mutex::new(lanes), freed: Condvar::new(), lost: AtomicBool::new(false) })
     }
 
@@ -232,7 +243,7 @@ impl<M: Machine> SharedEncoder<M> {
         if sequences.is_empty() {
             return Ok(Vec::new());
         }
-        let passes = sequences.iter().map(TokenSequence::len).sum::<usize>().div_ceil(encoder::ROWS_MAX);
+        let passes = sequences.iter().map(TokenSequence::len).sum::<usize>().div_ceil(self.encoder.rows());
         let mut lanes = self.take_lanes(passes)?;
         let vectors = driver::guarded("embedding", || self.encoder.embed(&mut lanes, sequences));
         if vectors.is_err() {

@@ -1,7 +1,7 @@
 //! The GPU's results beside the processor's.
 
 use half::f16;
-use ragged_kernels::cuda::{CudaRows, Gpu};
+use ragged_kernels::cuda::{AttentionWay, AttentionWork, CudaRows, Gpu, compare_attention};
 use ragged_kernels::{CpuDevice, CudaDevice, Device, DeviceError, Model, Scored, TokenSequence, exact};
 use roaring::RoaringBitmap;
 use serde_json::{Value, json};
@@ -13,6 +13,8 @@ pub const COSINE_MIN: f64 = 0.9995;
 const LENGTH_TOLERANCE: f64 = 1e-4;
 /// How far scores may be from one another, as a part of what the lengths of query and row allow.
 pub const SCORE_TOLERANCE: f32 = 2e-6;
+/// How far results of attention may be from one another: they are below 1, and weights are rounded to halves.
+const ATTENTION_TOLERANCE: f32 = 4e-3;
 
 /// Rows of a small search, at most.
 const SMALL: usize = 2_000;
@@ -42,7 +44,27 @@ pub fn run(gpu: &Gpu, device: &CudaDevice, cpu: &CpuDevice, model: &Model, small
     }
     results.push(at_once(device, cpu, model)?);
     results.push(report("encoder: none", device.embed(&[])?.is_empty(), Value::Null));
+    results.extend(run_attention(gpu, small)?);
     results.extend(run_searches(gpu, small)?);
+    Ok(results)
+}
+
+/// The kernels of attention beside one another, over every length of a few blocks, short sequences alone, and sequences of many steps.
+fn run_attention(gpu: &Gpu, small: bool) -> Result<Vec<Value>, Box<dyn Error>> {
+    let batches = [
+        ("short", (1..=64).collect::<Vec<usize>>()),
+        ("every length to 300", (1..=300).step_by(if small { 31 } else { 1 }).collect()),
+        ("long", vec![512, 1_000, 513, 64, 385]),
+    ];
+    let mut results = Vec::new();
+    for (name, lengths) in batches {
+        for head_dimension in [32, 64] {
+            let work = AttentionWork { lengths: lengths.clone(), heads: 3, head_dimension };
+            let difference = compare_attention(gpu, &work, [AttentionWay::Warps, AttentionWay::Warpgroups])?;
+            let name = format!("attention: {name}, heads of {head_dimension}");
+            results.push(report(&name, difference <= ATTENTION_TOLERANCE, json!({ "largest_difference": difference })));
+        }
+    }
     Ok(results)
 }
 

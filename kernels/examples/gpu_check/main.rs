@@ -7,6 +7,7 @@
 //! gpu_check compare MODEL_DIR [--gpu N] [--kernels FOLDER]    small comparisons only, for compute-sanitizer
 //! gpu_check compare-searches MODEL_DIR [--gpu N] [--kernels FOLDER]    those of searches alone, which use no library that a sanitizer stumbles over
 //! gpu_check measure MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER]    the speeds only
+//! gpu_check ways MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER]    the kernels of attention, and the encoder's ways of working, beside one another
 //! gpu_check profile MODEL_DIR [--gpu N] [--kernels FOLDER]    each kind of work a few times and nothing else, for a profiler
 //! ```
 //!
@@ -18,7 +19,7 @@ mod pack;
 mod peer;
 mod speed;
 
-use ragged_kernels::cuda::{Gpu, gpus, measure_limits};
+use ragged_kernels::cuda::{Gpu, Limits, gpus, measure_limits};
 use ragged_kernels::{CpuDevice, CudaDevice, Device, Model, Precision};
 use serde_json::{Value, json};
 use std::error::Error;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         ["compare", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare(&options)),
         ["compare-searches", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare_searches(&options)),
         ["measure", model, rest @ ..] => Options::read(model, rest).and_then(|options| measure(&options)),
+        ["ways", model, rest @ ..] => Options::read(model, rest).and_then(|options| ways(&options)),
         ["profile", model, rest @ ..] => Options::read(model, rest).and_then(|options| profile(&options)),
         _ => Err(USAGE.into()),
     };
@@ -148,14 +150,29 @@ fn measure(options: &Options) -> Result<bool, Box<dyn Error>> {
     Ok(true)
 }
 
-/// Measures the limits and all speeds; returns those of the encoder.
-fn measure_all(Ground { gpu, model, device, .. }: &Ground, findings: &mut Findings) -> Result<Vec<Value>, Box<dyn Error>> {
-    let limits = measure_limits(gpu)?;
+/// The kernels of attention and the encoder's ways of working beside one another.
+fn ways(options: &Options) -> Result<bool, Box<dyn Error>> {
+    let Ground { gpu, model, .. } = Ground::open(options)?;
+    let mut findings = Findings { all: serde_json::Map::new(), path: options.json.clone() };
+    let limits = measure_limits(&gpu)?;
+    print_limits(&limits);
+    findings.add("attention", speed::attention(&gpu)?)?;
+    findings.add("ways", speed::ways(&gpu, &model, &limits)?)?;
+    Ok(true)
+}
+
+fn print_limits(limits: &Limits) {
     println!(
         "\nlimits: {:.0} TFLOP/s (8192 x 8192 x 8192 of halves, cuBLASLt), {:.2} TB/s (copy within its memory)",
         limits.product_per_second / 1e12,
         limits.copy_bytes_per_second / 1e12
     );
+}
+
+/// Measures the limits and all speeds; returns those of the encoder.
+fn measure_all(Ground { gpu, model, device, .. }: &Ground, findings: &mut Findings) -> Result<Vec<Value>, Box<dyn Error>> {
+    let limits = measure_limits(gpu)?;
+    print_limits(&limits);
     let limits_found =
         json!({ "product_flop_per_second": limits.product_per_second, "copy_bytes_per_second": limits.copy_bytes_per_second });
     findings.add("limits", limits_found)?;

@@ -2,10 +2,11 @@
 
 use crate::comparison::{noise, sequences};
 use half::f16;
-use ragged_kernels::cuda::{CudaRows, Gpu, Limits};
+use ragged_kernels::cuda::{AttentionWay, AttentionWork, CudaRows, EncoderOptions, Gpu, Limits, measure_attention};
 use ragged_kernels::{CudaDevice, Device, EncoderConfiguration, Model};
 use serde_json::{Value, json};
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Instant;
 
 const ENCODER_REPEATS: usize = 7;
@@ -52,6 +53,67 @@ pub fn two_at_once(device: &CudaDevice, model: &Model, limits: &Limits) -> Resul
     let part = per_second * operations_of_a_token(model.configuration(), tokens) / limits.product_per_second;
     println!("  two batches of {batch} at once: {per_second:.0} tokens/s, {:.1} % of the product's rate", part * 100.0);
     Ok(json!({ "tokens": tokens, "batch": batch, "tokens_per_second": per_second, "of_product_rate": part }))
+}
+
+/// Rounds in which ways of working take turns.
+const ROUNDS: usize = 3;
+
+const ATTENTION_WAYS: [AttentionWay; 2] = [AttentionWay::Warps, AttentionWay::Warpgroups];
+
+/// Attention alone, in each way: about 16,384 rows of a layer each.
+pub fn attention(gpu: &Gpu) -> Result<Vec<Value>, Box<dyn Error>> {
+    println!("\nattention alone, 16,384 rows of 384 values, microseconds (best of several rounds)");
+    println!("  {:>6} {:>6} {:>6} {:>10} {:>14}", "tokens", "texts", "head", "warps", "warpgroups");
+    let mut results = Vec::new();
+    for head_dimension in [32, 64] {
+        for tokens in [16, 64, 128, 200, 256, 512] {
+            let texts = 16_384 / tokens;
+            let work = AttentionWork { lengths: vec![tokens; texts], heads: 384 / head_dimension, head_dimension };
+            let mut seconds = [0.0; ATTENTION_WAYS.len()];
+            for (way, seconds) in ATTENTION_WAYS.into_iter().zip(&mut seconds) {
+                *seconds = measure_attention(gpu, &work, way)?;
+            }
+            let [warps, warpgroups] = seconds.map(|seconds| seconds * 1e6);
+            println!("  {tokens:>6} {:>6} {head_dimension:>6} {warps:>10.1} {warpgroups:>14.1}", texts);
+            results.push(json!({ "tokens": tokens, "texts": texts, "head_dimension": head_dimension, "seconds": seconds }));
+        }
+    }
+    Ok(results)
+}
+
+/// Rows that pass together. As parts are even, only their number counts: of 512 texts of 256 tokens these make 10, 8, 6, 4 and 2 parts for two queues, and
+/// what lies between them makes the same parts.
+const WAYS_ROWS: [usize; 5] = [14_336, 16_384, 24_576, 32_768, 65_536];
+
+/// 512 texts of 256 tokens with the encoder's ways of working, which take turns, so that none has the better moments of the machine.
+pub fn ways(gpu: &Gpu, model: &Arc<Model>, limits: &Limits) -> Result<Vec<Value>, Box<dyn Error>> {
+    let (tokens, batch) = (256, 512);
+    println!("\nways of encoding {batch} texts of {tokens} tokens (best of {ROUNDS} medians of {ENCODER_REPEATS}, in turns)");
+    println!("  {:<58} {:>14} {:>10} {:>22}", "", "tokens/s", "ms", "of the product's rate");
+    let usual = EncoderOptions::default();
+    let mut all = Vec::new();
+    for attention in ATTENTION_WAYS {
+        all.extend(WAYS_ROWS.map(|rows| EncoderOptions { attention, rows, ..usual }));
+    }
+    all.extend([3, 4].map(|lanes| EncoderOptions { lanes, ..usual }));
+    let devices = all.iter().map(|options| CudaDevice::with(gpu, model.clone(), *options)).collect::<Result<Vec<_>, _>>()?;
+    let sequences = sequences(&vec![tokens; batch]);
+    let mut best = vec![f64::INFINITY; all.len()];
+    for _ in 0..ROUNDS {
+        for (device, best) in devices.iter().zip(&mut best) {
+            *best = best.min(median(ENCODER_REPEATS, || device.embed(&sequences).map(drop))?);
+        }
+    }
+    let mut results = Vec::new();
+    for (options, seconds) in all.iter().zip(best) {
+        let per_second = (tokens * batch) as f64 / seconds;
+        let part = per_second * operations_of_a_token(model.configuration(), tokens) / limits.product_per_second;
+        let EncoderOptions { attention, lanes, rows } = *options;
+        let name = format!("{lanes} lanes, {rows} rows, attention: {attention:?}");
+        println!("  {name:<58} {per_second:>14.0} {:>10.3} {:>20.1} %", seconds * 1e3, part * 100.0);
+        results.push(json!({ "way": name, "tokens_per_second": per_second, "seconds": seconds, "of_product_rate": part }));
+    }
+    Ok(results)
 }
 
 /// Operations of the products and of attention for one token of a sequence of so many.

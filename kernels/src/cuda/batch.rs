@@ -4,6 +4,8 @@ use crate::tokenizer::TokenSequence;
 
 /// Queries of one attention block; the kernel's `QUERIES`.
 pub(crate) const ATTENTION_TILE: usize = 128;
+/// Tokens of a short sequence: one for which half a block of attention is enough.
+pub(crate) const SHORT_TOKENS: usize = ATTENTION_TILE / 2;
 /// Words of a tile's description; the kernel's `AttentionTile`.
 const TILE_WORDS: usize = 3;
 
@@ -16,6 +18,8 @@ pub(crate) struct BatchShape {
     pub(crate) tiles: usize,
     /// Sequences.
     pub(crate) sequences: usize,
+    /// Whether all of them are short.
+    pub(crate) is_short: bool,
 }
 
 /// Rows of a batch with one short sequence: few different numbers, so that each is recorded once.
@@ -29,8 +33,11 @@ impl BatchShape {
         let rows: usize = sequences.iter().map(TokenSequence::len).sum();
         let tiles = sequences.iter().map(|sequence| sequence.len().div_ceil(ATTENTION_TILE)).sum();
         match QUERY_ROWS.into_iter().find(|most| sequences.len() == 1 && rows <= *most) {
-            Some(rows) => BatchShape { rows, tiles: rows.div_ceil(ATTENTION_TILE), sequences: 1 },
-            None => BatchShape { rows: rows.next_multiple_of(ROWS_STEP), tiles, sequences: sequences.len() },
+            Some(rows) => BatchShape { rows, tiles: rows.div_ceil(ATTENTION_TILE), sequences: 1, is_short: rows <= SHORT_TOKENS },
+            None => {
+                let is_short = sequences.iter().all(|sequence| sequence.len() <= SHORT_TOKENS);
+                BatchShape { rows: rows.next_multiple_of(ROWS_STEP), tiles, sequences: sequences.len(), is_short }
+            }
         }
     }
 
@@ -86,6 +93,18 @@ pub(crate) fn describe(sequences: &[TokenSequence], shape: BatchShape) -> Vec<u3
     words
 }
 
+/// Rows of a part at most, so that queues of work get as many parts each, and about as large ones, as few of at most `rows_max` as that allows.
+pub(crate) fn even_rows(sequences: &[TokenSequence], rows_max: usize, queues: usize) -> usize {
+    let rows: usize = sequences.iter().map(TokenSequence::len).sum();
+    if rows <= rows_max {
+        return rows_max;
+    }
+    let parts = rows.div_ceil(rows_max).next_multiple_of(queues);
+    // A part ends when the next sequence does not fit: it has at least an even share when there is room for one more sequence.
+    let longest = sequences.iter().map(TokenSequence::len).max().unwrap_or(0);
+    (rows.div_ceil(parts) + longest).min(rows_max)
+}
+
 /// Cuts sequences into parts of at most `rows_max` tokens and `sequences_max` sequences, in their order. A sequence that is longer is a part of its own.
 pub(crate) fn parts(sequences: &[TokenSequence], rows_max: usize, sequences_max: usize) -> Vec<&[TokenSequence]> {
     let mut parts = Vec::new();
@@ -121,6 +140,7 @@ mod tests {
             let words = describe(&sequences, shape);
             prop_assert_eq!(words.len(), shape.words());
             let rows: usize = lengths.iter().sum();
+            prop_assert!(!shape.is_short || lengths.iter().all(|length| *length <= SHORT_TOKENS));
             prop_assert!(shape.rows >= rows && shape.rows.is_multiple_of(16));
             prop_assert!(words[..rows].iter().copied().eq(1..=rows as u32));
             let mut queries = std::collections::BTreeSet::new();
@@ -136,6 +156,18 @@ mod tests {
                 prop_assert_eq!(words[shape.lengths() + number] as usize, *length);
                 prop_assert_eq!(words[shape.places() + first], 0);
                 prop_assert_eq!(words[shape.places() + first + length - 1] as usize, length - 1);
+            }
+        }
+
+        #[test]
+        fn even_parts_are_as_many_for_each_queue(lengths in proptest::collection::vec(1usize..40, 1..200), queues in 1usize..4) {
+            let sequences = sequences(&lengths);
+            let (rows_max, rows) = (400, lengths.iter().sum::<usize>());
+            let even = even_rows(&sequences, rows_max, queues);
+            prop_assert!(even <= rows_max);
+            let parts = parts(&sequences, even, usize::MAX);
+            if rows > rows_max && even < rows_max {
+                prop_assert!(parts.len() <= rows.div_ceil(rows_max).next_multiple_of(queues));
             }
         }
 

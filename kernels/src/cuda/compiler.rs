@@ -15,11 +15,13 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The name by which the library is asked for.
 const LIBRARY: &str = "libnvrtc";
 /// The sources, under the names by which they include one another.
-const SOURCES: [(&str, &str); 8] = [
+const SOURCES: [(&str, &str); 10] = [
     ("device.cuh", include_str!("../../cu/device.cuh")),
     ("warpgroup.cuh", include_str!("../../cu/warpgroup.cuh")),
     ("rows.cuh", include_str!("../../cu/rows.cuh")),
+    ("attention.cuh", include_str!("../../cu/attention.cuh")),
     ("attention.cu", include_str!("../../cu/attention.cu")),
+    ("attention_warpgroup.cu", include_str!("../../cu/attention_warpgroup.cu")),
     ("embed.cu", include_str!("../../cu/embed.cu")),
     ("layer_norm.cu", include_str!("../../cu/layer_norm.cu")),
     ("pool.cu", include_str!("../../cu/pool.cu")),

@@ -5,7 +5,7 @@
 
 use super::compiler;
 use super::machine::{CudaVersion, DeviceMemory, GpuError, Kernel, LaunchShape, Machine, Product};
-use super::products::Products;
+use super::products::{FastestWays, Products};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute_enum as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, PinnedHostSlice};
@@ -164,6 +164,7 @@ pub(crate) struct Driver {
     shared_bytes_max: u32,
     /// On which memory is cleared.
     clearing: Arc<CudaStream>,
+    fastest_ways: FastestWays,
     /// Held while work is recorded and while memory is allocated or freed: a recording does not bear what waits for its GPU.
     recording: Arc<Mutex<()>>,
 }
@@ -193,10 +194,24 @@ impl Driver {
                 let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 function.set_attribute(most, of_a_block - own).map_err(|fault| failed("giving a kernel shared memory", fault))?;
                 shared_bytes_max = shared_bytes_max.min(of_a_block - own);
+                if kernel.needs_warpgroups() {
+                    // In percent. They read what is in shared memory, and as many blocks are to be there as it has room for.
+                    let of_the_cache = FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+                    function.set_attribute(of_the_cache, 100).map_err(|fault| failed("giving a kernel shared memory", fault))?;
+                }
                 kernels.insert(kernel, function);
             }
             let shared_bytes_max = shared_bytes_max as u32;
-            Ok(Driver { context, description, kernels, multiprocessors, shared_bytes_max, clearing, recording: Arc::default() })
+            Ok(Driver {
+                context,
+                description,
+                kernels,
+                multiprocessors,
+                shared_bytes_max,
+                clearing,
+                fastest_ways: FastestWays::default(),
+                recording: Arc::default(),
+            })
         })
     }
 
@@ -332,7 +347,7 @@ impl Machine for Driver {
             };
             let (outgoing, incoming) = (staging()?, staging()?);
             drop(not_while_recording);
-            let products = Products::new(&self.context, |bytes| self.allocate(bytes))?;
+            let products = Products::new(&self.context, self.fastest_ways.clone(), |bytes| self.allocate(bytes))?;
             Ok(DriverQueue { stream, products, outgoing, outgoing_used: 0, incoming })
         })
     }

@@ -13,11 +13,12 @@ use half::f16;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Rows that pass through the encoder together. Enough for several blocks of every product on each multiprocessor, few enough that most of what one step
-/// hands to the next stays in the level-2 cache.
+/// Rows that pass through the encoder together, if nothing else is asked for.
 pub(crate) const ROWS_MAX: usize = 24_576;
 /// Sequences of one batch.
 const SEQUENCES_MAX: usize = 4_096;
+/// Queues of work: each of the batches in flight has two, or one all four. What one leaves of the GPU at the ends of its steps, the others use.
+const LANES: usize = 2 * super::BATCHES_IN_FLIGHT;
 /// Sequences whose vectors are fetched together: their parts follow one another without the processor waiting between them.
 const FLIGHT_SEQUENCES: usize = 4_096;
 /// Rows of the hidden state that a warp holds in its registers have at most this many values.
@@ -30,13 +31,51 @@ const NORMALIZED_ROWS: u32 = 2;
 const POOL_THREADS: u32 = 512;
 /// Keys of a step of attention; `TILE` of the kernels.
 const ATTENTION_KEYS: usize = 32;
+/// The same of attention by warpgroups, which takes so many queries to a warpgroup of so many threads; `STEP_KEYS`, `GROUP_QUERIES` and `WARPGROUP` of its kernels.
+const STEP_KEYS: usize = 64;
+const GROUP_QUERIES: usize = 64;
+const WARPGROUP: u32 = 128;
 const WARP: u32 = 32;
+
+/// Ways of computing attention. Only [`AttentionWay::Warps`] is possible on GPUs that do not multiply by warpgroups, and is what they do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionWay {
+    /// Products by single warps.
+    Warps,
+    /// Products by warpgroups.
+    Warpgroups,
+}
+
+/// How an encoder does its work, where there are several ways; the defaults are what was measured to be fastest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncoderOptions {
+    /// How it computes attention.
+    pub attention: AttentionWay,
+    /// Queues of work: batches, and parts of a large batch, that are under way at once.
+    pub lanes: usize,
+    /// Rows that pass through the encoder together: enough for several blocks of every product on each multiprocessor, few enough that most of what one step
+    /// hands to the next stays in the level-2 cache.
+    pub rows: usize,
+}
+
+impl AttentionWay {
+    fn possible_on(self, machine: &impl Machine) -> Self {
+        if machine.has_warpgroups() { self } else { AttentionWay::Warps }
+    }
+}
+
+impl Default for EncoderOptions {
+    fn default() -> Self {
+        EncoderOptions { attention: AttentionWay::Warpgroups, lanes: LANES, rows: ROWS_MAX }
+    }
+}
 
 /// A model's weights on a GPU.
 pub(crate) struct GpuEncoder<M: Machine> {
     machine: Arc<M>,
     model: Arc<Model>,
     kernels: Kernels,
+    rows: usize,
     words: Tensors<M>,
     layers: Vec<Layer<M>>,
 }
@@ -141,22 +180,28 @@ impl<M: Machine> GpuEncoder<M> {
     ///
     /// # Errors
     /// A model that the kernels are not made for, too little memory, a GPU that fails.
-    pub(crate) fn new(machine: Arc<M>, model: Arc<Model>) -> Result<Self, GpuError> {
+    pub(crate) fn new(machine: Arc<M>, model: Arc<Model>, options: EncoderOptions) -> Result<Self, GpuError> {
         let configuration = model.configuration();
-        let kernels = Kernels::of(configuration)?;
+        let kernels = Kernels::of(configuration, options.attention.possible_on(machine.as_ref()))?;
         let mut queue = machine.new_queue()?;
         let mut uploader = Uploader { machine: machine.as_ref(), queue: &mut queue, model: &model };
         let words = uploader.embeddings()?;
         let layers = (0..configuration.layers).map(|index| uploader.layer(index)).collect::<Result<_, _>>()?;
         model.weights().release_pages();
-        Ok(GpuEncoder { machine, model, kernels, words, layers })
+        Ok(GpuEncoder { machine, model, kernels, rows: options.rows, words, layers })
+    }
+
+    /// Rows that pass through together.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Buffers for one batch at a time.
     pub(crate) fn new_lane(&self) -> Result<Lane<M>, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, positions, .. } = *self.model.configuration();
-        let rows = ROWS_MAX.max(positions.next_multiple_of(128));
-        let shape = BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX };
+        let rows = self.rows.max(positions.next_multiple_of(128));
+        let shape =
+            BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX, is_short: false };
         let halves = |columns: usize| self.machine.allocate(rows * columns * size_of::<f16>());
         Ok(Lane {
             queue: self.machine.new_queue()?,
@@ -176,7 +221,7 @@ impl<M: Machine> GpuEncoder<M> {
         let dimension = self.model.dimension();
         let mut vectors = vec![0.0f32; sequences.len() * dimension];
         for (flight, vectors) in sequences.chunks(FLIGHT_SEQUENCES).zip(vectors.chunks_mut(FLIGHT_SEQUENCES * dimension)) {
-            let parts = batch::parts(flight, ROWS_MAX, SEQUENCES_MAX);
+            let parts = batch::parts(flight, batch::even_rows(flight, self.rows, lanes.len()), SEQUENCES_MAX);
             let turns = parts.len().div_ceil(lanes.len());
             let mut done = vec![0; lanes.len()];
             for turn in 0..turns {
@@ -300,10 +345,10 @@ impl<M: Machine> Pass<'_, M> {
         let Buffers { hidden: rows, projections, context, .. } = *self.buffers;
         self.multiply(tensors, layer::PROJECTIONS, rows, projections, (hidden, 3 * hidden), ProductEnd::Store)?;
         let heads = self.configuration.heads as u32;
-        let arguments =
-            AttentionArguments { projections, context, tiles: self.described(self.shape.tiles_at()), heads, unused: 0 };
-        let shape = attention_shape(self.shape.tiles, heads, self.configuration.head_dimension());
-        self.launch(self.kernels.attention, shape, &arguments)?;
+        let tiles = self.described(self.shape.tiles_at());
+        let arguments = AttentionArguments { projections, context, tiles, heads, unused: 0 };
+        let (kernel, shape) = self.kernels.attention.launch(self.shape, heads);
+        self.launch(kernel, shape, &arguments)?;
         self.multiply(tensors, layer::ATTENTION_OUTPUT, context, rows, (hidden, hidden), ProductEnd::Add)?;
         self.normalize(tensors, layer::ATTENTION_NORM)
     }
@@ -381,14 +426,59 @@ impl<M: Machine> Pass<'_, M> {
     }
 }
 
-/// Blocks of attention for so many tiles of queries. Shared memory: the queries and twice the keys and values of a step, rows 16 bytes longer than a head.
-fn attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchShape {
-    let rows = batch::ATTENTION_TILE + 4 * ATTENTION_KEYS;
-    let queries_of_warp = if head_dimension == 32 { 32 } else { 16 };
-    LaunchShape {
-        grid: [tiles as u32, heads],
-        threads: batch::ATTENTION_TILE as u32 / queries_of_warp * WARP,
-        shared_bytes: (rows * (head_dimension + 8) * size_of::<f16>()) as u32,
+/// What of attention is computed how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Attention {
+    head_dimension: usize,
+    way: AttentionWay,
+}
+
+impl Attention {
+    /// # Errors
+    /// Heads of a size that there are no kernels for.
+    fn of(head_dimension: usize, way: AttentionWay) -> Result<Self, GpuError> {
+        if !matches!(head_dimension, 32 | 64) {
+            let what = format!("its attention heads have {head_dimension} values: 32 and 64 are possible");
+            return Err(GpuError::ModelShape(what));
+        }
+        Ok(Attention { head_dimension, way })
+    }
+
+    /// The kernel for a batch, and its blocks.
+    fn launch(self, batch: BatchShape, heads: u32) -> (Kernel, LaunchShape) {
+        match self.way {
+            AttentionWay::Warps => self.by_warps(batch, heads),
+            AttentionWay::Warpgroups => self.by_warpgroups(batch, heads),
+        }
+    }
+
+    fn bytes_of(self, rows: usize) -> u32 {
+        (rows * self.head_dimension * size_of::<f16>()) as u32
+    }
+
+    fn by_warps(self, batch: BatchShape, heads: u32) -> (Kernel, LaunchShape) {
+        let (kernel, queries_of_warp) = if self.is_narrow() { (Kernel::Attention32, 32) } else { (Kernel::Attention64, 16) };
+        let threads = batch::ATTENTION_TILE as u32 / queries_of_warp * WARP;
+        // Shared memory: the queries, and twice the keys and values of a step, rows 16 bytes longer than a head.
+        let rows = batch::ATTENTION_TILE + 4 * ATTENTION_KEYS;
+        let shared_bytes = self.bytes_of(rows) + 16 * rows as u32;
+        (kernel, LaunchShape { grid: [batch.tiles as u32, heads], threads, shared_bytes })
+    }
+
+    fn by_warpgroups(self, batch: BatchShape, heads: u32) -> (Kernel, LaunchShape) {
+        let (kernel, groups, steps_there) = match (self.is_narrow(), batch.is_short) {
+            (true, false) => (Kernel::WarpgroupAttention32, 2, 4),
+            (false, false) => (Kernel::WarpgroupAttention64, 2, 4),
+            (true, true) => (Kernel::ShortAttention32, 1, 2),
+            (false, true) => (Kernel::ShortAttention64, 1, 2),
+        };
+        // Shared memory: the queries, and the keys and values of several steps.
+        let shared_bytes = self.bytes_of(groups * GROUP_QUERIES + steps_there * 2 * STEP_KEYS);
+        (kernel, LaunchShape { grid: [heads, batch.tiles as u32], threads: groups as u32 * WARPGROUP, shared_bytes })
+    }
+
+    fn is_narrow(self) -> bool {
+        self.head_dimension == 32
     }
 }
 
@@ -396,13 +486,13 @@ fn attention_shape(tiles: usize, heads: u32, head_dimension: usize) -> LaunchSha
 #[derive(Clone, Copy)]
 struct Kernels {
     embed: Kernel,
-    attention: Kernel,
+    attention: Attention,
     layer_norm: Kernel,
     pool: Kernel,
 }
 
 impl Kernels {
-    fn of(configuration: &EncoderConfiguration) -> Result<Self, GpuError> {
+    fn of(configuration: &EncoderConfiguration, way: AttentionWay) -> Result<Self, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, .. } = *configuration;
         if hidden_size > HIDDEN_SIZE_MAX || !hidden_size.is_multiple_of(8) || !intermediate_size.is_multiple_of(8) {
             let what = format!(
@@ -410,13 +500,7 @@ impl Kernels {
             );
             return Err(GpuError::ModelShape(what));
         }
-        let attention = match configuration.head_dimension() {
-            32 => Kernel::Attention32,
-            64 => Kernel::Attention64,
-            other => {
-                return Err(GpuError::ModelShape(format!("its attention heads have {other} values: 32 and 64 are possible")));
-            }
-        };
+        let attention = Attention::of(configuration.head_dimension(), way)?;
         Ok(if hidden_size <= 512 {
             Kernels { embed: Kernel::Embed512, attention, layer_norm: Kernel::LayerNorm512, pool: Kernel::Pool512 }
         } else {
@@ -523,6 +607,8 @@ impl Parts {
         Ok(())
     }
 }
+
+pub(crate) mod attention_alone;
 
 #[cfg(test)]
 mod tests;

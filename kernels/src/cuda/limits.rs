@@ -2,6 +2,8 @@
 
 use super::Gpu;
 use super::driver::guarded;
+use super::encoder::AttentionWay;
+use super::encoder::attention_alone::{self, AttentionWork};
 use super::machine::{DeviceMemory, GpuError, Machine, Product, ProductEnd};
 use half::f16;
 use std::time::Instant;
@@ -31,6 +33,22 @@ pub fn measure_limits(gpu: &Gpu) -> Result<Limits, GpuError> {
     guarded("measuring the GPU", || {
         Ok(Limits { product_per_second: measure_product(gpu)?, copy_bytes_per_second: measure_copy(gpu)? })
     })
+}
+
+/// Seconds that attention takes alone, in this way.
+///
+/// # Errors
+/// As [`measure_limits`]; heads of other sizes than 32 and 64.
+pub fn measure_attention(gpu: &Gpu, work: &AttentionWork, way: AttentionWay) -> Result<f64, GpuError> {
+    guarded("measuring attention", || attention_alone::seconds(gpu.machine.as_ref(), work, way))
+}
+
+/// By how much the results of two ways of computing attention differ at most; infinite where one of them is no number.
+///
+/// # Errors
+/// As [`measure_attention`].
+pub fn compare_attention(gpu: &Gpu, work: &AttentionWork, ways: [AttentionWay; 2]) -> Result<f32, GpuError> {
+    guarded("comparing attention", || attention_alone::difference(gpu.machine.as_ref(), work, ways))
 }
 
 fn measure_product(gpu: &Gpu) -> Result<f64, GpuError> {
@@ -75,7 +93,7 @@ fn measure_copy(gpu: &Gpu) -> Result<f64, GpuError> {
 
 /// Seconds of one piece of work: the best of several rounds, each of several pieces in a row, since the GPU takes a while to its full clock and a limit is what
 /// it can do. `work` waits for all of them when it is told to.
-fn seconds_of(mut work: impl FnMut(bool) -> Result<(), GpuError>) -> Result<f64, GpuError> {
+pub(super) fn seconds_of(mut work: impl FnMut(bool) -> Result<(), GpuError>) -> Result<f64, GpuError> {
     let mut best = f64::INFINITY;
     work(true)?;
     for _ in 0..ROUNDS {
@@ -89,7 +107,7 @@ fn seconds_of(mut work: impl FnMut(bool) -> Result<(), GpuError>) -> Result<f64,
 }
 
 /// Halves between -1 and 1, by xorshift.
-fn noise(count: usize) -> Vec<f16> {
+pub(super) fn noise(count: usize) -> Vec<f16> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {
         state ^= state << 13;

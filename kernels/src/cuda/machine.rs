@@ -95,6 +95,10 @@ impl fmt::Display for CudaVersion {
 pub(crate) enum Kernel {
     Attention32,
     Attention64,
+    WarpgroupAttention32,
+    WarpgroupAttention64,
+    ShortAttention32,
+    ShortAttention64,
     Embed512,
     Embed1024,
     LayerNorm512,
@@ -113,9 +117,13 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    pub(crate) const ALL: [Kernel; 17] = [
+    pub(crate) const ALL: [Kernel; 21] = [
         Kernel::Attention32,
         Kernel::Attention64,
+        Kernel::WarpgroupAttention32,
+        Kernel::WarpgroupAttention64,
+        Kernel::ShortAttention32,
+        Kernel::ShortAttention64,
         Kernel::Embed512,
         Kernel::Embed1024,
         Kernel::LayerNorm512,
@@ -135,7 +143,17 @@ impl Kernel {
 
     /// Whether it is for GPUs that multiply by warpgroups only.
     pub(crate) fn needs_warpgroups(self) -> bool {
-        matches!(self, Kernel::Scan8 | Kernel::Scan64 | Kernel::Scan128 | Kernel::Scan256)
+        matches!(
+            self,
+            Kernel::WarpgroupAttention32
+                | Kernel::WarpgroupAttention64
+                | Kernel::ShortAttention32
+                | Kernel::ShortAttention64
+                | Kernel::Scan8
+                | Kernel::Scan64
+                | Kernel::Scan128
+                | Kernel::Scan256
+        )
     }
 
     /// Its name in the source.
@@ -143,6 +161,10 @@ impl Kernel {
         match self {
             Kernel::Attention32 => "attention_32",
             Kernel::Attention64 => "attention_64",
+            Kernel::WarpgroupAttention32 => "warpgroup_attention_32",
+            Kernel::WarpgroupAttention64 => "warpgroup_attention_64",
+            Kernel::ShortAttention32 => "short_attention_32",
+            Kernel::ShortAttention64 => "short_attention_64",
             Kernel::Embed512 => "embed_512",
             Kernel::Embed1024 => "embed_1024",
             Kernel::LayerNorm512 => "layer_norm_512",

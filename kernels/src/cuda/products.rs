@@ -10,6 +10,7 @@ use cudarc::cublaslt::sys::{self, cublasLtEpilogue_t as Epilogue, cublasLtMatmul
 use cudarc::driver::sys as sys_driver;
 use cudarc::driver::{CudaContext, CudaStream};
 use half::f16;
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -29,6 +30,9 @@ const ROWS_TRIED: usize = 2_048;
 /// How often each way is tried, after once that is not counted.
 const TRIALS: usize = 3;
 
+/// The fastest ways that were found, for all queues of a GPU: what is tried while another queue computes says little, so that the first to try decides.
+pub(super) type FastestWays = Arc<Mutex<HashMap<Size, Algorithm>>>;
+
 /// The library, for the products of one queue.
 pub(super) struct Products {
     context: Arc<CudaContext>,
@@ -36,6 +40,7 @@ pub(super) struct Products {
     workspace: DriverMemory,
     /// Few: batches have a multiple of 128 rows, up to a limit.
     plans: HashMap<Size, Plan>,
+    fastest_ways: FastestWays,
 }
 
 // SAFETY: the handle and the plans are used by whoever has the queue, one at a time; the library allows any thread.
@@ -43,7 +48,7 @@ unsafe impl Send for Products {}
 
 /// What a plan is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Size {
+pub(super) struct Size {
     rows: usize,
     inputs: usize,
     outputs: usize,
@@ -53,6 +58,7 @@ struct Size {
 impl Products {
     pub(super) fn new(
         context: &Arc<CudaContext>,
+        fastest_ways: FastestWays,
         workspace: impl FnOnce(usize) -> Result<DriverMemory, GpuError>,
     ) -> Result<Self, GpuError> {
         // SAFETY: loading the library runs its initialisers, which is what it is for.
@@ -62,7 +68,7 @@ impl Products {
         context.bind_to_thread().map_err(|fault| failed("turning to the GPU", fault))?;
         let workspace = workspace(WORKSPACE_BYTES)?;
         let handle = result::create_handle().map_err(|fault| failed("starting cuBLASLt", fault))?;
-        Ok(Products { context: context.clone(), handle, workspace, plans: HashMap::new() })
+        Ok(Products { context: context.clone(), handle, workspace, plans: HashMap::new(), fastest_ways })
     }
 
     /// Computes a product. The first large one of a size tries several ways, for which `allocate` gives memory.
@@ -80,17 +86,23 @@ impl Products {
         if !self.plans.contains_key(&size) {
             let (mut plan, ways) = guarded("planning a product", || Plan::new(self.handle, size, product.bias))?;
             if rows >= ROWS_TRIED && ways.len() > 1 {
-                match allocate(rows * outputs * size_of::<f16>()) {
-                    // SAFETY: the caller's promise, and `out` is as large as what it stands for; it is freed after the work is done, which the timing waits
-                    // for.
-                    Ok(out) => unsafe {
-                        plan.algorithm = self.fastest(stream, &plan, &Product { out: out.address(), ..*product }, &ways)?;
+                // Held while ways are tried: another queue waits for what comes out, and tries none meanwhile.
+                let mut fastest = self.fastest_ways.lock();
+                match fastest.get(&size).copied() {
+                    Some(way) => plan.algorithm = way,
+                    None => match allocate(rows * outputs * size_of::<f16>()) {
+                        // SAFETY: the caller's promise, and `out` is as large as what it stands for; it is freed after the work is done, which the timing
+                        // waits for.
+                        Ok(out) => unsafe {
+                            plan.algorithm = self.fastest(stream, &plan, &Product { out: out.address(), ..*product }, &ways)?;
+                            fastest.insert(size, plan.algorithm);
+                        },
+                        // What is tried is no more than what may be faster.
+                        Err(GpuError::OutOfMemory { bytes }) => {
+                            tracing::info!(bytes, "too little memory on the GPU to try ways of computing a product");
+                        }
+                        Err(fault) => return Err(fault),
                     },
-                    // What is tried is no more than what may be faster.
-                    Err(GpuError::OutOfMemory { bytes }) => {
-                        tracing::info!(bytes, "too little memory on the GPU to try ways of computing a product");
-                    }
-                    Err(fault) => return Err(fault),
                 }
             }
             self.plans.insert(size, plan);

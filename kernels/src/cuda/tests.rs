@@ -33,7 +33,7 @@ fn assert_near(model: &Model, found: &[f32], expected: &[f32]) {
 #[test]
 fn vectors_are_those_of_the_processor() {
     let Some(model) = model() else { return };
-    let gpu = SharedEncoder::new(Arc::new(Emulator::new(1)), model.clone()).unwrap();
+    let gpu = SharedEncoder::new(Arc::new(Emulator::new(1)), model.clone(), EncoderOptions::default()).unwrap();
     let cpu = CpuDevice::new(model.clone(), 2, Precision::F32).unwrap();
     // Queries, each shape twice so that it is recorded and replayed; a batch; a long text; none.
     for lengths in [&[5][..], &[9], &[5], &[40], &[1, 70, 17, 64], &[200], &[]] {
@@ -46,7 +46,7 @@ fn vectors_are_those_of_the_processor() {
 fn a_gpu_that_failed_is_not_asked_again_and_nobody_waits_for_it() {
     let Some(model) = model() else { return };
     let machine = Arc::new(Emulator::new(1));
-    let gpu = SharedEncoder::new(machine.clone(), model).unwrap();
+    let gpu = SharedEncoder::new(machine.clone(), model, EncoderOptions::default()).unwrap();
     machine.launches_left.store(5, Ordering::Relaxed);
     let sequences = sequences(&[4]);
     assert!(matches!(gpu.embed(&sequences), Err(DeviceError::Gpu(GpuError::Failed { .. }))));
@@ -61,7 +61,7 @@ fn a_gpu_that_failed_is_not_asked_again_and_nobody_waits_for_it() {
 #[test]
 fn bad_sequences_are_refused_before_the_gpu_sees_them() {
     let Some(model) = model() else { return };
-    let gpu = SharedEncoder::new(Arc::new(Emulator::new(1)), model).unwrap();
+    let gpu = SharedEncoder::new(Arc::new(Emulator::new(1)), model, EncoderOptions::default()).unwrap();
     let bad = [vec![], vec![u32::MAX], vec![101; 10_000]];
     for tokens in bad {
         assert!(!matches!(gpu.embed(&[TokenSequence(tokens)]).unwrap_err(), DeviceError::Gpu(_)));

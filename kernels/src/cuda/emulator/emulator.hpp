@@ -51,6 +51,12 @@ struct Copy {
     }
 };
 
+// Part of a product by a warpgroup that is begun: what one lane computes of it.
+struct PartOfProduct {
+    const void* sums;
+    std::function<void()> compute;
+};
+
 enum class Standing { Ready, AtBlockBarrier, AtWarpBarrier, AtCondition, Done };
 
 struct Fiber {
@@ -61,6 +67,10 @@ struct Fiber {
     std::function<bool()> condition;       // that ends its wait
     std::vector<Copy> copies;              // of the group that is not ended yet
     std::deque<std::vector<Copy>> groups; // ended, oldest first
+    std::vector<const void*> arrived;      // where copies have been waited for that products are not shown yet
+    bool may_multiply = false;             // products may touch registers
+    std::vector<PartOfProduct> products;   // of the group that is not ended yet
+    std::deque<std::vector<PartOfProduct>> product_groups; // ended, oldest first
 };
 
 // What the lanes of a warp show one another; two places in turn, so that nobody writes over what another still reads.
@@ -77,6 +87,7 @@ struct Block {
     u8* shared = nullptr; // in it, from a multiple of 1,024 on
     u32 shared_bytes = 0;
     std::vector<std::function<void()>> copies_under_way; // in bulk
+    std::vector<bool> unseen; // by products, of each 16 bytes of shared memory: a thread has copied there and has not shown it
     ucontext_t scheduler;
     std::function<void()> kernel;
     u32 current = 0;
@@ -84,6 +95,13 @@ struct Block {
 };
 
 inline Block* block;
+
+// Number of the 16 bytes of shared memory in which this place is.
+inline u64 chunk_of(const void* in_shared) {
+    u64 offset = reinterpret_cast<u64>(in_shared) - reinterpret_cast<u64>(block->shared);
+    if (offset >= block->shared_bytes) fail("an address is outside of shared memory");
+    return offset / 16;
+}
 
 inline void wait(Standing standing) {
     Fiber& fiber = *block->fibers[block->current];
@@ -147,11 +165,16 @@ inline void run_block() {
     block->warps.assign(threads / WARP, Warp());
     if (!block->copies_under_way.empty()) fail("a block ends before its copies");
     std::memset(block->shared, 0xff, block->shared_bytes);
+    block->unseen.assign(block->shared_bytes / 16, false);
     for (auto& fiber : block->fibers) {
         fiber->standing = Standing::Ready;
         fiber->exchanges = 0;
         fiber->copies.clear();
         fiber->groups.clear();
+        fiber->arrived.clear();
+        fiber->may_multiply = false;
+        fiber->products.clear();
+        fiber->product_groups.clear();
         getcontext(&fiber->context);
         fiber->context.uc_stack.ss_sp = fiber->stack.data();
         fiber->context.uc_stack.ss_size = fiber->stack.size();
@@ -184,7 +207,12 @@ inline void run_block() {
             waiting += fiber->standing == Standing::AtBlockBarrier;
             done += fiber->standing == Standing::Done;
         }
-        if (done == threads) return;
+        if (done == threads) {
+            for (auto& fiber : block->fibers) {
+                if (!fiber->products.empty() || !fiber->product_groups.empty()) fail("a block ends before its products");
+            }
+            return;
+        }
         if (waiting + done == threads) {
             for (auto& fiber : block->fibers) {
                 if (fiber->standing == Standing::AtBlockBarrier) fiber->standing = Standing::Ready;
@@ -297,6 +325,8 @@ DEVICE u32 floats_to_halves(float low, float high) { return float_to_half(low) |
 
 DEVICE float exp2_fast(float x) { return std::exp2(x); }
 
+DEVICE float reciprocal_fast(float x) { return 1.0f / x; }
+
 DEVICE u32 exp2_fast_halves(u32 pair) {
     return floats_to_halves(std::exp2(half_to_float(emulator::half_of(pair, 0))), std::exp2(half_to_float(emulator::half_of(pair, 1))));
 }
@@ -308,6 +338,8 @@ DEVICE u32 shuffle_down(u32 value, u32 by) {
     auto shown = emulator::show(value);
     return shown.of(lane + by < WARP ? lane + by : lane);
 }
+
+DEVICE u32 same_in_warp(u32 value) { return emulator::show(value).of(0); }
 
 DEVICE void synchronize_warp() { emulator::arrive_with_warp(); }
 
@@ -322,11 +354,10 @@ DEVICE u32 count_up(u32* counter, u32 by) {
 DEVICE void copy_16_bytes(void* to_shared, const void* from_global, bool present) {
     if (reinterpret_cast<u64>(to_shared) % 16 != 0 || reinterpret_cast<u64>(from_global) % 16 != 0) emulator::fail("a copy is not aligned to 16 bytes");
     emulator::Copy copy{to_shared, from_global, present};
-    if (emulator::block->random.below(2) == 0) {
-        copy.carry_out();
-    } else {
-        emulator::block->fibers[emulator::block->current]->copies.push_back(copy);
-    }
+    emulator::block->unseen[emulator::chunk_of(to_shared)] = true;
+    // What has come already is carried out again, which changes nothing: it counts as there only when it has been waited for.
+    if (emulator::block->random.below(2) == 0) copy.carry_out();
+    emulator::block->fibers[emulator::block->current]->copies.push_back(copy);
 }
 
 DEVICE void commit_copies() {
@@ -338,7 +369,10 @@ DEVICE void commit_copies() {
 template <int Pending> DEVICE void wait_for_copies() {
     auto& fiber = *emulator::block->fibers[emulator::block->current];
     while (fiber.groups.size() > Pending) {
-        for (const auto& copy : fiber.groups.front()) copy.carry_out();
+        for (const auto& copy : fiber.groups.front()) {
+            copy.carry_out();
+            fiber.arrived.push_back(copy.to);
+        }
         fiber.groups.pop_front();
     }
 }

@@ -1,6 +1,7 @@
 // All kernels, for the processor.
 #define RAGGED_EMULATED
 #include "attention.cu"
+#include "attention_warpgroup.cu"
 #include "embed.cu"
 #include "layer_norm.cu"
 #include "pool.cu"

@@ -1,6 +1,7 @@
 //! Each kernel of the encoder beside a plain computation in f64, more closely than whole vectors can be compared.
 
 use super::super::emulator::{Emulator, GuardedMemory};
+use super::attention_alone::AttentionWork;
 use super::*;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -65,20 +66,33 @@ fn normalized(row: &[f64], scale: &[f32], shift: &[f32], epsilon: f64) -> Vec<f6
     row.iter().zip(scale).zip(shift).map(norm).collect()
 }
 
+const WAYS: [AttentionWay; 2] = [AttentionWay::Warps, AttentionWay::Warpgroups];
+
+/// All ways of computing attention.
 fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
+    for way in WAYS {
+        check_attention_by(way, seed, head, heads, lengths, 0.0);
+    }
+}
+
+/// The keys of each row are larger by `growth` than those of the one before.
+fn check_attention_by(way: AttentionWay, seed: u64, head: usize, heads: usize, lengths: &[usize], growth: f32) {
     let mut random = StdRng::seed_from_u64(seed);
     let sequences: Vec<TokenSequence> = lengths.iter().map(|length| TokenSequence(vec![1; *length])).collect();
     let shape = BatchShape::of(&sequences);
     let hidden = heads * head;
     // Scores of several powers of two: the softmax has something to weigh.
     let mut projections = halves(&mut random, shape.rows * 3 * hidden);
-    for row in projections.chunks_exact_mut(3 * hidden) {
+    for (number, row) in projections.chunks_exact_mut(3 * hidden).enumerate() {
         row[..hidden].iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * 2.0));
+        let larger = 1.0 + number as f32 * growth;
+        row[hidden..2 * hidden].iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * larger));
     }
     let mut ground = Ground::new(seed);
     let description = ground.put(&batch::describe(&sequences, shape));
     let memory = ground.put(&projections);
     let context = ground.poisoned(shape.rows * hidden);
+    let attention = Attention::of(head, way).unwrap();
     let arguments = AttentionArguments {
         projections: memory.address(),
         context: context.address(),
@@ -86,8 +100,8 @@ fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
         heads: heads as u32,
         unused: 0,
     };
-    let kernel = if head == 32 { Kernel::Attention32 } else { Kernel::Attention64 };
-    ground.launch(kernel, attention_shape(shape.tiles, heads as u32, head), &arguments);
+    let (kernel, launch_shape) = attention.launch(shape, heads as u32);
+    ground.launch(kernel, launch_shape, &arguments);
     let found: Vec<f16> = ground.get(&context, shape.rows * hidden);
 
     let value = |row: usize, part: usize, of_head: usize, column: usize| {
@@ -109,7 +123,7 @@ fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
                         .map(|(key, weight)| weight / sum * value(first + key, 2, of_head, column))
                         .sum();
                     let place = (first + query) * hidden + of_head * head + column;
-                    assert_near(f64::from(found[place]), expected, &(lengths, query, of_head, column));
+                    assert_near(f64::from(found[place]), expected, &(way, lengths, query, of_head, column));
                 }
             }
         }
@@ -121,7 +135,7 @@ fn check_attention(seed: u64, head: usize, heads: usize, lengths: &[usize]) {
 #[test]
 fn attention_over_every_length_near_the_borders_of_tiles() {
     for lengths in
-        [&[1, 2, 15][..], &[16, 17], &[63], &[64], &[65], &[127, 1], &[128], &[129], &[193, 64], &[257], &[32, 33, 96, 97]]
+        [&[1, 2, 15][..], &[16, 17], &[63], &[64, 64, 1], &[65], &[127, 1], &[128], &[129], &[193, 64], &[257], &[32, 33, 96, 97]]
     {
         check_attention(lengths[0] as u64, 32, 2, lengths);
     }
@@ -129,8 +143,30 @@ fn attention_over_every_length_near_the_borders_of_tiles() {
 
 #[test]
 fn attention_of_wider_heads() {
-    for lengths in [&[1, 70][..], &[130], &[17, 113]] {
+    for lengths in [&[1, 64, 33][..], &[1, 70], &[130], &[17, 113], &[257]] {
         check_attention(7, 64, 1, lengths);
+    }
+}
+
+#[test]
+fn attention_alone_is_the_same_in_all_ways() {
+    for head_dimension in [32, 64] {
+        let work = AttentionWork { lengths: vec![3, 70], heads: 2, head_dimension };
+        for way in WAYS {
+            let difference = attention_alone::difference(&Emulator::new(1), &work, [AttentionWay::Warps, way]).unwrap();
+            assert!(f64::from(difference) <= 2.0 * TOLERANCE, "{way:?}: {difference}");
+        }
+    }
+}
+
+/// Scores grow so much from step to step that what has been added up has to be made smaller.
+#[test]
+fn attention_whose_later_scores_are_larger() {
+    for way in WAYS {
+        for (head, length) in [(32, 300), (64, 200)] {
+            check_attention_by(way, 5, head, 1, &[length], 0.02);
+            check_attention_by(way, 6, head, 1, &[length], 0.2);
+        }
     }
 }
 
