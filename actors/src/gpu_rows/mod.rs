@@ -20,7 +20,7 @@ mod uploads;
 pub(crate) use device::DIMENSION_MAX;
 pub use device::{CudaRowDevice, DeviceRows, RowDevice};
 pub use metrics::GpuRowsMetrics;
-pub use seat::{Searching, Seat};
+pub use seat::Seat;
 pub(crate) use turns::AllowedKey;
 pub use uploads::Vectors;
 
@@ -171,18 +171,17 @@ impl GpuRows {
     }
 
     /// Has rows put on a GPU where they would be searched sooner, if there is one.
-    fn bring_where_sooner(&self, searching: &Searching, search: &RowSearch<'_>) {
+    fn bring_where_sooner(&self, seat: &Arc<Seat>, search: &RowSearch<'_>) {
         let is_sooner = |host: &Arc<Hosted>| {
             let bytes = host.device.bytes_of(search.rows, search.query.len());
-            bytes <= host.bytes_max && host.is_well() && search.is_sooner(host.device.seconds(bytes), searching.count())
+            bytes <= host.bytes_max && host.is_well() && search.is_sooner(host.device.seconds(bytes))
         };
-        if !self.hosts.read().here.iter().any(is_sooner) || !searching.seat().ask() {
+        if !self.hosts.read().here.iter().any(is_sooner) || !seat.ask() {
             return;
         }
-        let seat = Arc::downgrade(searching.seat());
-        let bring = Bring { seat, vectors: (search.vectors)(), dimension: search.query.len() };
+        let bring = Bring { seat: Arc::downgrade(seat), vectors: (search.vectors)(), dimension: search.query.len() };
         if self.errands.try_send(Errand::Bring(bring)).is_err() {
-            searching.seat().refuse(Instant::now() + BUSY);
+            seat.refuse(Instant::now() + BUSY);
         }
     }
 }
@@ -208,9 +207,10 @@ pub struct RowSearch<'a> {
 }
 
 impl RowSearch<'_> {
-    /// Whether a GPU that takes so long for all that ask together answers sooner than the processor.
-    fn is_sooner(&self, seconds: f64, together: usize) -> bool {
-        self.bits_seconds + seconds / (together as f64) < self.otherwise_seconds
+    /// Whether a GPU that takes so long answers sooner than the processor. That others may go along counts for neither: a GPU answers them together, and the
+    /// processor at the same time.
+    fn is_sooner(&self, seconds: f64) -> bool {
+        self.bits_seconds + seconds < self.otherwise_seconds
     }
 
     /// Rows that are asked for: some more than are wanted, since the processor scores them again and rounds differently.
@@ -232,25 +232,25 @@ impl TenantRows {
         TenantRows { gpus, tenant }
     }
 
-    /// A search of the rows of a seat begins, wherever it will compute. None when there is no GPU.
-    pub fn enter(&self, seat: &Arc<Seat>) -> Option<Searching> {
-        (self.gpus.count.load(Ordering::Relaxed) > 0).then(|| seat.enter())
+    /// Whether there is a GPU.
+    pub fn is_there(&self) -> bool {
+        self.gpus.count.load(Ordering::Relaxed) > 0
     }
 
     /// Positions of rows among which the best are, and hardly any others; none when the processor is to search, because it is sooner, or the rows are on no GPU,
     /// or that has failed. Waits for searches of the same rows that are there at the moment.
-    pub fn find(&self, searching: &Searching, search: &RowSearch<'_>) -> Option<Vec<u32>> {
+    pub fn find(&self, seat: &Arc<Seat>, search: &RowSearch<'_>) -> Option<Vec<u32>> {
         let asked = search.asked()?;
-        let Some(rows) = searching.seat().rows() else {
-            self.gpus.bring_where_sooner(searching, search);
+        let Some(rows) = seat.rows() else {
+            self.gpus.bring_where_sooner(seat, search);
             return None;
         };
-        if !search.is_sooner(rows.held.gpu().seconds_with_wait(rows.seconds), searching.count()) {
+        if !search.is_sooner(rows.held.gpu().seconds_with_wait(rows.seconds)) {
             return None;
         }
         rows.touch();
         rows.turns.ask(search.allowed, search.query, asked, &self.gpus.metrics.queued, |asked| {
-            self.compute(searching.seat(), &rows, asked, (search.bits)().as_deref())
+            self.compute(seat, &rows, asked, (search.bits)().as_deref())
         })
     }
 

@@ -8,15 +8,12 @@ use ragged_kernels::Scored;
 use ragged_kernels::cuda::GpuError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// The seat of rows that do not change, for as long as they live. Empty at first.
 #[derive(Default)]
 pub struct Seat {
     state: Mutex<State>,
-    /// Searches of these rows that run at this moment, wherever they compute.
-    searching: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -42,12 +39,6 @@ pub(super) struct Seated {
 }
 
 impl Seat {
-    /// A search of the rows begins; it ends with what is returned.
-    pub(super) fn enter(self: &Arc<Self>) -> Searching {
-        self.searching.fetch_add(1, Ordering::Relaxed);
-        Searching(self.clone())
-    }
-
     /// The rows, when they are there, for a search.
     pub(super) fn rows(&self) -> Option<Arc<Seated>> {
         self.state.lock().rows.clone()
@@ -114,26 +105,6 @@ impl Drop for Seat {
             let gpu = seated.held.gpu().clone();
             gpu.free(seated);
         }
-    }
-}
-
-/// A search that runs.
-pub struct Searching(Arc<Seat>);
-
-impl Searching {
-    pub(super) fn seat(&self) -> &Arc<Seat> {
-        &self.0
-    }
-
-    /// Searches of the same rows at this moment, with this one.
-    pub(super) fn count(&self) -> usize {
-        self.0.searching.load(Ordering::Relaxed).max(1)
-    }
-}
-
-impl Drop for Searching {
-    fn drop(&mut self) {
-        self.0.searching.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -24,7 +24,7 @@ const LIBRARY: &str = "libcublasLt";
 const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// Ways of computing a product that are tried out, of those that the library thinks best.
-const WAYS_TRIED: usize = 8;
+const WAYS_TRIED: usize = 24;
 /// Products of fewer rows are computed in the way that the library thinks best.
 const ROWS_TRIED: usize = 2_048;
 /// How often each way is tried, after once that is not counted.

@@ -19,7 +19,7 @@ use super::trial;
 use super::vector_file::VectorFile;
 use super::vector_index::{self, Efforts, Recall};
 use super::vector_plan::{self, Method, Plan};
-use crate::gpu_rows::{RowSearch, Searching, Seat, TenantRows};
+use crate::gpu_rows::{RowSearch, Seat, TenantRows};
 use half::f16;
 use parking_lot::{Mutex, RwLock};
 use ragged_kernels::{ApproximateIndex, Scored};
@@ -202,11 +202,9 @@ impl Segment {
         }
         let plan_of = |index: &Index| Plan::new(&index.efforts.read(), recall, wanted, count);
         let planned = self.index.as_ref().and_then(|index| Some((&index.vectors, plan_of(index)?)));
-        // Counted until it has ended, wherever it computes: the more search the same rows, the sooner a GPU is that takes them together.
-        let searching = gpus.enter(&self.seat);
-        if let Some(searching) = &searching {
+        if gpus.is_there() {
             let compared = planned.as_ref().map_or(count, |(index, plan)| plan.cost(index));
-            if let Some(positions) = self.find_on_gpu(gpus, searching, (query, wanted), allowed, compared) {
+            if let Some(positions) = self.find_on_gpu(gpus, (query, wanted), allowed, compared) {
                 let scored = self.scored_again(query, &positions, wanted)?;
                 return Ok(SegmentHits { hits: self.named(&scored), method: Method::ExactOnGpu { rows: count } });
             }
@@ -264,7 +262,6 @@ impl Segment {
     fn find_on_gpu(
         &self,
         gpus: &TenantRows,
-        searching: &Searching,
         (query, wanted): (&[f32], usize),
         allowed: Allowed<'_>,
         compared: u64,
@@ -279,7 +276,7 @@ impl Segment {
             bits_seconds: vector_plan::seconds_of_bits(allowed.bits_to_make()),
             otherwise_seconds: vector_plan::seconds_of_vectors(compared, self.dimension),
         };
-        gpus.find(searching, &search)
+        gpus.find(&self.seat, &search)
     }
 
     /// Makes what a search needs to go through the index for these rows, if one may.
