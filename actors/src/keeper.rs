@@ -25,8 +25,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const IN_USE: Duration = Duration::from_secs(2);
 /// A partition that was not used for so long is unloaded when memory is short.
 const UNUSED_WHEN_SHORT: Duration = Duration::from_secs(30);
-/// Once it is over the budget, the process gives back until so large a part of it is free: it does not come back every second.
-const FREE_PART: u64 = 16;
 /// How often something is said at most.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
@@ -104,7 +102,8 @@ pub enum KeeperMessage {
 /// What it knows.
 pub struct KeeperState {
     arguments: KeeperArguments,
-    has_looked: bool,
+    /// What was mapped when it first looked: the program, which partitions have no part in.
+    own_mapped: Option<u64>,
     /// When it last said something.
     told: Option<Instant>,
 }
@@ -129,7 +128,7 @@ impl Actor for Keeper {
         arguments.metrics.budget_bytes.set(i64::try_from(arguments.limits.budget).unwrap_or(i64::MAX));
         arguments.address.moved_to(myself.clone());
         myself.send_after(PAUSE, || KeeperMessage::Look);
-        Ok(KeeperState { arguments, has_looked: false, told: None })
+        Ok(KeeperState { arguments, own_mapped: None, told: None })
     }
 
     async fn handle(
@@ -141,15 +140,18 @@ impl Actor for Keeper {
         match message {
             KeeperMessage::Look => {
                 let arguments = state.arguments.clone();
-                let is_first = !std::mem::replace(&mut state.has_looked, true);
+                let known = state.own_mapped;
                 // Closing files, and giving pages back, take their time.
                 let look = move || {
-                    if is_first {
+                    let own_mapped = known.unwrap_or_else(|| {
                         program_pages::give_back(); // the node has started, and will need few of them again
-                    }
-                    arguments.keep()
+                        ProcessMemory::current().map_or(0, |process| process.mapped)
+                    });
+                    (own_mapped, arguments.keep(own_mapped))
                 };
-                match tokio::task::spawn_blocking(look).await? {
+                let (own_mapped, kept) = tokio::task::spawn_blocking(look).await?;
+                state.own_mapped = Some(own_mapped);
+                match kept {
                     Ok(None) => {}
                     Ok(Some(relief)) => state.tell(&relief),
                     // A node without /proc goes on without a budget.
@@ -226,11 +228,11 @@ impl KeeperArguments {
     }
 
     /// Looks once. What had to be done, if anything.
-    fn keep(&self) -> Result<Option<Relief>, ProcError> {
+    fn keep(&self, own_mapped: u64) -> Result<Option<Relief>, ProcError> {
         self.fit_partitions();
         let before = ProcessMemory::current()?;
         self.metrics.note(before);
-        self.choose_who_reads(before);
+        self.choose_who_reads(before.anonymous + own_mapped);
         if before.resident <= self.limits.budget as u64 {
             return Ok(None);
         }
@@ -257,9 +259,9 @@ impl KeeperArguments {
         }
     }
 
-    /// Lets searches look at vectors where they are mapped in those partitions whose pages would all fit into the budget: first in those that do and that are
-    /// in use, so that they do not change with every search, then in those that were used last. The others read them.
-    fn choose_who_reads(&self, process: ProcessMemory) {
+    /// Lets searches look at vectors where they are mapped in those partitions whose pages would all fit into the budget, beside what is `held` in any case:
+    /// first in those that do and that are in use, so that they do not change with every search, then in those that were used last. The others read them.
+    fn choose_who_reads(&self, held: u64) {
         let looked_at = |resident: Resident| {
             let partition = resident.shard.peek(&resident.id)?;
             let stays = !partition.reads_vectors() && resident.used.elapsed() < UNUSED_WHEN_SHORT;
@@ -268,7 +270,7 @@ impl KeeperArguments {
         let mut partitions: Vec<_> = self.residents().into_iter().filter_map(looked_at).collect();
         partitions.sort_by_key(|(first, ..)| *first);
         let needed: usize = partitions.iter().map(|(_, (needed, _), _)| needed).sum();
-        let mut free = self.limits.budget.saturating_sub(process.anonymous as usize + needed);
+        let mut free = self.limits.wanted().saturating_sub(held as usize + needed);
         let mut reading = 0;
         for (_, (_, vectors), partition) in partitions {
             let fits = vectors <= free;
@@ -281,8 +283,7 @@ impl KeeperArguments {
 
     /// Gives memory back until enough of the budget is free. How many partitions were unloaded.
     fn relieve(&self) -> Result<u64, ProcError> {
-        let budget = self.limits.budget as u64;
-        let wanted = budget - budget / FREE_PART;
+        let wanted = self.limits.wanted() as u64;
         let mut unloaded = 0;
         let mut left = Vec::new();
         for resident in self.residents() {

@@ -29,7 +29,15 @@ const TAIL_PART: usize = 16;
 /// but neither for a few bytes, nor with more than would be written in one go.
 const TAIL_BYTES: (usize, usize) = (2 << 20, 64 << 20);
 
+/// Once it is over the budget, a process gives back until so large a part of it is free: it does not come back every second.
+const FREE_PART: usize = 16;
+
 impl MemoryLimits {
+    /// What the process comes back to when it was over the budget.
+    pub(crate) fn wanted(&self) -> usize {
+        self.budget - self.budget / FREE_PART
+    }
+
     /// Bytes that rows may have which wait to be indexed, in one partition.
     pub(crate) fn tail_max(&self) -> usize {
         (self.partitions / TAIL_PART).clamp(TAIL_BYTES.0, TAIL_BYTES.1)

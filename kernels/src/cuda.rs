@@ -112,7 +112,7 @@ impl Device for CudaDevice {
     }
 
     fn batches_in_flight(&self) -> usize {
-        self.lanes
+        BATCHES_IN_FLIGHT.min(self.lanes)
     }
 }
 

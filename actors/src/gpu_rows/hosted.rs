@@ -195,11 +195,12 @@ impl Hosted {
     pub(super) fn seat(&self, seat: &Arc<Seat>, rows: Seated) {
         let is_known = |known: &Weak<Seat>| std::ptr::eq(known.as_ptr(), Arc::as_ptr(seat));
         let mut seats = self.seats.lock();
+        seats.retain(|seat| seat.strong_count() > 0);
         if !seats.iter().any(is_known) {
             seats.push(Arc::downgrade(seat));
         }
         drop(seats);
-        seat.take(Arc::new(rows));
+        drop(seat.take(Arc::new(rows)));
     }
 
     /// Has memory freed behind whoever searches.

@@ -73,11 +73,11 @@ impl Seat {
         state.not_before = Some(until);
     }
 
-    /// The rows are there.
-    pub(super) fn take(&self, seated: Arc<Seated>) {
+    /// The rows are there. Those that were there before are returned: freeing them takes time, in which nobody waits for the seat.
+    pub(super) fn take(&self, seated: Arc<Seated>) -> Option<Arc<Seated>> {
         let mut state = self.state.lock();
         state.is_asked_for = false;
-        state.rows = Some(seated);
+        state.rows.replace(seated)
     }
 
     /// Empties the seat when these are the rows there. The memory is freed with what is returned, or by the last search that uses it.

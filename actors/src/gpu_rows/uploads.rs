@@ -17,6 +17,8 @@ pub(super) const ERRANDS_MAX: usize = 256;
 const REFRESH: Duration = Duration::from_secs(5);
 /// Bytes of rows that are copied at a time. In between it is seen whether anybody still wants them.
 const PART_BYTES: usize = 4 << 20;
+/// After so many parts their memory may be given back.
+const PARTS_BEFORE_A_LOOK: usize = 8;
 /// How long rows wait for which there is no room.
 const NO_ROOM: Duration = Duration::from_secs(5);
 
@@ -24,6 +26,9 @@ const NO_ROOM: Duration = Duration::from_secs(5);
 pub trait Vectors: Send + Sync {
     /// All of them, one after the other.
     fn values(&self) -> &[f16];
+
+    /// Some have been looked at, and need not stay in memory for it.
+    fn looked_at(&self) {}
 }
 
 /// What the thread is asked to do.
@@ -94,12 +99,16 @@ impl Bring {
     fn copy(&self, host: &Hosted, rows: usize) -> Result<Option<Box<dyn DeviceRows>>, GpuError> {
         let mut on_gpu = host.device.make_room(rows, self.dimension)?;
         let part = (PART_BYTES / (self.dimension * size_of::<f16>())).max(1) * self.dimension;
-        for part in self.vectors.values().chunks(part) {
+        for (number, part) in self.vectors.values().chunks(part).enumerate() {
+            if number % PARTS_BEFORE_A_LOOK == 0 {
+                self.vectors.looked_at();
+            }
             if self.seat.strong_count() == 0 || !host.is_well() {
                 return Ok(None);
             }
             on_gpu.append(part)?;
         }
+        self.vectors.looked_at();
         Ok(Some(on_gpu))
     }
 

@@ -19,7 +19,7 @@ pub struct Indexer {
 pub struct IndexerMetrics {
     /// Seconds that each round took.
     pub seconds: Histogram,
-    /// Rounds that failed; the rows stay searchable, and it is tried again.
+    /// Rounds that failed, and trials; the rows stay searchable, and it is tried again.
     pub failures: IntCounter,
     /// Indexes that were tried with queries that searches had brought.
     pub trials: IntCounter,
@@ -68,7 +68,7 @@ impl Indexer {
                 if is_behind {
                     indexer.run(partition).await;
                 } else {
-                    indexer.try_indexes(partition).await;
+                    indexer.try_index(partition).await;
                 }
                 drop(turn);
             }
@@ -76,18 +76,19 @@ impl Indexer {
         });
     }
 
-    async fn try_indexes(&self, partition: Arc<Partition>) {
+    async fn try_index(&self, partition: Arc<Partition>) {
         let begun = std::time::Instant::now();
-        let fault = match tokio::task::spawn_blocking(move || partition.try_indexes()).await {
-            Ok(Ok(count)) => {
-                self.metrics.trials.inc_by(count as u64);
-                tracing::debug!(count, took_ms = begun.elapsed().as_millis() as u64, "indexes tried");
+        let fault = match tokio::task::spawn_blocking(move || partition.try_index()).await {
+            Ok(Ok(was_due)) => {
+                self.metrics.trials.inc_by(u64::from(was_due));
+                tracing::debug!(was_due, took_ms = begun.elapsed().as_millis() as u64, "index tried");
                 return;
             }
             Ok(Err(fault)) => fault.to_string(),
             Err(fault) => fault.to_string(),
         };
-        tracing::error!(%fault, "indexes could not be tried: they are searched as hard as before");
+        self.metrics.failures.inc();
+        tracing::error!(%fault, "an index could not be tried: it is searched as hard as before");
     }
 
     async fn run(&self, partition: Arc<Partition>) {

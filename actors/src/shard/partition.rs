@@ -365,18 +365,20 @@ impl Partition {
         idle >= IDLE && (waiting >= WAITING_ROWS_IDLE || (!is_settled && waiting == 0 && self.could_settle()))
     }
 
-    /// Whether [`Partition::try_indexes`] has something to do.
+    /// Whether [`Partition::try_index`] has something to do.
     pub fn wants_trial(&self) -> bool {
         self.view.load().segments.iter().any(|part| part.segment.wants_trial(&self.sample))
     }
 
-    /// Finds out how hard the approximate indexes must be searched for the queries that have come. Searches go on meanwhile. How many indexes were tried.
-    pub fn try_indexes(&self) -> Result<usize, PartitionError> {
-        let mut tried = 0;
+    /// Finds out how hard an approximate index must be searched for the queries that have come: of one that is due, so that others have their turns. Searches
+    /// go on meanwhile. Whether one was due.
+    pub fn try_index(&self) -> Result<bool, PartitionError> {
         for part in &self.view.load_full().segments {
-            tried += usize::from(part.segment.try_index(&self.sample)?);
+            if part.segment.try_index(&self.sample)? {
+                return Ok(true);
+            }
         }
-        Ok(tried)
+        Ok(false)
     }
 
     fn could_settle(&self) -> bool {

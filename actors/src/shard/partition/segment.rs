@@ -17,7 +17,7 @@ use super::query_sample::QuerySample;
 use super::selected::{Allowed, SegmentSelection};
 use super::trial;
 use super::vector_file::VectorFile;
-use super::vector_index::{self, Efforts, Recall};
+use super::vector_index::{self, Efforts, KeptEfforts, Recall};
 use super::vector_plan::{self, Method, Plan};
 use crate::gpu_rows::{RowSearch, Seat, TenantRows};
 use half::f16;
@@ -32,12 +32,14 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Segments of at least this many rows get an approximate index; smaller ones are faster without.
 pub(super) const INDEXED_ROWS_MIN: usize = 8192;
 /// After a trial with queries that were seen, so many times as long as it took there is no other.
 const TRIALS_REST: u32 = 10;
+/// And for so long after one that failed.
+const TRIAL_FAILED_REST: Duration = Duration::from_secs(60);
 /// Vectors and index are compared with their checksums up to this length.
 const VERIFIED_BYTES_MAX: u64 = 64 << 20;
 
@@ -52,7 +54,7 @@ struct Description {
     dimension: u32,
     rows: FileSum,
     vectors: FileSum,
-    index: Option<(FileSum, Efforts)>,
+    index: Option<(FileSum, KeptEfforts)>,
 }
 
 /// A file's length and CRC-32.
@@ -149,7 +151,7 @@ impl Segment {
                 let path = folder.join(INDEX);
                 sum.compare_within(&path, VERIFIED_BYTES_MAX)?;
                 let vectors = vector_index::open(&path, rows.len(), dimension)?;
-                Some(Index { vectors, efforts: RwLock::new(efforts), trials: Mutex::default() })
+                Some(Index { vectors, efforts: RwLock::new(efforts.into()), trials: Mutex::default() })
             }
         };
         let row_set = RoaringBitmap::from_sorted_iter(rows.iter().copied())
@@ -247,13 +249,21 @@ impl Segment {
         let Some(index) = &self.index else { return Ok(false) };
         let Some(seen) = index.trials.lock().due(sample) else { return Ok(false) };
         let begun = Instant::now();
+        let rest = |rest| *index.trials.lock() = Trials { seen, rests_until: Some(Instant::now() + rest) };
+        rest(TRIAL_FAILED_REST); // should this one end in the middle
         let found = trial::with_queries(&index.vectors, &self.vectors, &sample.queries());
-        *index.trials.lock() = Trials { seen, rests_until: Some(Instant::now() + begun.elapsed() * TRIALS_REST) };
         let found = found.map_err(|fault| self.unreadable(VECTORS, fault))?;
-        tracing::debug!(segment = self.number, seen, ?found, "vector index tried with queries that were seen");
-        if let Some(efforts) = found {
-            *index.efforts.write() = efforts;
+        rest(begun.elapsed() * TRIALS_REST);
+        if found.usual.contains(&None) {
+            tracing::warn!(
+                segment = self.number,
+                ?found,
+                "the approximate index does not find what is asked for, whatever the effort: such searches compare all vectors"
+            );
+        } else {
+            tracing::debug!(segment = self.number, seen, ?found, "vector index tried with queries that were seen");
         }
+        *index.efforts.write() = found;
         Ok(true)
     }
 
@@ -415,12 +425,12 @@ impl SegmentBuilder {
 
 /// Builds the approximate index of the vectors that have been written, and finds out how hard it must be searched. Vectors that it
 /// cannot tell apart, whatever the effort, are searched exactly.
-fn build_index(folder: &Path, count: usize, dimension: usize) -> Result<Option<(FileSum, Efforts)>, PartitionError> {
+fn build_index(folder: &Path, count: usize, dimension: usize) -> Result<Option<(FileSum, KeptEfforts)>, PartitionError> {
     let (vectors, path) = (folder.join(VECTORS), folder.join(INDEX));
     let file = VectorFile::open(&vectors, dimension).map_err(PartitionError::file(&vectors))?;
     vector_index::build(&path, file.mapped().values, dimension)?;
     let efforts = trial::with_made_queries(&vector_index::open(&path, count, dimension)?, &file);
-    match efforts.map_err(PartitionError::file(&vectors))? {
+    match efforts.map_err(PartitionError::file(&vectors))?.kept() {
         Some(efforts) => {
             tracing::debug!(count, ?efforts, "vector index built");
             Ok(Some((FileSum::of(&path)?, efforts)))

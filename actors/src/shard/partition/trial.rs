@@ -20,14 +20,14 @@ const RECALL_HIGH: f64 = 0.99;
 /// with so many standard errors to spare: of all samples of queries, nine in ten would then say no less.
 const ERRORS_TO_SPARE: f64 = 1.28;
 
-/// The least efforts that find enough for queries made of the vectors; none when even the most does not.
-pub(super) fn with_made_queries(index: &ApproximateIndex, vectors: &VectorFile) -> io::Result<Option<Efforts>> {
+/// The least efforts that find enough for queries made of the vectors.
+pub(super) fn with_made_queries(index: &ApproximateIndex, vectors: &VectorFile) -> io::Result<Efforts> {
     let queries = made_queries(vectors.mapped());
     Trial::new(index, vectors, &queries, vector_index::BUILD_THREADS)?.efforts([MADE_RECALL, MADE_RECALL_HIGH], 0.0, &FEW_PARTS)
 }
 
-/// The least efforts that find enough for queries that searches have brought; none when even the most does not. It runs in one thread, beside searches.
-pub(super) fn with_queries(index: &ApproximateIndex, vectors: &VectorFile, queries: &[f32]) -> io::Result<Option<Efforts>> {
+/// The least efforts that find enough for queries that searches have brought. It runs in one thread, beside searches.
+pub(super) fn with_queries(index: &ApproximateIndex, vectors: &VectorFile, queries: &[f32]) -> io::Result<Efforts> {
     Trial::new(index, vectors, queries, 1)?.efforts([RECALL, RECALL_HIGH], ERRORS_TO_SPARE, &PARTS)
 }
 
@@ -62,8 +62,8 @@ impl<'a> Trial<'a> {
         Ok(Trial { index, vectors, queries: queries.chunks_exact(index.dimension()).collect(), nearest, threads })
     }
 
-    /// For the two recalls, with so many standard errors to spare. None when the lower one cannot be had.
-    fn efforts(&self, recalls: [f64; 2], errors_to_spare: f64, parts: &[u32]) -> io::Result<Option<Efforts>> {
+    /// For the two recalls, with so many standard errors to spare.
+    fn efforts(&self, recalls: [f64; 2], errors_to_spare: f64, parts: &[u32]) -> io::Result<Efforts> {
         let mut unreadable = None;
         let least = Depth::ALL.map(|depth| {
             let mut found: HashMap<Effort, Share> = HashMap::new();
@@ -83,8 +83,7 @@ impl<'a> Trial<'a> {
             return Err(fault);
         }
         let [[ten, ten_high], [hundred, hundred_high]] = least;
-        let usual = ten.zip(hundred).map(|(ten, hundred)| [ten, hundred]);
-        Ok(usual.map(|usual| Efforts { usual, high: [ten_high, hundred_high] }))
+        Ok(Efforts { usual: [ten, hundred], high: [ten_high, hundred_high] })
     }
 
     /// Part of the `depth` nearest rows that is found.

@@ -173,6 +173,12 @@ impl gpu_rows::Vectors for VectorFile {
     fn values(&self) -> &[f16] {
         self.mapped().values
     }
+
+    fn looked_at(&self) {
+        if self.reads_rows.load(Ordering::Relaxed) {
+            self.give_back();
+        }
+    }
 }
 
 #[cfg(test)]

@@ -76,13 +76,20 @@ impl Depth {
     }
 }
 
-/// Efforts that an index is searched with, by how many rows are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Efforts that an index is searched with, by how many rows are wanted. None where it does not tell the rows apart so well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Efforts {
     /// For [`Recall::Usual`], by [`Depth`].
-    pub(super) usual: [Effort; 2],
-    /// For [`Recall::High`]; none when the index does not tell the rows apart so well.
+    pub(super) usual: [Option<Effort>; 2],
+    /// For [`Recall::High`].
     pub(super) high: [Option<Effort>; 2],
+}
+
+/// The same as they are kept with an index, which is not used when there are none for [`Recall::Usual`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KeptEfforts {
+    usual: [Effort; 2],
+    high: [Option<Effort>; 2],
 }
 
 impl Efforts {
@@ -90,10 +97,22 @@ impl Efforts {
     pub(super) fn for_recall(&self, recall: Recall, rows: usize) -> Option<Effort> {
         let depth = Depth::of(rows) as usize;
         match recall {
-            Recall::Usual => Some(self.usual[depth]),
+            Recall::Usual => self.usual[depth],
             Recall::High => self.high[depth],
             Recall::Exact => None,
         }
+    }
+
+    /// As they are kept.
+    pub(super) fn kept(&self) -> Option<KeptEfforts> {
+        let [ten, hundred] = self.usual;
+        Some(KeptEfforts { usual: [ten?, hundred?], high: self.high })
+    }
+}
+
+impl From<KeptEfforts> for Efforts {
+    fn from(kept: KeptEfforts) -> Self {
+        Efforts { usual: kept.usual.map(Some), high: kept.high }
     }
 }
 
