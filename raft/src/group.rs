@@ -41,6 +41,8 @@ const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
 pub const LEADER_LEASE: Duration = Duration::from_secs(1);
 /// How long a command may wait before its outcome is called unknown.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often it is looked whether all commands in flight are decided.
+const SETTLED_LOOK: Duration = Duration::from_millis(10);
 /// How long a linearizable read may wait for a majority and for what is applied.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a group that is alone may take to lead itself.
@@ -358,6 +360,18 @@ impl Group {
                 return "the group has ended".into();
             }
         }
+    }
+
+    /// Waits until everything that was proposed here is decided, so long at most; whether it is. A replica that has handed its lead on learns that from the
+    /// new leader.
+    pub async fn settled(&self, limit: Duration) -> bool {
+        let is_settled = || self.in_flight.available_permits() == IN_FLIGHT_MAX;
+        let wait = async {
+            while !is_settled() {
+                tokio::time::sleep(SETTLED_LOOK).await;
+            }
+        };
+        tokio::time::timeout(limit, wait).await.is_ok()
     }
 
     /// Ends the replica's tasks. Commands in flight end with an unknown outcome.

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Documents that are written again and again, enough that every shard has some.
 const WRITERS: usize = 48;
+/// Who write while a node is restarted: enough that some write is undecided whenever a lead is handed on.
+const WRITERS_AT_RESTART: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn rounds() -> usize {
@@ -92,7 +94,7 @@ async fn an_orderly_restart_of_each_node_is_noticed_by_nobody() -> Result<()> {
         let (url, key) = (other.url("/api/v1/collections/c/documents"), other.key()?);
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let written = Arc::new(AtomicUsize::new(0));
-        let writers = (0..4).map(|writer| {
+        let writers = (0..WRITERS_AT_RESTART).map(|writer| {
             let (http, url, key, stopped) = (http.clone(), url.clone(), key.clone(), stopped.clone());
             let written = written.clone();
             tokio::spawn(async move {

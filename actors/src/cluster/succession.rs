@@ -28,6 +28,8 @@ const HEIR_LAG_MAX: u64 = 64;
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 const HAND_OVER_AGAIN: Duration = Duration::from_millis(300);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(10);
+/// How long it may take until what was proposed to a leader before it handed on is decided.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Has leaders of nodes that are gone replaced.
 #[derive(Default)]
@@ -62,30 +64,39 @@ impl Succession {
     }
 }
 
-/// Hands on what this node leads, as far as others have everything, so that nobody has to miss it when it stops.
+/// Hands on what this node leads, as far as others have everything, so that nobody has to miss it when it stops. What was proposed here before is decided
+/// then: this node learns from the new leaders what they made of it, so the cluster port must be open until this returns.
 pub async fn hand_over(replicas: &Replicas) {
     let handed = replicas.all().into_iter().map(|group| async move {
-        let deadline = Instant::now() + HAND_OVER_TIMEOUT;
-        while group.leads() && Instant::now() < deadline {
-            let standing = group.standing();
-            let has_all = |voter: &&ReplicaId| **voter != standing.replica && standing.has_caught_up(**voter, HEIR_LAG_MAX);
-            let heirs: Vec<ReplicaId> = standing.voters.iter().filter(has_all).copied().collect();
-            if standing.voters.len() < 2 {
-                return; // there is nobody
-            }
-            if let Some(heir) = heirs.choose(&mut rand::rng())
-                && let Err(fault) = group.transfer_leader(*heir).await
-            {
-                tracing::debug!(%fault, "a lead could not be handed on");
-                return;
-            }
-            let again = Instant::now() + HAND_OVER_AGAIN;
-            while group.leads() && Instant::now() < again {
-                tokio::time::sleep(HAND_OVER_LOOK).await;
-            }
+        hand_on(&group).await;
+        if !group.settled(SETTLE_TIMEOUT).await {
+            tracing::warn!(replica = %group.replica(), "writes are undecided after {SETTLE_TIMEOUT:?}: whoever sent them is told so");
         }
     });
     futures::future::join_all(handed).await;
+}
+
+/// Hands on one group, if this replica leads it and another can.
+async fn hand_on(group: &Group) {
+    let deadline = Instant::now() + HAND_OVER_TIMEOUT;
+    while group.leads() && Instant::now() < deadline {
+        let standing = group.standing();
+        let has_all = |voter: &&ReplicaId| **voter != standing.replica && standing.has_caught_up(**voter, HEIR_LAG_MAX);
+        let heirs: Vec<ReplicaId> = standing.voters.iter().filter(has_all).copied().collect();
+        if standing.voters.len() < 2 {
+            return; // there is nobody
+        }
+        if let Some(heir) = heirs.choose(&mut rand::rng())
+            && let Err(fault) = group.transfer_leader(*heir).await
+        {
+            tracing::debug!(%fault, "a lead could not be handed on");
+            return;
+        }
+        let again = Instant::now() + HAND_OVER_AGAIN;
+        while group.leads() && Instant::now() < again {
+            tokio::time::sleep(HAND_OVER_LOOK).await;
+        }
+    }
 }
 
 /// Whether nobody listens where the node was reached. A process that ends may close its connections before it closes what it listens on.

@@ -261,6 +261,30 @@ async fn a_leader_that_is_cut_off_cannot_say_what_holds_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_write_is_in_flight_until_a_new_leader_has_decided_it() {
+    let wires = Arc::new(Wires::default());
+    let members = three(&wires).await;
+    write(&members[0], "before").await;
+    assert!(members[0].group.group().settled(PATIENCE).await);
+    wires.cut.lock().unwrap().insert(members[0].store.node());
+    let group = members[0].group.clone();
+    let undecided = tokio::spawn(async move { group.propose(upsert(vec![document("undecided", &["x"])], 1)).await });
+    let deadline = Instant::now() + PATIENCE;
+    while members[0].group.group().settled(Duration::ZERO).await {
+        assert!(Instant::now() < deadline, "the write is not in flight");
+        tokio::task::yield_now().await;
+    }
+    let cut = members[0].id();
+    let standing = members[1].until("a new leader", |standing| standing.leader.is_some_and(|leader| leader != cut)).await;
+    write(members.iter().find(|member| Some(member.id()) == standing.leader).unwrap(), "meanwhile").await;
+    assert!(!members[0].group.group().settled(Duration::from_millis(50)).await, "nobody has told it anything");
+    wires.cut.lock().unwrap().clear();
+    assert!(members[0].group.group().settled(PATIENCE).await);
+    let outcome = undecided.await.unwrap();
+    assert!(matches!(outcome, Err(ProposeError::UnknownOutcome { .. })), "the new leader does not have it: {outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replica_whose_majority_is_lost_goes_on_alone_and_grows_again() {
     let wires = Arc::new(Wires::default());
     let members = three(&wires).await;
