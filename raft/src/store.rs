@@ -640,7 +640,10 @@ fn family_options(cache: &Cache, limits: StoreOptions) -> Options {
     blocks.set_block_size(16 << 10);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
-    options.set_compression_type(DBCompressionType::Lz4);
+    // What has just been flushed is written again soon.
+    options.set_compression_per_level(&[DBCompressionType::None, DBCompressionType::Lz4]);
+    // A compaction of new files writes all of the level below again, since a document's rows lie all over it: the more files at a time, the less is written.
+    options.set_level_zero_file_num_compaction_trigger(8);
     options.set_write_buffer_size(limits.write_buffer_bytes / 4);
     options.set_level_compaction_dynamic_level_bytes(true);
     options

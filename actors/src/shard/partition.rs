@@ -9,7 +9,7 @@
 //! A checkpoint that is torn, damaged or of another past is no error: it is deleted and built again.
 //!
 //! In the order in which data passes: [`source`] reads rows; [`analyzer`] and [`facts`] say what they can be found by; [`tail`] keeps them
-//! at first; [`checkpoint`] indexes them, as [`merge_plan`] says; [`search`] asks all of these, with [`selection`] for filters, whose
+//! at first; [`checkpoint`] indexes them ([`vector_checkpoint`] and [`text_checkpoint`]), as [`merge_plan`] says; [`search`] asks all of these, with [`selection`] for filters, whose
 //! results are kept ([`selected`], [`filter_cache`]), [`text_search`] for words, [`segment`] and [`vector_index`] for meaning, as [`vector_plan`] says, and
 //! [`ranking`] to keep the best.
 
@@ -31,9 +31,11 @@ mod selected;
 mod selection;
 mod source;
 mod tail;
+mod text_checkpoint;
 mod text_index;
 mod text_search;
 mod trial;
+mod vector_checkpoint;
 mod vector_file;
 mod vector_index;
 mod vector_plan;
@@ -73,8 +75,13 @@ use std::time::{Duration, Instant};
 use tail::TailBlock;
 use view::{SegmentView, View};
 
-/// Waiting rows that are indexed at once, whatever else happens.
-const WAITING_ROWS_MAX: u32 = if IS_FOR_TESTS { 64 } else { 4096 };
+/// Waiting rows that are indexed at once, whatever else happens: every search scores them all.
+const WAITING_ROWS_MAX: u32 = if IS_FOR_TESTS { 128 } else { 65_536 };
+/// Waiting rows that are indexed when the last round has rested.
+const WAITING_ROWS: u32 = if IS_FOR_TESTS { 64 } else { 4096 };
+/// For how many times its own length a round rests, and how long at most: while rows come fast, few large rounds leave more of the machine to storing them.
+const ROUND_RESTS: u32 = 2;
+const ROUND_RESTS_MAX: Duration = Duration::from_secs(5);
 /// Waiting rows that are indexed when no others come for a while.
 const WAITING_ROWS_IDLE: u32 = if IS_FOR_TESTS { 32 } else { 256 };
 /// No write for so long is a while.
@@ -232,6 +239,15 @@ struct Activity {
     since: Instant,
     /// `changed_at` when the indexes were last brought to rest.
     settled_at: Option<u64>,
+    /// Until then the last round of indexing rests.
+    rests_until: Instant,
+}
+
+impl Activity {
+    fn new(changed_at: u64) -> Activity {
+        let now = Instant::now();
+        Activity { changed_at, since: now, settled_at: None, rests_until: now }
+    }
 }
 
 impl Partition {
@@ -256,7 +272,7 @@ impl Partition {
             view: ArcSwap::from_pointee(view),
             follower: Mutex::default(),
             checkpoint: Mutex::new(checkpoint),
-            activity: Mutex::new(Activity { changed_at: counters.changed_at, since: Instant::now(), settled_at: None }),
+            activity: Mutex::new(Activity::new(counters.changed_at)),
             rebuilds: AtomicU64::new(rebuilds),
             tail_bytes_max: context.tail_bytes_max,
             sample: QuerySample::default(),
@@ -355,11 +371,15 @@ impl Partition {
         drop(follower);
         let view = self.view.load();
         let waiting = counters.next_row.0.saturating_sub(view.segments_until.min(view.text.until));
-        let (idle, is_settled) = {
+        let (idle, is_settled, is_rested) = {
             let activity = self.observe(counters.changed_at);
-            (activity.since.elapsed(), activity.settled_at == Some(counters.changed_at))
+            let is_settled = activity.settled_at == Some(counters.changed_at);
+            (activity.since.elapsed(), is_settled, activity.rests_until <= Instant::now())
         };
-        if waiting >= WAITING_ROWS_MAX || view.tail_bytes() >= self.tail_bytes_max || (idle >= LONG_IDLE && waiting > 0) {
+        if (waiting >= WAITING_ROWS && is_rested) || waiting >= WAITING_ROWS_MAX {
+            return true;
+        }
+        if view.tail_bytes() >= self.tail_bytes_max || (idle >= LONG_IDLE && waiting > 0) {
             return true;
         }
         idle >= IDLE && (waiting >= WAITING_ROWS_IDLE || (!is_settled && waiting == 0 && self.could_settle()))
@@ -400,9 +420,12 @@ impl Partition {
     /// Moves waiting rows into the indexes, and joins segments as they grow. One call at a time does this; others wait. Searches go on
     /// meanwhile. After a crash at any moment the partition opens as it was before or after.
     pub fn index(&self) -> Result<IndexProgress, PartitionError> {
+        let begun = Instant::now();
         let changed_at = self.source.counters()?.changed_at;
         let is_idle = self.observe(changed_at).since.elapsed() >= IDLE;
-        self.index_with(is_idle)
+        let outcome = self.index_with(is_idle);
+        self.activity.lock().rests_until = Instant::now() + (begun.elapsed() * ROUND_RESTS).min(ROUND_RESTS_MAX);
+        outcome
     }
 
     fn index_with(&self, is_idle: bool) -> Result<IndexProgress, PartitionError> {

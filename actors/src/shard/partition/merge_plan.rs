@@ -7,6 +7,9 @@ const FEW_ROWS: u64 = 32_768;
 /// Beyond, so many segments of like size become one: while rows come fast, indexing each of them again and again would cost more than storing it, and a
 /// search finds quickly in a few segments.
 const JOINED_MIN: u64 = 4;
+/// So many while rows come so fast that more than [`FEW_ROWS`] of them have gathered: an import that goes on for minutes would otherwise index each of its
+/// rows four times, the last time once it has ended and everything is joined ([`when_idle`]).
+const JOINED_MIN_FAST: u64 = 16;
 /// When nothing else is to do, small segments join the largest once they are together this part of it. A segment that is too small for
 /// an index is searched exactly, and a row that is scored exactly costs as much as thirty that the index passes over.
 const JOINED_PART_MIN: f64 = 1.0 / 32.0;
@@ -30,13 +33,14 @@ impl SegmentSize {
 /// once there are several of like size. So their number stays logarithmic in the number of rows, and so does how often a row is written.
 pub(super) fn with_new_rows(segments: &[SegmentSize], added: u64) -> Vec<usize> {
     let sorted = by_size(segments);
+    let joined_min = joined_min(added);
     let mut total = added;
     let mut taken = 0;
     while let Some((_, next)) = sorted.get(taken) {
         let is_small = next.live <= total && next.live + total <= FEW_ROWS;
         let like = sorted[taken..].iter().take_while(|(_, segment)| tier(segment.live) <= tier(total)).count();
         let joined = if is_small { 1 } else { like };
-        if !is_small && (like as u64) + 1 < JOINED_MIN {
+        if !is_small && (like as u64) + 1 < joined_min {
             break;
         }
         total += sorted[taken..taken + joined].iter().map(|(_, segment)| segment.live).sum::<u64>();
@@ -45,6 +49,11 @@ pub(super) fn with_new_rows(segments: &[SegmentSize], added: u64) -> Vec<usize> 
     let mut joined: Vec<usize> = sorted[..taken].iter().map(|(number, _)| *number).collect();
     joined.sort_unstable();
     joined
+}
+
+/// Segments of like size that are to become one when so many rows are added at once.
+pub(super) fn joined_min(added: u64) -> u64 {
+    if added > FEW_ROWS { JOINED_MIN_FAST } else { JOINED_MIN }
 }
 
 /// Segments of the same tier are of like size.
@@ -110,6 +119,23 @@ mod tests {
         }
         assert!(segments.len() <= 10, "{segments:?}");
         assert!(written <= 64 * 16_384 * 5, "{written}");
+    }
+
+    #[test]
+    fn an_import_writes_its_rows_once_or_twice() {
+        let (mut segments, mut written) = (Vec::new(), 0);
+        for _ in 0..128 {
+            let joined = with_new_rows(&segments, 65_536);
+            let mut size = 65_536;
+            for number in joined.into_iter().rev() {
+                size += segments.remove(number).live;
+            }
+            written += size;
+            segments.push(whole(size));
+            assert!(segments.len() <= 24, "{segments:?}");
+        }
+        assert!(written <= 128 * 65_536 * 2, "{written}");
+        assert_eq!(with_new_rows(&segments, 4096).len(), segments.iter().filter(|segment| segment.live < 1 << 20).count());
     }
 
     #[test]

@@ -164,6 +164,33 @@ fn an_idle_partition_has_nothing_left_to_do() {
 }
 
 #[test]
+fn rows_that_come_fast_wait_while_a_round_of_indexing_rests_but_not_too_many() {
+    const CHUNKS: u8 = 128;
+    let mut shard = TestShard::new(DIMENSION, "none");
+    let mut model = Model::default();
+    let partition = shard.open();
+    let mut id = 0;
+    let mut add = |shard: &mut TestShard, rows: u32| {
+        for _ in 0..rows / u32::from(CHUNKS) {
+            id += 1;
+            model.apply(shard, &Operation::Upsert { id, chunks: CHUNKS, seed: 1 });
+        }
+    };
+    add(&mut shard, WAITING_ROWS);
+    assert!(partition.wants_indexing(), "no round has been yet");
+    partition.index().unwrap();
+    assert!(partition.activity.lock().rests_until > Instant::now().checked_sub(ROUND_RESTS_MAX).unwrap());
+    add(&mut shard, WAITING_ROWS);
+    partition.activity.lock().rests_until = Instant::now() + Duration::from_secs(600);
+    assert!(!partition.wants_indexing());
+    partition.activity.lock().rests_until = Instant::now();
+    assert!(partition.wants_indexing(), "it has rested");
+    partition.activity.lock().rests_until = Instant::now() + Duration::from_secs(600);
+    add(&mut shard, WAITING_ROWS_MAX - WAITING_ROWS);
+    assert!(partition.wants_indexing(), "every search would score them all");
+}
+
+#[test]
 fn searches_run_beside_indexing_and_see_every_acknowledged_write() {
     let shard = TestShard::new(DIMENSION, "none");
     let partition = shard.open();

@@ -32,8 +32,6 @@ use tantivy::schema::{
 };
 use tantivy::{Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term};
 
-/// Segments of like size that are merged into one.
-const SEGMENTS_MERGED_MIN: usize = 4;
 /// Part of a segment's rows that may be dead before it is written again.
 const DEAD_PART_MAX: f32 = 0.3;
 /// Files are compared with their checksums when the index is opened, up to this length in all.
@@ -217,7 +215,7 @@ impl TextIndex {
         is_idle: bool,
     ) -> Result<(), PartitionError> {
         let mut writer: IndexWriter = self.index.writer_with_num_threads(1, writing.bytes())?;
-        let policy: Box<dyn MergePolicy> = if is_idle { Box::new(NoMergePolicy) } else { merge_policy() };
+        let policy: Box<dyn MergePolicy> = if is_idle { Box::new(NoMergePolicy) } else { merge_policy(rows.len() as u64) };
         writer.set_merge_policy(policy);
         for row in dead {
             writer.delete_term(Term::from_field_u64(self.fields.row, u64::from(row)));
@@ -255,9 +253,9 @@ impl TextIndex {
     }
 }
 
-fn merge_policy() -> Box<LogMergePolicy> {
+fn merge_policy(added: u64) -> Box<LogMergePolicy> {
     let mut policy = LogMergePolicy::default();
-    policy.set_min_num_segments(SEGMENTS_MERGED_MIN);
+    policy.set_min_num_segments(merge_plan::joined_min(added) as usize);
     policy.set_del_docs_ratio_before_merge(DEAD_PART_MAX);
     Box::new(policy)
 }

@@ -1,9 +1,9 @@
 //! Cuts lines into batches that may be sent twice.
 
 use ragged_client::ImportFailure;
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::borrow::Cow;
+use std::fmt;
 use std::io;
 
 /// Bytes of a batch, unless a single line is longer.
@@ -104,36 +104,54 @@ impl Batch {
     }
 }
 
-/// What can be told of a line without judging it, which is the node's to do.
-#[derive(Deserialize)]
-struct Outline {
-    #[serde(default)]
-    id: Id,
-}
-
-#[derive(Default, PartialEq)]
+/// Whether a line names an id. What else is right or wrong with it is the node's to say.
+#[derive(Clone, Copy, PartialEq)]
 enum Id {
-    #[default]
     Absent,
     Null,
     Given,
 }
 
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Id, D::Error> {
-        let given = Option::<IgnoredAny>::deserialize(deserializer)?;
-        Ok(if given.is_some() { Id::Given } else { Id::Null })
+/// Reads an object up to its id, which is often the first of its fields and a vector the last: what comes after a given id is not looked at.
+struct IdSearch<'a>(&'a mut Id);
+
+impl<'de> Visitor<'de> for IdSearch<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("an object")
     }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut fields: M) -> Result<(), M::Error> {
+        while let Some(name) = fields.next_key::<Cow<str>>()? {
+            if name != "id" {
+                fields.next_value::<IgnoredAny>()?;
+            } else if fields.next_value::<Option<IgnoredAny>>()?.is_some() {
+                *self.0 = Id::Given;
+                return Ok(());
+            } else {
+                *self.0 = Id::Null;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The id of a line; none when the line is no object.
+fn id_of(line: &[u8]) -> Option<Id> {
+    let mut id = Id::Absent;
+    let mut reader = serde_json::Deserializer::from_slice(line);
+    let is_object = reader.deserialize_map(IdSearch(&mut id)).and_then(|()| reader.end()).is_ok();
+    (is_object || id == Id::Given).then_some(id)
 }
 
 /// The line with an id, when it had none: the node would make one, and another one each time that the line is sent. Also
 /// whether sending it twice is safe now.
 fn with_id(line: &[u8]) -> (Cow<'_, [u8]>, bool) {
-    match serde_json::from_slice::<Outline>(line) {
-        Ok(Outline { id: Id::Given }) | Err(_) => (line.into(), true), // the node refuses what is no object
-        Ok(Outline { id: Id::Null }) => (line.into(), false),
-        Ok(Outline { id: Id::Absent }) => {
-            // An object: its first byte is the brace. (A derived struct also reads arrays; `[]` is for the node to refuse.)
+    match id_of(line) {
+        Some(Id::Given) | None => (line.into(), true), // the node refuses what is no object
+        Some(Id::Null) => (line.into(), false),
+        Some(Id::Absent) => {
             let Some(rest) = line.strip_prefix(b"{") else { return (line.into(), true) };
             let comma = if rest.trim_ascii_start().starts_with(b"}") { "" } else { "," };
             let mut whole = format!("{{\"id\":\"{}\"{comma}", ulid::Ulid::new()).into_bytes();
@@ -187,7 +205,18 @@ mod tests {
 
     #[test]
     fn what_the_node_must_judge_is_left_as_it_is() {
-        for line in ["{\"id\":7}", "{\"id\":\"a\",\"x\":1}", "nonsense", "[1]", "[]", "{\"id\":\"a\",\"id\":\"b\"}", "\u{ff}"] {
+        for line in [
+            "{\"id\":7}",
+            "{\"id\":\"a\",\"x\":1}",
+            "{\"id\":\"a\", nonsense",
+            "{\"text\":\"a\",\"id\":\"a\"}",
+            "{\"text\":1",
+            "nonsense",
+            "[1]",
+            "[]",
+            "{\"id\":\"a\",\"id\":\"b\"}",
+            "\u{ff}",
+        ] {
             let (whole, _) = with_id(line.as_bytes());
             assert_eq!(whole, line.as_bytes());
         }
