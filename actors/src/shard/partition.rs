@@ -64,6 +64,7 @@ use ragged_raft::meta::collection::Collection;
 use ragged_raft::mutant::{self, Mutant};
 use ragged_raft::shard::changes::{ChangesHandle, PendingChanges};
 use ragged_raft::shard::reader::ShardReader;
+use ragged_raft::shard::rows::PartitionRow;
 use roaring::RoaringBitmap;
 use search::{Search, passing};
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,8 @@ const WAITING_ROWS: u32 = if IS_FOR_TESTS { 64 } else { 4096 };
 /// For how many times its own length a round rests, and how long at most: while rows come fast, few large rounds leave more of the machine to storing them.
 const ROUND_RESTS: u32 = 2;
 const ROUND_RESTS_MAX: Duration = Duration::from_secs(5);
+/// No write for so long, and rows do not come fast any more.
+const PAUSE: Duration = Duration::from_millis(500);
 /// Waiting rows that are indexed when no others come for a while.
 const WAITING_ROWS_IDLE: u32 = if IS_FOR_TESTS { 32 } else { 256 };
 /// No write for so long is a while.
@@ -370,11 +373,11 @@ impl Partition {
         }
         drop(follower);
         let view = self.view.load();
-        let waiting = counters.next_row.0.saturating_sub(view.segments_until.min(view.text.until));
+        let waiting = waiting(&view, &counters);
         let (idle, is_settled, is_rested) = {
             let activity = self.observe(counters.changed_at);
-            let is_settled = activity.settled_at == Some(counters.changed_at);
-            (activity.since.elapsed(), is_settled, activity.rests_until <= Instant::now())
+            let (idle, is_settled) = (activity.since.elapsed(), activity.settled_at == Some(counters.changed_at));
+            (idle, is_settled, idle >= PAUSE || activity.rests_until <= Instant::now())
         };
         if (waiting >= WAITING_ROWS && is_rested) || waiting >= WAITING_ROWS_MAX {
             return true;
@@ -421,8 +424,10 @@ impl Partition {
     /// meanwhile. After a crash at any moment the partition opens as it was before or after.
     pub fn index(&self) -> Result<IndexProgress, PartitionError> {
         let begun = Instant::now();
-        let changed_at = self.source.counters()?.changed_at;
-        let is_idle = self.observe(changed_at).since.elapsed() >= IDLE;
+        let counters = self.source.counters()?;
+        // Many rows are indexed by themselves first: joining all takes far longer, and they should not wait for it.
+        let are_few_waiting = waiting(&self.view.load(), &counters) < WAITING_ROWS;
+        let is_idle = are_few_waiting && self.observe(counters.changed_at).since.elapsed() >= IDLE;
         let outcome = self.index_with(is_idle);
         self.activity.lock().rests_until = Instant::now() + (begun.elapsed() * ROUND_RESTS).min(ROUND_RESTS_MAX);
         outcome
@@ -658,6 +663,11 @@ fn is_covered(view: &View, live: &RoaringBitmap, next_row: u32) -> bool {
     let mut vectors = live.clone();
     vectors.remove_range(view.segments_until..);
     rows.is_subset(&view.text.rows) && vectors.is_subset(&in_segments)
+}
+
+/// Rows that are not in both indexes yet.
+fn waiting(view: &View, counters: &PartitionRow) -> u32 {
+    counters.next_row.0.saturating_sub(view.segments_until.min(view.text.until))
 }
 
 /// The view of a checkpoint: the rows that are in both indexes.

@@ -22,8 +22,8 @@ const DIMENSION: u32 = 6;
 
 fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
-        6 => (0u8..10, 1u8..5, any::<u64>()).prop_map(|(id, chunks, seed)| Operation::Upsert { id, chunks, seed }),
-        3 => (0u8..10).prop_map(|id| Operation::Delete { id }),
+        6 => (0u16..10, 1u16..5, any::<u64>()).prop_map(|(id, chunks, seed)| Operation::Upsert { id, chunks, seed }),
+        3 => (0u16..10).prop_map(|id| Operation::Delete { id }),
         2 => any::<bool>().prop_map(|idle| Operation::Index { idle }),
         1 => Just(Operation::Reopen),
         1 => Just(Operation::GiveBack),
@@ -79,7 +79,7 @@ fn deleted_rows_do_not_come_back_after_merging_and_reopening() {
     let mut shard = TestShard::new(DIMENSION, "none");
     let mut model = Model::default();
     let partition = shard.open();
-    for round in 0..12u8 {
+    for round in 0..12u16 {
         for id in 0..10 {
             model.apply(&mut shard, &Operation::Upsert { id, chunks: 3, seed: u64::from(round) * 100 + u64::from(id) });
         }
@@ -165,7 +165,7 @@ fn an_idle_partition_has_nothing_left_to_do() {
 
 #[test]
 fn rows_that_come_fast_wait_while_a_round_of_indexing_rests_but_not_too_many() {
-    const CHUNKS: u8 = 128;
+    const CHUNKS: u16 = 128;
     let mut shard = TestShard::new(DIMENSION, "none");
     let mut model = Model::default();
     let partition = shard.open();
@@ -186,8 +186,33 @@ fn rows_that_come_fast_wait_while_a_round_of_indexing_rests_but_not_too_many() {
     partition.activity.lock().rests_until = Instant::now();
     assert!(partition.wants_indexing(), "it has rested");
     partition.activity.lock().rests_until = Instant::now() + Duration::from_secs(600);
+    partition.activity.lock().since = Instant::now().checked_sub(PAUSE).unwrap();
+    assert!(partition.wants_indexing(), "they do not come fast any more");
+    partition.activity.lock().rests_until = Instant::now() + Duration::from_secs(600);
     add(&mut shard, WAITING_ROWS_MAX - WAITING_ROWS);
     assert!(partition.wants_indexing(), "every search would score them all");
+}
+
+#[test]
+fn rows_that_wait_are_indexed_before_all_are_joined() {
+    let mut shard = TestShard::new(DIMENSION, "none");
+    let mut model = Model::default();
+    let partition = shard.open();
+    let mut add = |documents: std::ops::Range<u16>| {
+        documents.for_each(|id| model.apply(&mut shard, &Operation::Upsert { id, chunks: 128, seed: 1 }));
+    };
+    let index_when_idle = || {
+        drop(partition.observe(partition.source.counters().unwrap().changed_at));
+        partition.activity.lock().since = Instant::now().checked_sub(IDLE).unwrap();
+        assert!(partition.wants_indexing());
+        let progress = partition.index().unwrap();
+        (progress.rows, progress.replaced, progress.segments)
+    };
+    add(0..320);
+    assert_eq!(index_when_idle(), (320 * 128, 0, 1));
+    add(320..360);
+    assert_eq!(index_when_idle(), (40 * 128, 0, 2), "joining all of them would keep these waiting");
+    assert_eq!(index_when_idle(), (0, 2, 1));
 }
 
 #[test]

@@ -14,12 +14,12 @@ const WORDS: [&str; 8] = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", 
 #[derive(Debug, Clone)]
 pub(super) enum Operation {
     Upsert {
-        id: u8,
-        chunks: u8,
+        id: u16,
+        chunks: u16,
         seed: u64,
     },
     Delete {
-        id: u8,
+        id: u16,
     },
     Drop,
     Index {
@@ -94,7 +94,7 @@ impl Model {
         }
     }
 
-    fn upsert(&mut self, shard: &mut TestShard, id: &str, chunks: u8, seed: u64) {
+    fn upsert(&mut self, shard: &mut TestShard, id: &str, chunks: u16, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut content = Vec::new();
         for _ in 0..chunks {
