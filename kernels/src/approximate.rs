@@ -131,7 +131,7 @@ pub struct NearLists<'a> {
 }
 
 /// What is in some lists. Rows that are in two of them count twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Reach {
     /// Rows, allowed or not.
     pub rows: usize,
@@ -139,6 +139,10 @@ pub struct Reach {
     pub allowed: usize,
     /// Rows, allowed or not, in blocks with allowed ones: those are scanned.
     pub scanned: usize,
+    /// How much what part of a list's rows is allowed differs from what part of all rows of the index is: the mean of the differences' squares, beyond what chance
+    /// makes of them, by the square of that part; the square of a coefficient of variation. 0 when what is allowed has nothing to do with the lists, 1 when none of
+    /// these lists has any of it.
+    pub variation: f64,
 }
 
 impl NearLists<'_> {
@@ -147,20 +151,28 @@ impl NearLists<'_> {
         self.lists.len()
     }
 
-    /// What is in the `probes` nearest lists.
+    /// What is in the `probes` nearest lists, when `allowed` has a `part` of all rows.
     ///
     /// # Panics
     /// If `allowed` is of an index of another size.
-    pub fn reach(&mut self, probes: usize, allowed: &Mask) -> Reach {
+    pub fn reach(&mut self, probes: usize, allowed: &Mask, part: f64) -> Reach {
         let index = self.index;
         let mut reach = Reach::default();
+        let by_chance = part * (1.0 - part);
+        let mut beyond_chance = 0.0;
         for scored in self.nearest(probes) {
             let list = index.list(scored.position);
             let words = allowed.words(list.blocks.clone());
+            let allowed: usize = words.iter().map(|word| word.count_ones() as usize).sum();
             reach.rows += list.len;
-            reach.allowed += words.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+            reach.allowed += allowed;
             reach.scanned += words.iter().filter(|word| **word != 0).count() * BLOCK;
+            // The square of n rows' difference is by chance n times that of one.
+            let rows = list.len as f64;
+            beyond_chance += (allowed as f64 - rows * part).powi(2) / rows.max(1.0) - by_chance;
         }
+        let squares = reach.rows as f64 * part * part;
+        reach.variation = if squares > 0.0 { (beyond_chance / squares).max(0.0) } else { 0.0 };
         reach
     }
 

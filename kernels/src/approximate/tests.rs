@@ -38,18 +38,22 @@ fn all_of(probes: usize, count: usize) -> Effort {
     Effort { probes, candidates: 2 * count, found: count }
 }
 
-#[test]
-fn what_is_nearest_is_among_the_candidates() {
-    let (dimension, count) = (48, 4000);
+/// Vectors in forty heaps, as texts on forty subjects are: `row % 40` is the heap.
+fn in_heaps(dimension: usize, count: u64) -> Vec<f16> {
     let mut vectors = Vec::new();
     for row in 0..count {
-        // In forty heaps, as texts on forty subjects are.
         let mut vector = values(dimension, row % 40);
         vector.iter_mut().zip(values(dimension, 1000 + row)).for_each(|(value, own)| *value += 0.7 * own);
         exact::normalize(&mut vector);
         vectors.extend(vector);
     }
-    let vectors = exact::to_f16(&vectors);
+    exact::to_f16(&vectors)
+}
+
+#[test]
+fn what_is_nearest_is_among_the_candidates() {
+    let (dimension, count) = (48, 4000);
+    let vectors = in_heaps(dimension, count);
     let (_folder, index) = index(&vectors, dimension, 64);
     index.give_back(); // its pages are read again
     let (mut found, mut wanted) = (0, 0);
@@ -63,6 +67,24 @@ fn what_is_nearest_is_among_the_candidates() {
         wanted += right.len();
     }
     assert!(found * 100 >= wanted * 98, "{found} of {wanted}");
+}
+
+#[test]
+fn lists_vary_in_what_is_allowed_when_that_has_to_do_with_the_vectors() {
+    let (dimension, count) = (48, 4000);
+    let (_folder, index) = index(&in_heaps(dimension, count), dimension, 64);
+    let variation = |is_allowed: &dyn Fn(u32) -> bool| {
+        let allowed: Vec<u32> = (0..count as u32).filter(|row| is_allowed(*row)).collect();
+        let mask = index.mask(&bits(&allowed, count as usize));
+        let part = allowed.len() as f64 / count as f64;
+        index.near(&values(dimension, 0)).reach(64, &mask, part).variation
+    };
+    // Of each heap as many; all of some heaps; of each heap some, but of some more.
+    assert!(variation(&|row| row / 40 % 4 == 0) < 0.01);
+    assert!(variation(&|row| row % 40 < 10) > 1.0);
+    let some = variation(&|row| row / 40 % 4 < if row % 2 == 0 { 1 } else { 3 });
+    assert!((0.05..0.5).contains(&some), "{some}");
+    assert_eq!((variation(&|_| true), variation(&|_| false)), (0.0, 0.0));
 }
 
 proptest! {
@@ -101,12 +123,12 @@ proptest! {
         let best = right.iter().map(|position| score(*position)).fold(f32::NEG_INFINITY, f32::max);
         prop_assert!(best - score(best_byte) < 0.01 * dimension as f32, "{} instead of {}", score(best_byte), best);
         // A row is in one list or in two.
-        let reach = index.near(&query).reach(index.lists(), &mask);
+        let reach = index.near(&query).reach(index.lists(), &mask, right.len() as f64 / count as f64);
         prop_assert!(reach.rows >= count && reach.rows <= 2 * count);
         prop_assert!(reach.allowed >= right.len() && reach.allowed <= 2 * right.len());
         prop_assert!(reach.scanned >= reach.allowed && reach.scanned <= index.numbers().len());
         let mut near = index.near(&query);
-        let nearest = near.reach(2, &mask).allowed;
+        let nearest = near.reach(2, &mask, 0.5).allowed;
         let found = near.search(all_of(2, count), Some(&mask)).unwrap().len();
         prop_assert!(found <= nearest && nearest <= 2 * found);
         let few = index.search(&query, all_of(1, 5), None).unwrap();

@@ -26,6 +26,8 @@ const PROBES_MIN: u32 = 8;
 /// Rows whose vectors are compared for each row that is wanted, and in any case: bytes place a row among its neighbours nearly as exactly as vectors do.
 const FOUND_FOR_EACH: usize = 2;
 const FOUND_MIN: usize = 10;
+/// The least power of the rows that are looked for with which lists and candidates grow.
+const POWER_MIN: f64 = 0.25;
 /// Threads for building.
 pub(super) const BUILD_THREADS: usize = 2;
 
@@ -93,13 +95,19 @@ pub(super) struct KeptEfforts {
 }
 
 impl Efforts {
-    /// The effort for so much recall of so many rows; none when only going through all rows gives it.
-    pub(super) fn for_recall(&self, recall: Recall, rows: usize) -> Option<Effort> {
-        let depth = Depth::of(rows) as usize;
-        match recall {
-            Recall::Usual => self.usual[depth],
-            Recall::High => self.high[depth],
-            Recall::Exact => None,
+    /// How the effort for so much recall grows with the rows that are looked for, when so many are wanted; none when only going through all rows gives it.
+    pub(super) fn for_recall(&self, recall: Recall, wanted: usize) -> Option<Growth> {
+        let tried = match recall {
+            Recall::Usual => self.usual,
+            Recall::High => self.high,
+            Recall::Exact => return None,
+        };
+        match tried {
+            [Some(ten), Some(hundred)] => Some(Growth::between(ten, hundred)),
+            [ten, hundred] => match Depth::of(wanted) {
+                Depth::Ten => Some(Growth::from_one(ten?, Depth::Ten)),
+                Depth::Hundred => Some(Growth::from_one(hundred?, Depth::Hundred)),
+            },
         }
     }
 
@@ -107,6 +115,53 @@ impl Efforts {
     pub(super) fn kept(&self) -> Option<KeptEfforts> {
         let [ten, hundred] = self.usual;
         Some(KeptEfforts { usual: [ten?, hundred?], high: self.high })
+    }
+}
+
+/// How the effort grows with the number of rows that are looked for: lists and candidates as powers of it, which two trials tell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Growth {
+    /// Rows that the effort has been found for. Fewer need no less.
+    rows: f64,
+    probes: f64,
+    candidates: f64,
+    probes_power: f64,
+    candidates_power: f64,
+}
+
+impl Growth {
+    fn between(ten: Effort, hundred: Effort) -> Growth {
+        let decades = (Depth::Hundred.rows() as f64 / Depth::Ten.rows() as f64).log10();
+        let from_ten = Growth::from_one(ten, Depth::Ten);
+        let from_hundred = Growth::from_one(hundred, Depth::Hundred);
+        let power = |less: f64, more: f64| ((more / less).log10() / decades).clamp(POWER_MIN, 1.0);
+        Growth {
+            probes_power: power(from_ten.probes, from_hundred.probes),
+            candidates_power: power(from_ten.candidates, from_hundred.candidates),
+            ..from_ten
+        }
+    }
+
+    /// With one trial only, the effort is in proportion: so much more is always enough.
+    fn from_one(effort: Effort, depth: Depth) -> Growth {
+        let rows = depth.rows();
+        Growth {
+            rows: rows as f64,
+            probes: f64::from(effort.probes),
+            candidates: effort.candidates(rows) as f64,
+            probes_power: 1.0,
+            candidates_power: 1.0,
+        }
+    }
+
+    /// Lists in which so many nearest rows are found.
+    pub(super) fn probes(&self, rows: f64) -> f64 {
+        self.probes * (rows / self.rows).max(1.0).powf(self.probes_power)
+    }
+
+    /// Codes among which they are.
+    pub(super) fn candidates(&self, rows: f64) -> f64 {
+        self.candidates * (rows / self.rows).max(1.0).powf(self.candidates_power)
     }
 }
 
@@ -165,8 +220,13 @@ impl Effort {
     /// The effort of finding so many rows.
     pub(super) fn for_rows(self, rows: usize) -> approximate::Effort {
         let candidates = self.candidates(rows);
-        approximate::Effort { probes: self.probes as usize, candidates, found: candidates.min(rows * FOUND_FOR_EACH + FOUND_MIN) }
+        approximate::Effort { probes: self.probes as usize, candidates, found: found_for(rows).min(candidates) }
     }
+}
+
+/// Rows whose vectors are compared when so many rows are wanted.
+pub(super) fn found_for(rows: usize) -> usize {
+    rows * FOUND_FOR_EACH + FOUND_MIN
 }
 
 /// Lists for so many vectors: about three times the square root, but enough vectors in each to learn from.
@@ -220,6 +280,25 @@ mod tests {
             }
             assert_eq!(Effort::least(count, depth, &FEW_PARTS, |_| false), None);
         }
+    }
+
+    #[test]
+    fn effort_is_what_was_tried_where_it_was_tried_and_grows_between_and_beyond() {
+        let (ten, hundred) = (Effort { probes: 20, for_ten: 100 }, Effort { probes: 60, for_ten: 40 });
+        let efforts = Efforts { usual: [Some(ten), Some(hundred)], high: [Some(ten), None] };
+        let growth = efforts.for_recall(Recall::Usual, 10).unwrap();
+        for (rows, probes, candidates) in [(1.0, 20.0, 100.0), (10.0, 20.0, 100.0), (100.0, 60.0, 400.0), (1000.0, 180.0, 1600.0)]
+        {
+            assert!((growth.probes(rows) - probes).abs() < 1e-9 && (growth.candidates(rows) - candidates).abs() < 1e-9);
+        }
+        assert!(growth.probes(30.0) > 20.0 && growth.probes(30.0) < 60.0);
+        // With one trial there is but proportion; and what none has found is not searched for.
+        let growth = efforts.for_recall(Recall::High, 10).unwrap();
+        assert_eq!((growth.probes(50.0), growth.candidates(50.0)), (100.0, 500.0));
+        assert_eq!((efforts.for_recall(Recall::High, 50), efforts.for_recall(Recall::Exact, 10)), (None, None));
+        // An index that needs no more lists for more rows needs some more for more than were tried.
+        let growth = Growth::between(ten, Effort { probes: 20, for_ten: 100 });
+        assert!(growth.probes(1000.0) > 40.0 && growth.candidates_power == 1.0);
     }
 
     #[test]

@@ -89,6 +89,25 @@ fn an_index_is_searched_as_hard_as_the_queries_need_that_have_come() {
 }
 
 #[test]
+fn as_much_is_found_however_many_are_wanted() {
+    let shard = TestShard::new(DIMENSION as u32, "none");
+    let partition = filled(&shard);
+    for depth in [1, 10, 30, 100, 250] {
+        let (mut found, mut wanted, mut used) = (0, 0, String::new());
+        for (_, question) in vectors(100, 2) {
+            let query =
+                |recall| PartitionQuery { vector: Some(question.clone()), depth, recall, explain: true, ..Default::default() };
+            let (right, _) = ids(&partition, &query(Recall::Exact));
+            let (hits, steps) = ids(&partition, &query(Recall::Usual));
+            assert_eq!(hits.len(), depth);
+            (found, wanted, used) = (found + hits.iter().filter(|id| right.contains(id)).count(), wanted + depth, steps);
+        }
+        assert!(used.contains("approximate"), "{depth}: {used}");
+        assert!(found * 100 >= wanted * 95, "{depth}: {found} of {wanted}");
+    }
+}
+
+#[test]
 fn a_filtered_search_finds_as_much_as_it_is_asked_to_and_all_that_there_is_up_to_the_limit() {
     let shard = TestShard::new(DIMENSION as u32, "none");
     let partition = filled(&shard);
