@@ -50,16 +50,19 @@ def embedding_lines() -> list[Line]:
 
 def vector_lines() -> list[Line]:
     ratio, recall = Line("HTTP search, by faiss", ">=", 1.0), Line("  recall@10 there", ">=", 0.95)
+    at_its_recall = Line("  by faiss at the same recall", ">=", 1.0)
     filtered = Line("filters, least recall@10", ">=", 0.95)
     filtered_rate = Line("  least throughput by unfiltered", ">=", 0.333)
     if part := parts.get("vectors"):
         level, filters = part["levels"][0], part["filters"]
         ratio.measured, recall.measured = level["ratio"], level["recall"]
+        at_its_recall.measured = level.get("ratio_at_its_recall")
         filtered.measured = min(one["recall"] for one in filters)
         filtered_rate.measured = round(min(one["searches_per_s"] for one in filters) / level["searches_per_s"], 3)
         if part["vectors"] != part["real_vectors"]:
-            ratio.instead = recall.instead = filtered.instead = filtered_rate.instead = f"of {part['vectors']:,}"
-    return [ratio, recall, filtered, filtered_rate]
+            ratio.instead = recall.instead = at_its_recall.instead = f"of {part['vectors']:,}"
+            filtered.instead = filtered_rate.instead = ratio.instead
+    return [ratio, recall, at_its_recall, filtered, filtered_rate]
 
 
 def million_lines() -> list[Line]:

@@ -9,10 +9,11 @@
 //! A checkpoint that is torn, damaged or of another past is no error: it is deleted and built again.
 //!
 //! In the order in which data passes: [`source`] reads rows; [`analyzer`] and [`facts`] say what they can be found by; [`tail`] keeps them
-//! at first; [`checkpoint`] indexes them ([`vector_checkpoint`] and [`text_checkpoint`]), as [`merge_plan`] says; [`search`] asks all of these, with [`selection`] for filters, whose
+//! at first; [`activity`] says when, and [`checkpoint`] indexes them ([`vector_checkpoint`] and [`text_checkpoint`]), as [`merge_plan`] says; [`search`] asks all of these, with [`selection`] for filters, whose
 //! results are kept ([`selected`], [`filter_cache`]), [`text_search`] for words, [`segment`] and [`vector_index`] for meaning, as [`vector_plan`] says, and
 //! [`ranking`] to keep the best.
 
+mod activity;
 mod analyzer;
 mod checkpoint;
 mod dense;
@@ -52,13 +53,13 @@ use crate::filter::Filter;
 use crate::gpu_rows::{self, GpuRows, TenantRows};
 use crate::shard::content_cache::ContentCache;
 use crate::shard::text_writers::TextWriters;
+use activity::{Activity, Due};
 use analyzer::Analyzer;
 use arc_swap::ArcSwap;
 use checkpoint::{Checkpoint, Step};
 use filter_cache::FilterCache;
 use parking_lot::Mutex;
 use query_sample::QuerySample;
-use ragged_raft::IS_FOR_TESTS;
 use ragged_raft::ids::{RowId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::mutant::{self, Mutant};
@@ -72,25 +73,10 @@ use source::RowSource;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tail::TailBlock;
 use view::{SegmentView, View};
 
-/// Waiting rows that are indexed at once, whatever else happens: every search scores them all.
-const WAITING_ROWS_MAX: u32 = if IS_FOR_TESTS { 128 } else { 65_536 };
-/// Waiting rows that are indexed when the last round has rested.
-const WAITING_ROWS: u32 = if IS_FOR_TESTS { 64 } else { 4096 };
-/// For how many times its own length a round rests, and how long at most: while rows come fast, few large rounds leave more of the machine to storing them.
-const ROUND_RESTS: u32 = 2;
-const ROUND_RESTS_MAX: Duration = Duration::from_secs(5);
-/// No write for so long, and rows do not come fast any more.
-const PAUSE: Duration = Duration::from_millis(500);
-/// Waiting rows that are indexed when no others come for a while.
-const WAITING_ROWS_IDLE: u32 = if IS_FOR_TESTS { 32 } else { 256 };
-/// No write for so long is a while.
-const IDLE: Duration = Duration::from_secs(3);
-/// After so long even a single row is indexed.
-const LONG_IDLE: Duration = Duration::from_secs(30);
 /// Rows that one step indexes at most. They are streamed, so this bounds time, not memory.
 const STEP_ROWS_MAX: u32 = 1 << 17;
 /// Rows beyond the checkpoint that a partition is opened with; more are indexed first, so that they need no memory.
@@ -236,23 +222,6 @@ struct Follower {
     epoch: u64,
 }
 
-/// When the partition was last seen to change.
-struct Activity {
-    changed_at: u64,
-    since: Instant,
-    /// `changed_at` when the indexes were last brought to rest.
-    settled_at: Option<u64>,
-    /// Until then the last round of indexing rests.
-    rests_until: Instant,
-}
-
-impl Activity {
-    fn new(changed_at: u64) -> Activity {
-        let now = Instant::now();
-        Activity { changed_at, since: now, settled_at: None, rests_until: now }
-    }
-}
-
 impl Partition {
     /// Opens the partition: loads its checkpoint, builds again what is not right, and reads the rows beyond it.
     pub fn open(context: PartitionContext) -> Result<Partition, PartitionError> {
@@ -373,19 +342,12 @@ impl Partition {
         }
         drop(follower);
         let view = self.view.load();
-        let waiting = waiting(&view, &counters);
-        let (idle, is_settled, is_rested) = {
-            let activity = self.observe(counters.changed_at);
-            let (idle, is_settled) = (activity.since.elapsed(), activity.settled_at == Some(counters.changed_at));
-            (idle, is_settled, idle >= PAUSE || activity.rests_until <= Instant::now())
-        };
-        if (waiting >= WAITING_ROWS && is_rested) || waiting >= WAITING_ROWS_MAX {
-            return true;
+        let due = self.activity.lock().due(counters.changed_at, waiting(&view, &counters));
+        match due {
+            Due::Now => true,
+            Due::ToSettle => view.tail_bytes() >= self.tail_bytes_max || self.could_settle(),
+            Due::Later => view.tail_bytes() >= self.tail_bytes_max,
         }
-        if view.tail_bytes() >= self.tail_bytes_max || (idle >= LONG_IDLE && waiting > 0) {
-            return true;
-        }
-        idle >= IDLE && (waiting >= WAITING_ROWS_IDLE || (!is_settled && waiting == 0 && self.could_settle()))
     }
 
     /// Whether [`Partition::try_index`] has something to do.
@@ -411,25 +373,14 @@ impl Partition {
         self.checkpoint.try_lock().is_some_and(|checkpoint| checkpoint.could_settle(&step))
     }
 
-    fn observe(&self, changed_at: u64) -> parking_lot::MutexGuard<'_, Activity> {
-        let mut activity = self.activity.lock();
-        if activity.changed_at != changed_at {
-            activity.changed_at = changed_at;
-            activity.since = Instant::now();
-        }
-        activity
-    }
-
     /// Moves waiting rows into the indexes, and joins segments as they grow. One call at a time does this; others wait. Searches go on
     /// meanwhile. After a crash at any moment the partition opens as it was before or after.
     pub fn index(&self) -> Result<IndexProgress, PartitionError> {
         let begun = Instant::now();
         let counters = self.source.counters()?;
-        // Many rows are indexed by themselves first: joining all takes far longer, and they should not wait for it.
-        let are_few_waiting = waiting(&self.view.load(), &counters) < WAITING_ROWS;
-        let is_idle = are_few_waiting && self.observe(counters.changed_at).since.elapsed() >= IDLE;
+        let is_idle = self.activity.lock().is_idle(counters.changed_at, waiting(&self.view.load(), &counters));
         let outcome = self.index_with(is_idle);
-        self.activity.lock().rests_until = Instant::now() + (begun.elapsed() * ROUND_RESTS).min(ROUND_RESTS_MAX);
+        self.activity.lock().rest_after(begun.elapsed());
         outcome
     }
 
@@ -483,7 +434,7 @@ impl Partition {
             checkpoint.remove_replaced()?;
             if until >= counters.next_row.0 {
                 if is_idle {
-                    self.activity.lock().settled_at = Some(counters.changed_at);
+                    self.activity.lock().settled(counters.changed_at);
                 }
                 return Ok(progress);
             }

@@ -11,12 +11,14 @@ mod recall;
 mod shard;
 mod words;
 
+use super::activity::{IDLE, LONG_IDLE, PAUSE, WAITING_ROWS, WAITING_ROWS_MAX};
 use super::*;
 use crate::filter::{Condition, Scalar, Test};
 use model::{Model, Operation};
 use proptest::prelude::*;
 use shard::TestShard;
 use std::ops::Bound;
+use std::time::Duration;
 
 const DIMENSION: u32 = 6;
 
@@ -203,7 +205,7 @@ fn rows_that_wait_are_indexed_before_all_are_joined() {
         documents.for_each(|id| model.apply(&mut shard, &Operation::Upsert { id, chunks: 128, seed: 1 }));
     };
     let index_when_idle = || {
-        drop(partition.observe(partition.source.counters().unwrap().changed_at));
+        partition.activity.lock().due(partition.source.counters().unwrap().changed_at, 0); // it has been seen to change
         partition.activity.lock().since = Instant::now().checked_sub(IDLE).unwrap();
         assert!(partition.wants_indexing());
         let progress = partition.index().unwrap();

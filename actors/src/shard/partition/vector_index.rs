@@ -134,7 +134,7 @@ impl Growth {
         let decades = (Depth::Hundred.rows() as f64 / Depth::Ten.rows() as f64).log10();
         let from_ten = Growth::from_one(ten, Depth::Ten);
         let from_hundred = Growth::from_one(hundred, Depth::Hundred);
-        let power = |less: f64, more: f64| ((more / less).log10() / decades).clamp(POWER_MIN, 1.0);
+        let power = |less: f64, more: f64| ((more / less).log10() / decades).max(POWER_MIN);
         Growth {
             probes_power: power(from_ten.probes, from_hundred.probes),
             candidates_power: power(from_ten.candidates, from_hundred.candidates),
@@ -296,9 +296,9 @@ mod tests {
         let growth = efforts.for_recall(Recall::High, 10).unwrap();
         assert_eq!((growth.probes(50.0), growth.candidates(50.0)), (100.0, 500.0));
         assert_eq!((efforts.for_recall(Recall::High, 50), efforts.for_recall(Recall::Exact, 10)), (None, None));
-        // An index that needs no more lists for more rows needs some more for more than were tried.
-        let growth = Growth::between(ten, Effort { probes: 20, for_ten: 100 });
-        assert!(growth.probes(1000.0) > 40.0 && growth.candidates_power == 1.0);
+        // An index that needs no more lists for more rows needs some more for more than were tried; what a trial asks for is not less.
+        let growth = Growth::between(ten, Effort { probes: 20, for_ten: 320 });
+        assert!(growth.probes(1000.0) > 40.0 && (growth.candidates(100.0) - 3200.0).abs() < 1e-9);
     }
 
     #[test]
