@@ -140,8 +140,8 @@ pub struct Reach {
     /// Rows, allowed or not, in blocks with allowed ones: those are scanned.
     pub scanned: usize,
     /// How much what part of a list's rows is allowed differs from what part of all rows of the index is: the mean of the differences' squares, beyond what chance
-    /// makes of them, by the square of that part; the square of a coefficient of variation. 0 when what is allowed has nothing to do with the lists, 1 when none of
-    /// these lists has any of it.
+    /// makes of them, by the square of that part; the square of a coefficient of variation. About 0 when what is allowed has nothing to do with the lists, about 1 when
+    /// none of these lists has any of it although some would have by chance.
     pub variation: f64,
 }
 
@@ -171,8 +171,11 @@ impl NearLists<'_> {
             let rows = list.len as f64;
             beyond_chance += (allowed as f64 - rows * part).powi(2) / rows.max(1.0) - by_chance;
         }
-        let squares = reach.rows as f64 * part * part;
-        reach.variation = if squares > 0.0 { (beyond_chance / squares).max(0.0) } else { 0.0 };
+        // Lists that are few or small say little one by one, and yet more of all rows may be allowed in them than elsewhere, or fewer.
+        let rows = reach.rows as f64;
+        let of_all_lists = (reach.allowed as f64 - rows * part).powi(2) / rows.max(1.0) - by_chance;
+        let squares = rows * part * part;
+        reach.variation = if squares > 0.0 { (beyond_chance.max(of_all_lists) / squares).max(0.0) } else { 0.0 };
         reach
     }
 

@@ -78,9 +78,11 @@ use tail::TailBlock;
 use view::{SegmentView, View};
 
 /// Rows that one step indexes at most. They are streamed, so this bounds time, not memory.
-const STEP_ROWS_MAX: u32 = 1 << 17;
+const STEP_ROWS_MAX: u32 = 1 << 18;
 /// Rows beyond the checkpoint that a partition is opened with; more are indexed first, so that they need no memory.
 const OPEN_TAIL_ROWS_MAX: u32 = 8192;
+/// How many times the memory of a tail waiting rows may take once they are read.
+const UNREAD_TAILS_MAX: usize = 4;
 /// Rows that are read into one block of the tail.
 const BLOCK_ROWS: u32 = 4096;
 /// Up to so many documents that pass a filter, ids are read for each; beyond, all documents are gone through in the order of their ids.
@@ -342,12 +344,14 @@ impl Partition {
         }
         drop(follower);
         let view = self.view.load();
-        let due = self.activity.lock().due(counters.changed_at, waiting(&view, &counters));
-        match due {
-            Due::Now => true,
-            Due::ToSettle => view.tail_bytes() >= self.tail_bytes_max || self.could_settle(),
-            Due::Later => view.tail_bytes() >= self.tail_bytes_max,
+        let waiting = waiting(&view, &counters);
+        // The next search would read those that none has read yet.
+        let vectors_bytes = waiting as usize * self.source.dimension() * size_of::<half::f16>();
+        if view.tail_bytes() >= self.tail_bytes_max || vectors_bytes >= UNREAD_TAILS_MAX * self.tail_bytes_max {
+            return true;
         }
+        let due = self.activity.lock().due(counters.changed_at, waiting);
+        due == Due::Now || (due == Due::ToSettle && self.could_settle())
     }
 
     /// Whether [`Partition::try_index`] has something to do.

@@ -72,7 +72,8 @@ fn what_is_nearest_is_among_the_candidates() {
 #[test]
 fn lists_vary_in_what_is_allowed_when_that_has_to_do_with_the_vectors() {
     let (dimension, count) = (48, 4000);
-    let (_folder, index) = index(&in_heaps(dimension, count), dimension, 64);
+    let vectors = in_heaps(dimension, count);
+    let (_folder, index) = index(&vectors, dimension, 64);
     let variation = |is_allowed: &dyn Fn(u32) -> bool| {
         let allowed: Vec<u32> = (0..count as u32).filter(|row| is_allowed(*row)).collect();
         let mask = index.mask(&bits(&allowed, count as usize));
@@ -85,6 +86,13 @@ fn lists_vary_in_what_is_allowed_when_that_has_to_do_with_the_vectors() {
     let some = variation(&|row| row / 40 % 4 < if row % 2 == 0 { 1 } else { 3 });
     assert!((0.05..0.5).contains(&some), "{some}");
     assert_eq!((variation(&|_| true), variation(&|_| false)), (0.0, 0.0));
+    // A filter that passes the tenth that is farthest from the query, and nothing near it.
+    let query = values(dimension, 0);
+    let nearest = exact::top_k(&query, &vectors, dimension, None, count as usize);
+    let far: Vec<u32> = nearest[count as usize * 9 / 10..].iter().map(|one| one.position).collect();
+    let mask = index.mask(&bits(&far, count as usize));
+    let near = index.near(&query).reach(2, &mask, 0.1);
+    assert!(near.allowed <= 2 && near.variation > 0.8, "{near:?}");
 }
 
 proptest! {

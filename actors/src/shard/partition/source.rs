@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// The vector that is indexed.
 const SLOT: u8 = 0;
 /// Rows whose documents' heads are read at once: they lie in the order of ids, and one by one took twice as long.
-const ROWS_TOGETHER: usize = 256;
+const ROWS_TOGETHER: usize = 64;
 
 /// One partition's rows.
 pub(super) struct RowSource {

@@ -26,8 +26,9 @@ const PROBES_MIN: u32 = 8;
 /// Rows whose vectors are compared for each row that is wanted, and in any case: bytes place a row among its neighbours nearly as exactly as vectors do.
 const FOUND_FOR_EACH: usize = 2;
 const FOUND_MIN: usize = 10;
-/// The least power of the rows that are looked for with which lists and candidates grow.
+/// The least power of the rows with which lists and candidates grow beyond what was tried, and that of lists when no trial says it.
 const POWER_MIN: f64 = 0.25;
+const POWER_UNKNOWN: f64 = 0.5;
 /// Threads for building.
 pub(super) const BUILD_THREADS: usize = 2;
 
@@ -121,47 +122,68 @@ impl Efforts {
 /// How the effort grows with the number of rows that are looked for: lists and candidates as powers of it, which two trials tell.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Growth {
-    /// Rows that the effort has been found for. Fewer need no less.
-    rows: f64,
+    /// Rows that efforts have been found for, at least and at most. Fewer need no less.
+    rows: (f64, f64),
+    /// For the least.
     probes: f64,
     candidates: f64,
-    probes_power: f64,
-    candidates_power: f64,
+    probes_power: Power,
+    candidates_power: Power,
+}
+
+/// With what power of the rows something grows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Power {
+    /// Between those that efforts have been found for,
+    between: f64,
+    /// and beyond.
+    beyond: f64,
 }
 
 impl Growth {
     fn between(ten: Effort, hundred: Effort) -> Growth {
-        let decades = (Depth::Hundred.rows() as f64 / Depth::Ten.rows() as f64).log10();
-        let from_ten = Growth::from_one(ten, Depth::Ten);
-        let from_hundred = Growth::from_one(hundred, Depth::Hundred);
-        let power = |less: f64, more: f64| ((more / less).log10() / decades).max(POWER_MIN);
+        let (from_ten, from_hundred) = (Growth::from_one(ten, Depth::Ten), Growth::from_one(hundred, Depth::Hundred));
+        let rows = (from_ten.rows.0, from_hundred.rows.0);
+        let power = |less: f64, more: f64, beyond_min: f64| {
+            let between = ((more / less).ln() / (rows.1 / rows.0).ln()).max(0.0);
+            Power { between, beyond: between.max(beyond_min) }
+        };
+        // Where the least that is tried was enough, the power is not known.
+        let probes_min = if ten.probes <= PROBES_MIN { POWER_UNKNOWN } else { POWER_MIN };
         Growth {
-            probes_power: power(from_ten.probes, from_hundred.probes),
-            candidates_power: power(from_ten.candidates, from_hundred.candidates),
+            rows,
+            probes_power: power(from_ten.probes, from_hundred.probes, probes_min),
+            candidates_power: power(from_ten.candidates, from_hundred.candidates, POWER_MIN),
             ..from_ten
         }
     }
 
-    /// With one trial only, the effort is in proportion: so much more is always enough.
+    /// With one trial only, effort is in proportion.
     fn from_one(effort: Effort, depth: Depth) -> Growth {
         let rows = depth.rows();
         Growth {
-            rows: rows as f64,
+            rows: (rows as f64, rows as f64),
             probes: f64::from(effort.probes),
             candidates: effort.candidates(rows) as f64,
-            probes_power: 1.0,
-            candidates_power: 1.0,
+            probes_power: Power { between: 1.0, beyond: 1.0 },
+            candidates_power: Power { between: 1.0, beyond: 1.0 },
         }
     }
 
     /// Lists in which so many nearest rows are found.
     pub(super) fn probes(&self, rows: f64) -> f64 {
-        self.probes * (rows / self.rows).max(1.0).powf(self.probes_power)
+        self.probes * self.grown(self.probes_power, rows)
     }
 
     /// Codes among which they are.
     pub(super) fn candidates(&self, rows: f64) -> f64 {
-        self.candidates * (rows / self.rows).max(1.0).powf(self.candidates_power)
+        self.candidates * self.grown(self.candidates_power, rows)
+    }
+
+    /// How many times as much it is for so many rows.
+    fn grown(&self, power: Power, rows: f64) -> f64 {
+        let (least, most) = self.rows;
+        (rows.clamp(least, most) / least).powf(power.between) * (rows / most).max(1.0).powf(power.beyond)
     }
 }
 
@@ -296,9 +318,11 @@ mod tests {
         let growth = efforts.for_recall(Recall::High, 10).unwrap();
         assert_eq!((growth.probes(50.0), growth.candidates(50.0)), (100.0, 500.0));
         assert_eq!((efforts.for_recall(Recall::High, 50), efforts.for_recall(Recall::Exact, 10)), (None, None));
-        // An index that needs no more lists for more rows needs some more for more than were tried; what a trial asks for is not less.
+        // An index that needs no more lists for a hundred needs some more beyond, and more yet where the least that is tried was enough.
         let growth = Growth::between(ten, Effort { probes: 20, for_ten: 320 });
-        assert!(growth.probes(1000.0) > 40.0 && (growth.candidates(100.0) - 3200.0).abs() < 1e-9);
+        assert!((growth.probes(100.0), growth.candidates(100.0).round()) == (20.0, 3200.0) && growth.probes(10_000.0) > 60.0);
+        let least = Effort { probes: PROBES_MIN, for_ten: 100 };
+        assert!(Growth::between(least, least).probes(10_000.0) > 79.0);
     }
 
     #[test]

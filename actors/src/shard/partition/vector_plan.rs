@@ -11,7 +11,7 @@
 //! trial saw of all. How much it has is told by how the part that passes differs from list to list; what is between is between. All this is seen in the mask,
 //! before anything is scanned.
 
-use super::vector_index::{self, Efforts, Growth, Recall};
+use super::vector_index::{self, Depth, Efforts, Growth, Recall};
 use ragged_kernels::ApproximateIndex;
 use ragged_kernels::approximate::{Effort, Mask, NearLists, Reach};
 use std::fmt;
@@ -33,6 +33,8 @@ const STEP: f64 = 4.0;
 const ENOUGH: f64 = 0.9;
 /// Codes of allowed rows that are seen at least when a filter has everything to do with the meaning: with fewer not even looking into all lists takes long.
 const SEEN_MIN: usize = 2 * EXACT_ROWS_MAX as usize;
+/// Codes of allowed rows that are seen at least for each row that is wanted.
+const SEEN_FOR_EACH: usize = 4;
 /// Variation from which on a filter has everything to do with the meaning ([`Reach::variation`]). Of a million rows with filters by a direction or a subject,
 /// recall fell to 0.93 with 1.8, and was 0.96 with 0.8. Where less may be missed, less is enough.
 const VARIATION: f64 = 0.5;
@@ -122,29 +124,30 @@ impl Plan {
     pub(super) fn new(efforts: &Efforts, recall: Recall, wanted: usize, count: u64) -> Option<Plan> {
         let variation = if recall == Recall::High { VARIATION_HIGH } else { VARIATION };
         let plan = Plan { wanted, count, growth: efforts.for_recall(recall, wanted)?, variation };
-        let candidates = plan.effort(wanted as f64).candidates as u64;
+        let candidates = plan.effort(1.0).candidates as u64;
         let chooses = count > EXACT_ROWS_MAX && candidates < count / CANDIDATES_PART_MAX;
         chooses.then_some(plan)
     }
 
-    /// The effort of finding the wanted rows when they are among the so many nearest of all.
-    fn effort(&self, among: f64) -> Effort {
-        let allowed = self.wanted as f64 / among;
+    /// The effort when a part of all rows is allowed that has nothing to do with the meaning.
+    fn effort(&self, part: f64) -> Effort {
+        // Of few, where they are among the others is by chance.
+        let among = self.wanted.max(Depth::Ten.rows()) as f64 / part;
         let found = vector_index::found_for(self.wanted);
         // A row that is in two lists is a candidate twice.
-        let candidates = ((self.growth.candidates(among) * allowed).ceil() as usize).max(2 * found);
+        let candidates = ((self.growth.candidates(among) * part).ceil() as usize).max(2 * found);
         Effort { probes: self.growth.probes(among).ceil() as usize, candidates, found }
     }
 
-    /// The effort when what is allowed has nothing to do with the meaning.
-    fn effort_with_filter(&self, index: &ApproximateIndex) -> Effort {
-        self.effort(self.wanted as f64 * index.rows() as f64 / self.count.max(1) as f64)
+    /// What part of an index' rows is allowed.
+    fn part(&self, index: &ApproximateIndex) -> f64 {
+        self.count.max(1) as f64 / index.rows().max(1) as f64
     }
 
     /// What it costs, roughly, before a mask is looked at.
     pub(super) fn cost(&self, index: &ApproximateIndex) -> u64 {
         let (lists, rows) = (index.lists() as u64, index.rows() as u64);
-        let effort = self.effort_with_filter(index);
+        let effort = self.effort(self.part(index));
         let by_bytes = self.count / BYTES_PER_ROW + effort.found as u64;
         // A row is in two lists.
         let scanned = 2 * rows * (effort.probes as u64).min(lists) / lists.max(1);
@@ -155,8 +158,9 @@ impl Plan {
     /// Positions of rows among which the nearest are, of those of `mask` when there is one, and how they were found.
     pub(super) fn find(&self, index: &ApproximateIndex, query: &[f32], mask: Option<&Mask>) -> io::Result<(Vec<u32>, Method)> {
         let Some(mask) = mask else {
-            let effort = self.effort(self.wanted as f64);
-            let approximate = Approximate { effort, lists: index.lists(), reach: None };
+            let (effort, lists) = (self.effort(1.0), index.lists());
+            let effort = Effort { probes: effort.probes.min(lists), ..effort };
+            let approximate = Approximate { effort, lists, reach: None };
             return Ok((index.search(query, effort, None)?, Method::Approximate(approximate)));
         };
         if let Some((near, approximate)) = self.look_at_lists(index, query, mask) {
@@ -179,28 +183,43 @@ impl Plan {
         query: &'a [f32],
         mask: &Mask,
     ) -> Option<(NearLists<'a>, Approximate)> {
-        let lists = index.lists();
-        let (of_all, of_part) = (self.effort(self.wanted as f64), self.effort_with_filter(index));
-        if !self.is_better(lists, of_part.candidates, 0) {
+        let (lists, part) = (index.lists(), self.part(index));
+        let (of_all, of_part) = (self.effort(1.0), self.effort(part));
+        if !self.is_better(lists, of_part.candidates.min(of_all.candidates), 0) {
             return None;
         }
         let mut near = index.near(query);
-        let part = self.count as f64 / index.rows() as f64;
-        let mut probes = of_part.probes.min(lists);
-        let mut reach = near.reach(probes, mask, part);
-        let meaning = (reach.variation / self.variation).min(1.0);
-        let weighed = |without: f64, with: f64| without * (with / without).powf(meaning);
-        let candidates = weighed(of_part.candidates as f64, of_all.candidates as f64).ceil() as usize;
-        let seen_of_all = near.reach(of_all.probes, mask, part).rows.max(SEEN_MIN);
-        let enough = weighed(reach.rows as f64 * part * ENOUGH, seen_of_all as f64);
-        while (reach.allowed as f64) < enough && probes < lists && self.is_better(lists, candidates, reach.scanned) {
+        let seen_of_all = near.reach(of_all.probes, mask, part).rows.max(SEEN_MIN) as f64;
+        let first = near.reach(of_part.probes, mask, part);
+        let seen_of_part = first.rows as f64 * part * ENOUGH;
+        let mut meaning = self.meaning(&first);
+        let mut probes = (weighed(meaning, of_part.probes as f64, of_all.probes as f64).ceil() as usize).min(lists);
+        loop {
+            let reach = near.reach(probes, mask, part);
+            meaning = meaning.max(self.meaning(&reach));
+            let candidates = weighed(meaning, of_part.candidates as f64, of_all.candidates as f64).ceil() as usize;
+            if !self.is_better(lists, candidates, reach.scanned) {
+                return None;
+            }
+            // More than are wanted in any case, so that lists become more each time.
+            let enough = weighed(meaning, seen_of_part, seen_of_all).max((SEEN_FOR_EACH * self.wanted) as f64);
+            if reach.allowed as f64 >= enough || probes == lists {
+                let effort = Effort { probes, candidates, ..of_part };
+                let is_enough = reach.allowed >= 2 * self.wanted; // a row that is in two lists counts twice
+                return is_enough.then_some((near, Approximate { effort, lists, reach: Some(reach) }));
+            }
             let wider = (enough / reach.allowed.max(1) as f64).min(STEP);
-            probes = ((probes as f64 * wider).ceil() as usize).min(lists);
-            reach = near.reach(probes, mask, part);
+            probes = ((probes as f64 * wider).ceil() as usize).max(probes + 1).min(lists);
         }
-        // A row that is in two lists counts twice.
-        let is_enough = reach.allowed >= 2 * self.wanted && self.is_better(lists, candidates, reach.scanned);
-        let effort = Effort { probes, candidates, ..of_part };
-        is_enough.then_some((near, Approximate { effort, lists, reach: Some(reach) }))
     }
+
+    /// How much what is allowed has to do with the meaning: 0 nothing, 1 everything.
+    fn meaning(&self, reach: &Reach) -> f64 {
+        (reach.variation / self.variation).min(1.0)
+    }
+}
+
+/// What lies between two figures, by their logarithms: the one without meaning, the other with all of it.
+fn weighed(meaning: f64, without: f64, with: f64) -> f64 {
+    if meaning <= 0.0 { without } else { without.max(1.0) * (with / without.max(1.0)).powf(meaning) }
 }
