@@ -16,7 +16,7 @@ use super::*;
 use crate::filter::{Condition, Scalar, Test};
 use model::{Model, Operation};
 use proptest::prelude::*;
-use shard::TestShard;
+use shard::{TestShard, document};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -194,6 +194,20 @@ fn rows_that_come_fast_wait_while_a_round_of_indexing_rests_but_not_too_many() {
     partition.activity.lock().rests_until = Instant::now() + Duration::from_secs(600);
     add(&mut shard, WAITING_ROWS_MAX - WAITING_ROWS);
     assert!(partition.wants_indexing(), "every search would score them all");
+}
+
+#[test]
+fn rows_are_indexed_before_a_search_would_have_to_read_too_many() {
+    const DIMENSION: usize = 4096;
+    let shard = TestShard::new(DIMENSION as u32, "none");
+    let partition = shard.open();
+    // A tail may have a MiB, which is 128 rows; four times as many wait.
+    let chunks = vec![("word", vec![0.5; DIMENSION]); 128];
+    for id in 0..4 {
+        assert!(!partition.wants_indexing(), "{id}");
+        shard.upsert_all(vec![document(&id.to_string(), None, "{}", &chunks)]);
+    }
+    assert!(partition.wants_indexing());
 }
 
 #[test]
