@@ -146,11 +146,6 @@ pub struct Reach {
 }
 
 impl NearLists<'_> {
-    /// Number of the lists.
-    pub fn count(&self) -> usize {
-        self.lists.len()
-    }
-
     /// What is in the `probes` nearest lists, when `allowed` has a `part` of all rows.
     ///
     /// # Panics
