@@ -7,6 +7,7 @@ use crate::log::GroupLog;
 use crate::machine::{Application, Machine};
 use crate::mutant::{self, Mutant};
 use crate::network::{Alone, Peers, Request, Response, SnapshotOffer, Transport, remove_snapshot_file};
+use crate::purge;
 use crate::runtime;
 use crate::snapshot::{self, SnapshotSource};
 use crate::store::{ReadError, Space, Store, StoreError};
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Commands of a group that may wait at once; more are refused.
 const IN_FLIGHT_MAX: usize = 1024;
@@ -161,6 +163,8 @@ pub struct Group {
     in_flight: Arc<Semaphore>,
     /// Kibibytes of commands.
     in_flight_kib: Arc<Semaphore>,
+    /// Ends with the last handle, so that it does not keep the replica's tasks alive by itself.
+    _purging: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Group {
@@ -181,12 +185,14 @@ impl Group {
         let applied = machine.applied();
         let config = Arc::new(config(name).validate().map_err(|fault| refused(fault.to_string()))?);
         let log = GroupLog::new(store.clone(), replica);
+        let growth = log.growth();
         let raft = Raft::new(replica.0, config, Peers::new(transport, store.clone()), log, machine)
             .await
             .map_err(|fault| refused(fault.to_string()))?;
         let space = store.space(replica);
         let (in_flight, in_flight_kib) = (Arc::new(Semaphore::new(IN_FLIGHT_MAX)), Arc::new(Semaphore::new(IN_FLIGHT_KIB_MAX)));
-        let group = Group { raft, store, replica, space, applied, in_flight, in_flight_kib };
+        let _purging = Arc::new(AbortOnDropHandle::new(runtime::spawn(purge::as_it_grows(raft.clone(), growth))));
+        let group = Group { raft, store, replica, space, applied, in_flight, in_flight_kib, _purging };
         if let Err(why) = group.begin(beginning).await {
             group.shutdown().await;
             return Err(refused(why));

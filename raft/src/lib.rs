@@ -18,6 +18,7 @@ pub mod meta;
 pub mod mutant;
 pub mod network;
 mod power;
+mod purge;
 pub mod recovery;
 #[cfg(not(feature = "simulation"))]
 pub mod runtime;

@@ -8,6 +8,7 @@ use crate::failpoints::{self, Point};
 use crate::ids::ReplicaId;
 use crate::keys::{LogKind, entry_key, log_key};
 use crate::mutant::{self, Mutant};
+use crate::purge::LogGrowth;
 use crate::runtime;
 use crate::store::{Store, bounded};
 use crate::types::{Entry, LeaderId, LogId, Types, Vote};
@@ -34,12 +35,18 @@ const READ_ENTRIES_MAX: u64 = 256;
 pub struct GroupLog {
     store: Arc<Store>,
     replica: ReplicaId,
+    growth: LogGrowth,
 }
 
 impl GroupLog {
     /// The log of this replica.
     pub fn new(store: Arc<Store>, replica: ReplicaId) -> Self {
-        GroupLog { store, replica }
+        GroupLog { store, replica, growth: LogGrowth::default() }
+    }
+
+    /// How much it grows by.
+    pub(crate) fn growth(&self) -> LogGrowth {
+        self.growth.clone()
     }
 
     /// What is noted beside the entries.
@@ -278,7 +285,11 @@ impl RaftLogStorage<Types> for GroupLog {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        let append = move |log: &Self, batch: &mut WriteBatch| entries.iter().try_for_each(|entry| log.put_entry(entry, batch));
+        let append = move |log: &Self, batch: &mut WriteBatch| {
+            entries.iter().try_for_each(|entry| log.put_entry(entry, batch))?;
+            log.growth.add(batch.size_in_bytes());
+            Ok(())
+        };
         failpoints::hit(Point::LogAppendBefore);
         self.write(append).await?;
         failpoints::hit(Point::LogAppendWritten);

@@ -493,6 +493,12 @@ impl Store {
         }
     }
 
+    /// Reads many rows, in the order asked for, in less time than one by one.
+    pub(crate) fn rows_of<T: DeserializeOwned>(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<T>>, ReadError> {
+        let values = self.db.batched_multi_get_cf(self.rows(), keys, false);
+        values.into_iter().map(|value| value?.map(|frame| Ok(codec::decode(&frame)?)).transpose()).collect()
+    }
+
     /// Rows from `from` on, up to and without `until`, in order.
     pub(crate) fn scan<'a>(&'a self, from: &[u8], until: Vec<u8>) -> impl Iterator<Item = RawRow> + use<'a> {
         self.db.iterator_cf_opt(self.rows(), bounded(until), IteratorMode::From(from, Direction::Forward))
@@ -640,11 +646,12 @@ fn family_options(cache: &Cache, limits: StoreOptions) -> Options {
     blocks.set_block_size(16 << 10);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
-    // What has just been flushed is written again soon.
-    options.set_compression_per_level(&[DBCompressionType::None, DBCompressionType::Lz4]);
+    // What lies above the last level is written again soon, and is a tenth of all at most.
+    options.set_compression_type(DBCompressionType::None);
+    options.set_bottommost_compression_type(DBCompressionType::Lz4);
     // A compaction of new files writes all of the level below again, since a document's rows lie all over it: the more files at a time, the less is written.
-    options.set_level_zero_file_num_compaction_trigger(8);
-    options.set_write_buffer_size(limits.write_buffer_bytes / 4);
+    options.set_level_zero_file_num_compaction_trigger(12);
+    options.set_write_buffer_size(limits.write_buffer_bytes / 2);
     options.set_level_compaction_dynamic_level_bytes(true);
     options
 }

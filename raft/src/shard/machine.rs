@@ -44,7 +44,7 @@ struct PartitionWrite<'a> {
     scope: Scope,
     row: PartitionRow,
     removed: Vec<RowId>,
-    /// Documents as this command has left them so far; what it has not touched is in the database.
+    /// The documents that the command names, as it has left them so far; none for those that are not there.
     heads: HashMap<String, Option<DocumentHead>>,
 }
 
@@ -147,7 +147,8 @@ impl ShardApplication {
         at_ms: u64,
         batch: &mut WriteBatch,
     ) -> io::Result<(ShardReply, Change)> {
-        let mut partition = self.open_partition(tenant, collection)?;
+        let ids = documents.iter().map(|document| document.head.id.as_str());
+        let mut partition = self.open_partition(tenant, collection, ids)?;
         let chunks: u64 = documents.iter().map(|document| document.chunks.len() as u64).sum();
         if u64::from(partition.row.next_row.0) + chunks >= u64::from(u32::MAX) {
             return Ok((ShardReply::PartitionFull, None));
@@ -166,13 +167,13 @@ impl ShardApplication {
         index: u64,
         tenant: TenantId,
         collection: CollectionId,
-        documents: impl Iterator<Item = (&'a str, Option<RowId>)>,
+        documents: impl Iterator<Item = (&'a str, Option<RowId>)> + Clone,
         batch: &mut WriteBatch,
     ) -> io::Result<(ShardReply, Change)> {
-        let mut partition = self.open_partition(tenant, collection)?;
+        let mut partition = self.open_partition(tenant, collection, documents.clone().map(|(id, _)| id))?;
         let mut deleted = 0;
         for (id, first_row) in documents {
-            let head = partition.head(id)?;
+            let head = partition.head(id);
             if let Some(head) = head.filter(|head| first_row.is_none_or(|first_row| head.first_row == first_row)) {
                 if mutant::is_on(Mutant::DeleteNotDone) {
                     deleted += 1;
@@ -190,10 +191,20 @@ impl ShardApplication {
         Ok((ShardReply::Deleted(deleted), Some((tenant, collection, change))))
     }
 
-    fn open_partition(&self, tenant: TenantId, collection: CollectionId) -> io::Result<PartitionWrite<'_>> {
+    /// For a command that names these documents. They are looked up all at once: one by one, that would take longer than anything else that an import's
+    /// command does, since most of them are in none of the files that there are.
+    fn open_partition<'a>(
+        &self,
+        tenant: TenantId,
+        collection: CollectionId,
+        ids: impl Iterator<Item = &'a str>,
+    ) -> io::Result<PartitionWrite<'_>> {
         let scope = Scope::partition(self.space.id(), tenant, collection);
         let row = self.store.row(&scope.key(RowKind::Partition, b""))?.unwrap_or_default();
-        Ok(PartitionWrite { application: self, scope, row, removed: Vec::new(), heads: HashMap::new() })
+        let ids: Vec<&str> = ids.collect();
+        let keys: Vec<Vec<u8>> = ids.iter().map(|id| scope.key(RowKind::Head, id.as_bytes())).collect();
+        let heads = ids.iter().map(|id| (*id).to_owned()).zip(self.store.rows_of(&keys)?).collect();
+        Ok(PartitionWrite { application: self, scope, row, removed: Vec::new(), heads })
     }
 
     fn earlier_reply(&self, tenant: TenantId, key: Option<&IdempotencyKey>, at_ms: u64) -> io::Result<Option<ShardReply>> {
@@ -296,11 +307,8 @@ impl ShardApplication {
 }
 
 impl PartitionWrite<'_> {
-    fn head(&self, id: &str) -> io::Result<Option<DocumentHead>> {
-        match self.heads.get(id) {
-            Some(head) => Ok(head.clone()),
-            None => Ok(self.application.store.row(&self.scope.key(RowKind::Head, id.as_bytes()))?),
-        }
+    fn head(&self, id: &str) -> Option<DocumentHead> {
+        self.heads.get(id).cloned().flatten()
     }
 
     /// Takes a document's rows away, but not out of the count of documents.
@@ -323,7 +331,7 @@ impl PartitionWrite<'_> {
 
     fn upsert(&mut self, document: PreparedDocument, at_ms: u64, batch: &mut WriteBatch) -> io::Result<Upserted> {
         let mut head = document.head;
-        let before = self.head(&head.id)?;
+        let before = self.head(&head.id);
         match &before {
             Some(_) if mutant::is_on(Mutant::UpdateKeepsChunks) => {}
             Some(before) => self.remove(before, batch),

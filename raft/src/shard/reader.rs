@@ -95,7 +95,8 @@ impl ShardReader {
         ids: &[&str],
     ) -> Result<Vec<Option<DocumentHead>>, ReadError> {
         let scope = self.scope(tenant, collection);
-        self.values(ids.iter().map(|id| scope.key(RowKind::Head, id.as_bytes())).collect())
+        let keys: Vec<_> = ids.iter().map(|id| scope.key(RowKind::Head, id.as_bytes())).collect();
+        self.store.rows_of(&keys)
     }
 
     fn many<T: DeserializeOwned>(
@@ -106,12 +107,8 @@ impl ShardReader {
         rows: &[RowId],
     ) -> Result<Vec<Option<T>>, ReadError> {
         let scope = self.scope(tenant, collection);
-        self.values(rows.iter().map(|row| scope.row_key(kind, *row)).collect())
-    }
-
-    fn values<T: DeserializeOwned>(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<T>>, ReadError> {
-        let values = self.store.db().batched_multi_get_cf(self.store.rows(), &keys, false);
-        values.into_iter().map(|value| value?.map(|frame| Ok(codec::decode(&frame)?)).transpose()).collect()
+        let keys: Vec<_> = rows.iter().map(|row| scope.row_key(kind, *row)).collect();
+        self.store.rows_of(&keys)
     }
 
     /// Rows that are there, from `from` up to and without `until`, in order.

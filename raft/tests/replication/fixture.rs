@@ -34,6 +34,17 @@ pub fn reopen(folder: &Path) -> Arc<Store> {
     }
 }
 
+/// Entries that the logs of a closed store hold.
+pub fn log_entries(folder: &Path) -> usize {
+    drop(reopen(folder));
+    let db =
+        rocksdb::DB::open_cf_for_read_only(&rocksdb::Options::default(), folder.join("db"), ["default", "log", "rows"], false)
+            .unwrap();
+    db.full_iterator_cf(db.cf_handle("log").unwrap(), rocksdb::IteratorMode::Start)
+        .filter(|row| row.as_ref().unwrap().0.len() == 17)
+        .count()
+}
+
 pub async fn shard(store: &Arc<Store>, number: u16) -> ShardGroup {
     ShardGroup::start(Ground::alone(store.clone()), ShardId(number)).await.unwrap()
 }

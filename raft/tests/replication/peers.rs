@@ -245,6 +245,32 @@ async fn a_new_replica_gets_a_snapshot_of_what_the_log_does_not_have_any_more() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_keeps_large_entries_for_a_replica_that_is_away_and_lets_go_of_what_all_have() {
+    let wires = Arc::new(Wires::default());
+    let mut members = three(&wires).await;
+    let text = "word ".repeat(200_000);
+    let large = |number: u32| upsert(vec![document(&format!("d{number}"), &[&text])], 1);
+    let away = members.remove(2).stop(&wires).await;
+    let before = wires.files.lock().unwrap().len();
+    for number in 0..20 {
+        members[0].group.propose(large(number)).await.unwrap();
+    }
+    members.push(Member::restart(away, &wires).await);
+    let index = members[0].group.group().applied_index();
+    assert_same(&members, index).await;
+    assert_eq!(wires.files.lock().unwrap().len(), before, "it was fed from the log");
+
+    for number in 20..40 {
+        members[0].group.propose(large(number)).await.unwrap();
+    }
+    let index = members[0].group.group().applied_index();
+    assert_same(&members, index).await;
+    let leader = members.remove(0).stop(&wires).await;
+    let entries = log_entries(leader.path());
+    assert!(entries < 20, "{entries} entries of a megabyte are left, which all have");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_cut_off_cannot_say_what_holds_and_the_others_go_on() {
     let wires = Arc::new(Wires::default());
     let members = three(&wires).await;

@@ -69,24 +69,34 @@ async fn the_log_is_purged_behind_the_rows_and_the_group_goes_on_after_a_restart
     group.shutdown().await;
     store.close();
     drop((group, store));
-    drop(reopen(folder.path()));
-    let db = rocksdb::DB::open_cf_for_read_only(
-        &rocksdb::Options::default(),
-        folder.path().join("db"),
-        ["default", "log", "rows"],
-        false,
-    )
-    .unwrap();
-    let entries = db
-        .full_iterator_cf(db.cf_handle("log").unwrap(), rocksdb::IteratorMode::Start)
-        .filter(|row| row.as_ref().unwrap().0.len() == 17)
-        .count();
-    assert!((1_000..12_000).contains(&entries), "{entries} entries are left");
-    drop(db);
+    let entries = log_entries(folder.path());
+    assert!(entries < 12_000, "{entries} entries are left");
 
     let store = reopen(folder.path());
     let group = shard(&store, 0).await;
     assert_eq!(check_partition(&group.reader(), TENANT, COLLECTION), heads);
+    assert_eq!(group.group().state_hash().await.unwrap().1, hash);
+    propose(&group, upsert(vec![document("new", &["x"])], 1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_entries_leave_the_log_long_before_a_thousand_stand_behind_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let group = shard(&store, 0).await;
+    let text = "word ".repeat(200_000);
+    for number in 0..40 {
+        propose(&group, upsert(vec![document(&format!("d{number}"), &[&text])], 1)).await;
+    }
+    let hash = group.group().state_hash().await.unwrap().1;
+    group.shutdown().await;
+    store.close();
+    drop((group, store));
+    let entries = log_entries(folder.path());
+    assert!(entries < 20, "{entries} entries of a megabyte are left");
+
+    let store = reopen(folder.path());
+    let group = shard(&store, 0).await;
     assert_eq!(group.group().state_hash().await.unwrap().1, hash);
     propose(&group, upsert(vec![document("new", &["x"])], 1)).await;
 }
