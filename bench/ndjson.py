@@ -1,5 +1,6 @@
 """Files with a document or a vector a line, for `ragged import` and `ragged bench`."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,9 @@ def write_documents(path: Path, vectors: numpy.ndarray, texts: Iterable[dict] | 
         for row, text in enumerate(texts or ({"text": str(row)} for row in range(len(vectors)))):
             document = {"id": str(row), **text, "metadata": {"draw": float(draws[row])}, "vector": vectors[row]}
             file.write(orjson.dumps(document, option=OPTIONS))
+        # What is still being written to the disk would be counted as import.
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_vectors(path: Path, vectors: numpy.ndarray) -> None:

@@ -209,6 +209,8 @@ pub struct Partition {
     sample: QuerySample,
     /// Searches read vectors from their files, and do not look at them where they are mapped.
     reads_vectors: AtomicBool,
+    /// A search has come since the last round of indexing began.
+    is_searched: AtomicBool,
 }
 
 /// How the view follows the rows.
@@ -251,6 +253,7 @@ impl Partition {
             tail_bytes_max: context.tail_bytes_max,
             sample: QuerySample::default(),
             reads_vectors: AtomicBool::new(false),
+            is_searched: AtomicBool::new(false),
         };
         partition.load_tail(counters.next_row.0)?;
         Ok(partition)
@@ -274,6 +277,9 @@ impl Partition {
 
     /// Searches. Sees every write that was acknowledged before it was called.
     pub fn search(&self, query: &PartitionQuery) -> Result<PartitionAnswer, PartitionError> {
+        if !self.is_searched.load(Ordering::Relaxed) {
+            self.is_searched.store(true, Ordering::Relaxed);
+        }
         let view = self.current()?;
         let bounded;
         let query = if query.depth > DEPTH_MAX {
@@ -350,7 +356,7 @@ impl Partition {
         if view.tail_bytes() >= self.tail_bytes_max || vectors_bytes >= UNREAD_TAILS_MAX * self.tail_bytes_max {
             return true;
         }
-        let due = self.activity.lock().due(counters.changed_at, waiting);
+        let due = self.activity.lock().due(counters.changed_at, waiting, self.is_searched.load(Ordering::Relaxed));
         due == Due::Now || (due == Due::ToSettle && self.could_settle())
     }
 
@@ -381,6 +387,7 @@ impl Partition {
     /// meanwhile. After a crash at any moment the partition opens as it was before or after.
     pub fn index(&self) -> Result<IndexProgress, PartitionError> {
         let begun = Instant::now();
+        self.is_searched.store(false, Ordering::Relaxed);
         let counters = self.source.counters()?;
         let is_idle = self.activity.lock().is_idle(counters.changed_at, waiting(&self.view.load(), &counters));
         let outcome = self.index_with(is_idle);

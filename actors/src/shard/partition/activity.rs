@@ -4,8 +4,10 @@
 use ragged_raft::IS_FOR_TESTS;
 use std::time::{Duration, Instant};
 
-/// Waiting rows that are indexed at once, whatever else happens: every search scores them all.
+/// Waiting rows that are indexed at once, whatever else happens: a search would have to read and score them all.
 pub(super) const WAITING_ROWS_MAX: u32 = if IS_FOR_TESTS { 128 } else { 131_072 };
+/// The same while searches come.
+pub(super) const WAITING_ROWS_SEARCHED: u32 = if IS_FOR_TESTS { 96 } else { 49_152 };
 /// Waiting rows that are indexed when the last round has rested.
 pub(super) const WAITING_ROWS: u32 = if IS_FOR_TESTS { 64 } else { 4096 };
 /// For how many times its own length a round rests, and how long at most: while rows come fast, few large rounds leave more of the machine to storing them.
@@ -56,12 +58,13 @@ impl Activity {
         self.since.elapsed()
     }
 
-    /// What is due when the last change is this and so many rows wait.
-    pub(super) fn due(&mut self, changed_at: u64, waiting: u32) -> Due {
+    /// What is due when the last change is this and so many rows wait, and searches come meanwhile or not.
+    pub(super) fn due(&mut self, changed_at: u64, waiting: u32, is_searched: bool) -> Due {
         let idle = self.idle(changed_at);
         let is_rested = idle >= PAUSE || self.rests_until <= Instant::now();
         let are_enough = match waiting {
             WAITING_ROWS_MAX.. => true,
+            WAITING_ROWS_SEARCHED.. => is_searched || is_rested,
             WAITING_ROWS.. => is_rested,
             WAITING_ROWS_IDLE.. => idle >= IDLE,
             1.. => idle >= LONG_IDLE,

@@ -11,7 +11,7 @@ mod recall;
 mod shard;
 mod words;
 
-use super::activity::{IDLE, LONG_IDLE, PAUSE, WAITING_ROWS, WAITING_ROWS_MAX};
+use super::activity::{IDLE, LONG_IDLE, PAUSE, WAITING_ROWS, WAITING_ROWS_MAX, WAITING_ROWS_SEARCHED};
 use super::*;
 use crate::filter::{Condition, Scalar, Test};
 use model::{Model, Operation};
@@ -192,8 +192,17 @@ fn rows_that_come_fast_wait_while_a_round_of_indexing_rests_but_not_too_many() {
     partition.activity.lock().since = Instant::now().checked_sub(PAUSE).unwrap();
     assert!(partition.wants_indexing(), "they do not come fast any more");
     partition.activity.lock().rests_until = Instant::now() + Duration::from_secs(600);
-    add(&mut shard, WAITING_ROWS_MAX - WAITING_ROWS);
-    assert!(partition.wants_indexing(), "every search would score them all");
+    add(&mut shard, WAITING_ROWS_SEARCHED - WAITING_ROWS);
+    assert!(!partition.wants_indexing(), "nobody searches");
+    let query = PartitionQuery { vector: Some(vec![1.0; DIMENSION as usize]), depth: 1, ..Default::default() };
+    partition.search(&query).unwrap();
+    assert!(partition.wants_indexing(), "every search scores them all");
+    partition.index().unwrap();
+    partition.activity.lock().rests_until = Instant::now() + Duration::from_secs(600);
+    add(&mut shard, WAITING_ROWS_SEARCHED);
+    assert!(!partition.wants_indexing(), "nobody has searched since");
+    add(&mut shard, WAITING_ROWS_MAX - WAITING_ROWS_SEARCHED);
+    assert!(partition.wants_indexing(), "the next search would read and score them all");
 }
 
 #[test]
@@ -219,7 +228,7 @@ fn rows_that_wait_are_indexed_before_all_are_joined() {
         documents.for_each(|id| model.apply(&mut shard, &Operation::Upsert { id, chunks: 128, seed: 1 }));
     };
     let index_when_idle = || {
-        partition.activity.lock().due(partition.source.counters().unwrap().changed_at, 0); // it has been seen to change
+        partition.activity.lock().due(partition.source.counters().unwrap().changed_at, 0, false); // it has been seen to change
         partition.activity.lock().since = Instant::now().checked_sub(IDLE).unwrap();
         assert!(partition.wants_indexing());
         let progress = partition.index().unwrap();

@@ -44,8 +44,8 @@ pub struct Arguments {
     /// Lines of a request at most; smaller ones are acknowledged sooner
     #[arg(long, value_name = "LINES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch: u32,
-    /// Requests at once
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// Requests at once; of two lines with the same id the later one is sure to win only with 1
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     parallel: u32,
     /// Begin at this line, such as where an import was cut off
     #[arg(long, value_name = "LINE", default_value_t = 1)]
