@@ -1,10 +1,11 @@
 //! Which entries of a log are let go, besides those that openraft purges by their number.
 //!
-//! An entry that all replicas of the group have is read by none of them again. Kept until a thousand newer ones stand behind it, as openraft does, it would
-//! be written to the database's files, and compacted with its neighbours, for nothing: with large entries, as an import makes them, that is as
+//! Of an entry that is applied, and that all replicas of the group have, the leader's copy is read by nobody again. Kept until a thousand newer ones stand
+//! behind it, as openraft does, it would be written to the database's files, and compacted with its neighbours, for nothing: with large entries, as an import makes them, that is as
 //! much work as the rows themselves are. So a leader lets go of what all have while the database still holds it in memory.
 //!
-//! And a number of entries bounds no bytes: what is kept for a replica that lags is bounded here. One that lags further is sent a snapshot.
+//! And a number of entries bounds no bytes: what is kept for a replica that lags is bounded here. One that lags further is sent a snapshot. openraft waits with a
+//! purge while it is sending what is to be purged: a replica that is slow, and takes entries all the time, holds it up.
 
 use crate::IS_FOR_TESTS;
 use crate::machine::Machine;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 /// A leader looks for what all replicas have whenever its log has grown by so many bytes: a part of what the database keeps in memory.
 const STEP_BYTES: u64 = if IS_FOR_TESTS { 64 << 10 } else { 4 << 20 };
-/// Bytes that are kept at most, give or take as many again.
+/// Bytes that are kept behind what is applied, and as many again before it is looked.
 const KEPT_BYTES: u64 = if IS_FOR_TESTS { 8 << 20 } else { 512 << 20 };
 /// How long a snapshot may take, of which only the place in the log is noted.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,6 +52,8 @@ struct Known {
 /// When the log was looked at.
 #[derive(Debug, Default)]
 struct Looks {
+    /// The last entry that was let go. Each snapshot makes openraft purge by number, too: there is to be none when nothing can be let go.
+    gone: u64,
     /// How long it was when entries that all have were let go.
     step: u64,
     /// How long it was, and what was applied, when it was bounded.
@@ -60,23 +63,26 @@ struct Looks {
 impl Looks {
     /// The last entry to be let go now, if it is time to.
     fn let_go(&mut self, known: Known) -> Option<u64> {
-        let mut last = 0;
+        let mut last = self.gone;
         if known.grown - self.bound.0 >= KEPT_BYTES {
-            last = self.bound.1;
+            last = last.max(self.bound.1);
             self.bound = (known.grown, known.applied);
         }
         if known.grown - self.step >= STEP_BYTES {
             self.step = known.grown;
             last = last.max(known.held_by_all.unwrap_or(0).min(known.applied));
         }
-        (last > 0).then_some(last)
+        let goes = last > self.gone;
+        self.gone = last;
+        goes.then_some(last)
     }
 }
 
 /// Lets entries go as the log grows, until the replica has ended.
 pub(crate) async fn as_it_grows(raft: Raft<Types, Machine>, growth: LogGrowth) {
     let mut metrics = raft.metrics();
-    let mut looks = Looks::default();
+    let applied = metrics.borrow_watched().last_applied.map_or(0, |last| last.index);
+    let mut looks = Looks { bound: (0, applied), ..Looks::default() };
     while metrics.changed().await.is_ok() {
         let known = {
             let metrics = metrics.borrow_watched();
@@ -118,6 +124,7 @@ mod tests {
         assert_eq!(looks.let_go(known(STEP_BYTES, 10, Some(8))), Some(8));
         assert_eq!(looks.let_go(known(STEP_BYTES + 1, 20, Some(20))), None, "it has hardly grown since");
         assert_eq!(looks.let_go(known(2 * STEP_BYTES, 20, Some(25))), Some(20));
+        assert_eq!(looks.let_go(known(3 * STEP_BYTES, 25, Some(20))), None, "a replica has got nothing since");
     }
 
     #[test]
@@ -129,5 +136,11 @@ mod tests {
         assert_eq!(looks.let_go(known(2 * KEPT_BYTES - 1, 150, None)), None);
         assert_eq!(looks.let_go(known(2 * KEPT_BYTES, 200, None)), Some(100));
         assert_eq!(looks.let_go(known(3 * KEPT_BYTES, 300, Some(20))), Some(200));
+    }
+
+    #[test]
+    fn what_an_earlier_process_has_left_is_bounded_with_what_comes() {
+        let mut looks = Looks { bound: (0, 70), ..Looks::default() };
+        assert_eq!(looks.let_go(known(KEPT_BYTES, 100, None)), Some(70));
     }
 }

@@ -261,7 +261,7 @@ impl Store {
             _ => StoreError::Folder { folder: folder.to_owned(), fault },
         };
         std::fs::create_dir_all(folder).map_err(cannot_use)?;
-        // One memory for both: what is written takes the place of blocks, and never more than its part.
+        // One memory for both: what is written takes the place of blocks, and hardly more than its part.
         let cache = Cache::new_lru_cache(options.block_cache_bytes.saturating_add(options.write_buffer_bytes));
         let write_buffers =
             WriteBufferManager::new_write_buffer_manager_with_cache(options.write_buffer_bytes, false, cache.clone());
@@ -646,12 +646,13 @@ fn family_options(cache: &Cache, limits: StoreOptions) -> Options {
     blocks.set_block_size(16 << 10);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
-    // What lies above the last level is written again soon, and is a tenth of all at most.
+    // What lies above the last level is written again soon.
     options.set_compression_type(DBCompressionType::None);
     options.set_bottommost_compression_type(DBCompressionType::Lz4);
     // A compaction of new files writes all of the level below again, since a document's rows lie all over it: the more files at a time, the less is written.
     options.set_level_zero_file_num_compaction_trigger(12);
-    options.set_write_buffer_size(limits.write_buffer_bytes / 2);
+    // Both families may have one that is being written to a file, and one that is filled: hardly more than they may have in all.
+    options.set_write_buffer_size(limits.write_buffer_bytes / 3);
     options.set_level_compaction_dynamic_level_bytes(true);
     options
 }
