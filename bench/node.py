@@ -16,8 +16,8 @@ SEEN = 2000
 RETRY_S = 30
 # Searches of a request, where answers matter and not time.
 BATCH = 100
-# A node is at rest when it has used less than this part of a core for so long.
-REST_CORES, REST_S = 0.1, 3
+# A node is at rest when it has used less than this part of a core for so long: longer than it waits for rows before it joins its segments.
+REST_CORES, REST_S = 0.1, 6
 REST_S_MAX = 1800
 
 
