@@ -56,6 +56,12 @@ impl Standing {
         self.quorums.iter().all(is_majority)
     }
 
+    /// Whether the replica that sees it so leads as a voter. One that has made others the voters leads them until one of them does, which nobody tells it:
+    /// from then on it knows nothing of members that come.
+    pub fn leads_as_voter(&self) -> bool {
+        self.leads() && self.voters.contains(&self.replica)
+    }
+
     fn of(metrics: &RaftMetrics<Types>) -> Standing {
         let members = &metrics.membership_config;
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index);

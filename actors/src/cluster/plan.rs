@@ -290,9 +290,12 @@ impl Situation<'_> {
         status.is_none_or(|status| status.kept.iter().all(|(kept, _)| *kept != shard))
     }
 
-    /// Replicas that a node keeps though they are in no group any more.
+    /// Replicas that a node keeps though they are in no group any more, if the leader can say so.
     fn give_up_orphans(&self, shard: ShardId, standing: &Standing) -> Vec<Step> {
         let mut steps = Vec::new();
+        if !standing.leads_as_voter() {
+            return steps;
+        }
         for view in &self.overview.nodes {
             let kept = view.status.iter().flat_map(|status| &status.kept).filter(|(kept, _)| *kept == shard);
             for (_, replica) in kept.filter(|(_, replica)| !standing.nodes.contains_key(replica)) {

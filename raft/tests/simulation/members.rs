@@ -65,6 +65,14 @@ async fn step(world: &Arc<World>, goal: &Goal) -> bool {
     if wanted.len() < goal.len() {
         return false; // some of them do not run
     }
+    if !standing.leads_as_voter() {
+        // It may have been followed by another leader that does not run at the moment, and cannot say who is a member.
+        let heir = standing.voters.iter().copied().find(|voter| replicas.values().any(|replica| replica == voter));
+        if let Some(heir) = heir {
+            let _ = timeout(STEP_TIMEOUT, host.spawn(async move { leader.group().transfer_leader(heir).await })).await;
+        }
+        return false;
+    }
     // A replica that was a member and is none any more comes back as another.
     for (number, _, group) in &running {
         let replica = group.group().replica();
