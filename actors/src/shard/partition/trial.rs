@@ -26,7 +26,13 @@ const ROUNDING: f64 = 1e-9;
 /// The least efforts that find enough for queries made of the vectors.
 pub(super) fn with_made_queries(index: &ApproximateIndex, vectors: &VectorFile) -> io::Result<Efforts> {
     let queries = made_queries(vectors.mapped());
-    Trial::new(index, vectors, &queries, vector_index::BUILD_THREADS)?.efforts([MADE_RECALL, MADE_RECALL_HIGH], 0.0, &FEW_PARTS)
+    let trial = Trial::new(index, vectors, &queries, vector_index::BUILD_THREADS)?;
+    let efforts = trial.efforts([MADE_RECALL, MADE_RECALL_HIGH], 0.0, &FEW_PARTS)?;
+    if efforts.kept().is_some() {
+        return Ok(efforts);
+    }
+    // The margin cannot be had from queries as hard as these, which is no reason to compare all rows for every search.
+    trial.efforts([RECALL, MADE_RECALL_HIGH], 0.0, &FEW_PARTS)
 }
 
 /// The least efforts that find enough for queries that searches have brought. It runs in one thread, beside searches.

@@ -219,7 +219,7 @@ impl Effort {
             let is_cheaper =
                 |effort: &Effort| least.is_none_or(|least| effort.cost(count, lists, depth) < least.cost(count, lists, depth));
             let efforts: Vec<Effort> = parts.iter().map(|part| effort(*part, for_ten)).filter(is_cheaper).collect();
-            let place = first(&efforts, |effort| finds_enough(*effort));
+            let place = efforts.partition_point(|effort| !finds_enough(*effort));
             match (efforts.get(place), least) {
                 // With the most candidates not even all lists are enough.
                 (None, None) => return None,
@@ -246,18 +246,6 @@ impl Effort {
         let candidates = self.candidates(rows);
         approximate::Effort { probes: self.probes as usize, candidates, found: found_for(rows).min(candidates) }
     }
-}
-
-/// The place of the first that is enough, of those that are the more expensive the later they stand. Steps from the front, which double, and halving what is
-/// between the last two: what costs far more than what is found is not tried, as by halving all.
-fn first<T>(all: &[T], mut is_enough: impl FnMut(&T) -> bool) -> usize {
-    let (mut known, mut tried) = (0, 0);
-    while all.get(tried).is_some_and(|one| !is_enough(one)) {
-        known = tried + 1;
-        tried += known;
-    }
-    let end = tried.min(all.len());
-    known + all[known..end].partition_point(|one| !is_enough(one))
 }
 
 /// Rows whose vectors are compared when so many rows are wanted.
@@ -312,7 +300,7 @@ mod tests {
                     effort.probes >= probes && effort.for_ten >= for_ten
                 });
                 assert_eq!(least, Some(Effort { probes, for_ten }));
-                assert!(tries <= 40, "{tries} of {}", PARTS.len() * FOR_TEN.len());
+                assert!(tries <= 24, "{tries} of {}", PARTS.len() * FOR_TEN.len());
             }
             assert_eq!(Effort::least(count, depth, &FEW_PARTS, |_| false), None);
         }
