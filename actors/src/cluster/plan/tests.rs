@@ -365,6 +365,29 @@ fn a_replica_on_a_node_that_is_gone_waits_for_another_node() {
     assert_eq!(model.count(gone), 0, "the new node has taken them over");
 }
 
+#[test]
+fn only_a_leader_that_votes_says_which_replica_has_left() {
+    let mut model = Model::founded();
+    for _ in 0..3 {
+        model.join();
+    }
+    model.settle();
+    let shard = ShardId(0);
+    let gives_up = |model: &Model| {
+        let of_shard = |step: &&Step| matches!(step, Step::Unhost { shard: of, .. } if *of == shard);
+        model.plan().iter().filter(of_shard).count()
+    };
+    let orphan = model.replica();
+    let free = model.members.iter_mut().find(|member| !member.hosts.contains_key(&shard)).unwrap();
+    free.hosts.insert(shard, orphan);
+    assert_eq!(gives_up(&model), 1);
+    let group = &mut model.shards[usize::from(shard.0)];
+    let leader = group.leader.unwrap();
+    group.voters.remove(&leader);
+    group.nodes.remove(&leader);
+    assert_eq!(gives_up(&model), 0, "another may lead by now, and the replica may have come under that one");
+}
+
 proptest! {
     #[test]
     fn whatever_happens_the_steps_lead_to_where_everything_is_as_it_should(events in events()) {
