@@ -219,7 +219,7 @@ impl Effort {
             },
         };
         let mut least: Option<Effort> = None;
-        // Whether there is one with so many candidates, which is kept when it is cheaper than what is known.
+        // Looks for a cheaper one than is known, with so many candidates. Whether one is known then.
         let mut look_with = |for_ten: u32| {
             let is_cheaper =
                 |effort: &Effort| least.is_none_or(|least| effort.cost(count, lists, depth) < least.cost(count, lists, depth));
