@@ -14,6 +14,7 @@
 //! - `tables`: what each code is worth to a query
 //! - `scan`: scores codes, for each instruction set
 //! - `best`: the candidates among the scores
+//! - `needs`: what effort finds a row, for all efforts at once
 //! - `mask`: which rows may be found
 
 mod best;
@@ -24,6 +25,7 @@ mod codes;
 mod file;
 mod mask;
 mod nearest;
+mod needs;
 mod scan;
 mod tables;
 mod vectors;
@@ -31,6 +33,7 @@ mod vectors;
 pub use build::build;
 pub use file::{ApproximateIndex, IndexError};
 pub use mask::Mask;
+pub use needs::Places;
 
 use crate::exact::Scored;
 use bytes::ByteQuery;
@@ -210,33 +213,51 @@ impl NearLists<'_> {
     fn candidates(&mut self, effort: Effort, allowed: Option<&Mask>) -> Vec<u32> {
         let (index, query) = (self.index, self.query);
         let lists = self.nearest(effort.probes);
-        let scores = lists.iter().map(|list| list.score);
-        let least = scores.clone().fold(f32::INFINITY, f32::min);
-        let spread = scores.fold(f32::NEG_INFINITY, f32::max) - least;
-        let tables = Tables::new(&index.codebook(), query, spread);
-        let scanner = Scanner::get();
+        let scan = ListScan::new(index, query, lists);
         let blocks: usize = lists.iter().map(|list| index.list(list.position).blocks.len()).sum();
         with_room_for(blocks * BLOCK, |room| {
             let mut found = Found { scores: room, used: 0, numbers: Vec::with_capacity(lists.len()) };
             for scored in lists {
                 let list = index.list(scored.position);
-                // Never 0, which stands for what is not to be found.
-                let bias = 1 + ((scored.score - least) * tables.scale).round() as u16;
                 let Some(allowed) = allowed else {
                     let scores = found.next(list.numbers);
-                    scanner.scan(list.codes, &tables.steps, bias, scores);
+                    scan.score(list.codes, scored.score, scores);
                     scores[list.len..].fill(0);
                     continue;
                 };
                 let words = allowed.words(list.blocks.clone());
                 for run in mask::runs(words) {
                     let scores = found.next(&list.numbers[run.start * BLOCK..run.end * BLOCK]);
-                    scanner.scan(list.codes_of(run.clone()), &tables.steps, bias, scores);
+                    scan.score(list.codes_of(run.clone()), scored.score, scores);
                     mask::pass(scores, &words[run]);
                 }
             }
             found.best(effort.candidates)
         })
+    }
+}
+
+/// Scores the codes of some lists for a query, so that they can be compared with each other.
+struct ListScan {
+    tables: Tables,
+    scanner: &'static Scanner,
+    /// Least inner product of one of the lists' centroids with the query.
+    least: f32,
+}
+
+impl ListScan {
+    fn new(index: &ApproximateIndex, query: &[f32], lists: &[Scored]) -> ListScan {
+        let scores = lists.iter().map(|list| list.score);
+        let least = scores.clone().fold(f32::INFINITY, f32::min);
+        let spread = scores.fold(f32::NEG_INFINITY, f32::max) - least;
+        ListScan { tables: Tables::new(&index.codebook(), query, spread), scanner: Scanner::get(), least }
+    }
+
+    /// Replaces the scores by those of these codes, which are of the list whose centroid has this inner product with the query. None is 0, which stands
+    /// for what is not to be found.
+    fn score(&self, codes: &[u8], centroid: f32, scores: &mut [u16]) {
+        let bias = 1 + ((centroid - self.least) * self.tables.scale).round() as u16;
+        self.scanner.scan(codes, &self.tables.steps, bias, scores);
     }
 }
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::io::Write;
 
 /// Values between -1 and 1 that look random and are always the same.
-fn values(count: usize, seed: u64) -> Vec<f32> {
+pub(super) fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
     let next = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -23,7 +23,7 @@ fn bits(positions: &[u32], count: usize) -> Vec<u64> {
     bits
 }
 
-fn index(vectors: &[f16], dimension: usize, lists: usize) -> (tempfile::TempDir, ApproximateIndex) {
+pub(super) fn index(vectors: &[f16], dimension: usize, lists: usize) -> (tempfile::TempDir, ApproximateIndex) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("index");
     let mut bytes = Vec::new();
@@ -39,7 +39,7 @@ fn all_of(probes: usize, count: usize) -> Effort {
 }
 
 /// Vectors in forty heaps, as texts on forty subjects are: `row % 40` is the heap.
-fn in_heaps(dimension: usize, count: u64) -> Vec<f16> {
+pub(super) fn in_heaps(dimension: usize, count: u64) -> Vec<f16> {
     let mut vectors = Vec::new();
     for row in 0..count {
         let mut vector = values(dimension, row % 40);

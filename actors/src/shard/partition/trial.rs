@@ -1,13 +1,14 @@
-//! Finds how hard an approximate index must be searched: it is searched for queries whose nearest rows are known, with more and with less effort.
+//! Finds how hard an approximate index must be searched, with queries whose nearest rows are known.
+//!
+//! For each query all codes are scanned once, which says of every effort whether it finds the nearest rows among its candidates: so all efforts are known
+//! for what one search of all lists costs. The cheapest that should find enough is then searched with: bytes can lose what codes have found.
 //!
 //! A new index is tried with queries made of its own vectors. What people ask may be easier or harder: among a million vectors, of which each has near copies,
 //! a fifth of the effort was enough that those queries needed. So an index is tried again with queries that searches have brought ([`super::query_sample`]).
 
 use super::vector_file::{VectorFile, Vectors};
-use super::vector_index::{self, Depth, Effort, Efforts, FEW_PARTS, PARTS};
-use parking_lot::Mutex;
+use super::vector_index::{self, Depth, Effort, Efforts};
 use ragged_kernels::{ApproximateIndex, Scored, exact};
-use std::collections::HashMap;
 use std::io;
 
 /// Queries that are made to try a new index with.
@@ -20,24 +21,22 @@ const RECALL: f64 = 0.95;
 const RECALL_HIGH: f64 = 0.99;
 /// with so many standard errors to spare: of all samples of queries, nine in ten would then say no less.
 const ERRORS_TO_SPARE: f64 = 1.28;
-/// More than the sum of some hundred shares is off by.
-const ROUNDING: f64 = 1e-9;
 
 /// The least efforts that find enough for queries made of the vectors.
 pub(super) fn with_made_queries(index: &ApproximateIndex, vectors: &VectorFile) -> io::Result<Efforts> {
     let queries = made_queries(vectors.mapped());
     let trial = Trial::new(index, vectors, &queries, vector_index::BUILD_THREADS)?;
-    let efforts = trial.efforts([MADE_RECALL, MADE_RECALL_HIGH], 0.0, &FEW_PARTS)?;
+    let efforts = trial.efforts([MADE_RECALL, MADE_RECALL_HIGH], 0.0)?;
     if efforts.kept().is_some() {
         return Ok(efforts);
     }
     // The margin cannot be had from queries as hard as these, which is no reason to compare all rows for every search.
-    trial.efforts([RECALL, MADE_RECALL_HIGH], 0.0, &FEW_PARTS)
+    trial.efforts([RECALL, MADE_RECALL_HIGH], 0.0)
 }
 
 /// The least efforts that find enough for queries that searches have brought. It runs in one thread, beside searches.
 pub(super) fn with_queries(index: &ApproximateIndex, vectors: &VectorFile, queries: &[f32]) -> io::Result<Efforts> {
-    Trial::new(index, vectors, queries, 1)?.efforts([RECALL, RECALL_HIGH], ERRORS_TO_SPARE, &PARTS)
+    Trial::new(index, vectors, queries, 1)?.efforts([RECALL, RECALL_HIGH], ERRORS_TO_SPARE)
 }
 
 /// Queries to try an index with: sums of one to four vectors that it has. Questions are seldom as near to an answer as answers are to
@@ -62,59 +61,69 @@ struct Trial<'a> {
     vectors: &'a VectorFile,
     queries: Vec<&'a [f32]>,
     nearest: Vec<Vec<Scored>>,
+    /// Numbers of lists, ascending, and for each query, for each of them, the candidates that each of the nearest rows needs.
+    probes: Vec<u32>,
+    needed: Vec<Vec<Vec<Option<usize>>>>,
     threads: usize,
 }
 
 impl<'a> Trial<'a> {
     fn new(index: &'a ApproximateIndex, vectors: &'a VectorFile, queries: &'a [f32], threads: usize) -> io::Result<Trial<'a>> {
         let nearest = vectors.nearest_of_each(queries, Depth::Hundred.rows(), threads)?;
-        Ok(Trial { index, vectors, queries: queries.chunks_exact(index.dimension()).collect(), nearest, threads })
+        let queries = queries.chunks_exact(index.dimension()).collect();
+        let probes = vector_index::probes_tried(index.lists() as u32);
+        let mut trial = Trial { index, vectors, queries, nearest, probes, needed: Vec::new(), threads };
+        trial.needed = trial.candidates_needed();
+        Ok(trial)
+    }
+
+    fn candidates_needed(&self) -> Vec<Vec<Vec<Option<usize>>>> {
+        let positions = |nearest: &[Scored]| -> Vec<u32> { nearest.iter().map(|one| one.position).collect() };
+        let places = self.index.places(self.nearest.iter().flat_map(|nearest| positions(nearest)));
+        let probes: Vec<usize> = self.probes.iter().map(|probes| *probes as usize).collect();
+        self.of_each(|query, nearest| self.index.near(query).candidates_needed(&positions(nearest), &places, &probes))
     }
 
     /// For the two recalls, with so many standard errors to spare.
-    fn efforts(&self, recalls: [f64; 2], errors_to_spare: f64, parts: &[u32]) -> io::Result<Efforts> {
-        let mut unreadable = None;
-        let least = Depth::ALL.map(|depth| {
-            let mut found: HashMap<Effort, Share> = HashMap::new();
-            // What fell short of one recall falls short of the next.
-            debug_assert!(recalls.is_sorted());
-            recalls.map(|recall| {
-                Effort::least(self.index.rows(), depth, parts, |effort| {
-                    let share = found.entry(effort).or_insert_with(|| {
-                        self.share_found(effort, depth, recall).unwrap_or_else(|fault| {
-                            unreadable = Some(fault);
-                            Share { mean: 0.0, standard_error: 0.0 }
-                        })
-                    });
-                    share.mean - errors_to_spare * share.standard_error >= recall
-                })
-            })
-        });
-        if let Some(fault) = unreadable {
-            return Err(fault);
+    fn efforts(&self, recalls: [f64; 2], errors_to_spare: f64) -> io::Result<Efforts> {
+        let mut least = [[None; 2]; 2];
+        for (least, depth) in least.iter_mut().zip(Depth::ALL) {
+            let efforts = Effort::all(self.index.rows(), depth);
+            let should_find: Vec<f64> =
+                efforts.iter().map(|effort| self.share_that_should_be_found(*effort, depth).at_least(errors_to_spare)).collect();
+            for (least, recall) in least.iter_mut().zip(recalls) {
+                *least = least_that_finds(recall, &should_find, |place| {
+                    let share = self.share_found(efforts[place], depth)?;
+                    tracing::debug!(?depth, effort = ?efforts[place], should_find = should_find[place], ?share, "tried");
+                    Ok(share.at_least(errors_to_spare))
+                })?
+                .map(|place| efforts[place]);
+            }
         }
         let [[ten, ten_high], [hundred, hundred_high]] = least;
         Ok(Efforts { usual: [ten, hundred], high: [ten_high, hundred_high] })
     }
 
-    /// Part of the `depth` nearest rows that is found. When it turns out on the way to be less than `enough`, what it could be at most.
-    fn share_found(&self, effort: Effort, depth: Depth, enough: f64) -> io::Result<Share> {
-        let misses = Misses { so_far: Mutex::new(0.0), allowed: (1.0 - enough) * self.queries.len() as f64 };
-        let share = self.queries.len().div_ceil(self.threads).max(1);
-        let parts = self.queries.chunks(share).zip(self.nearest.chunks(share));
-        let of_part = |(queries, nearest): (&[&[f32]], &[Vec<Scored>])| -> io::Result<Vec<f64>> {
-            let shares = queries.iter().zip(nearest).filter_map(|(query, nearest)| self.share_of(effort, depth, query, nearest));
-            shares.take_while(|share| share.as_ref().map_or(true, |share| misses.note(*share))).collect()
+    /// Part of the `depth` nearest rows that is among the candidates.
+    fn share_that_should_be_found(&self, effort: Effort, depth: Depth) -> Share {
+        let place = self.probes.partition_point(|probes| *probes < effort.probes);
+        let candidates = effort.candidates(depth.rows());
+        let is_found = |needed: &&Option<usize>| needed.is_some_and(|needed| needed <= candidates);
+        let of_query = |needed: &Vec<Vec<Option<usize>>>| {
+            let needed = &needed[place];
+            let nearest = &needed[..depth.rows().min(needed.len())];
+            nearest.iter().filter(is_found).count() as f64 / nearest.len() as f64
         };
-        let of_parts: io::Result<Vec<Vec<f64>>> = std::thread::scope(|scope| {
-            let running: Vec<_> = parts.map(|part| scope.spawn(move || of_part(part))).collect();
-            let ended = running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            ended.collect()
-        });
-        let of_parts = of_parts?;
-        let found = misses.at_most(self.queries.len()).unwrap_or_else(|| Share::of(&of_parts.concat()));
-        tracing::debug!(?depth, ?effort, ?found, "tried");
-        Ok(found)
+        // A query that is near to nothing says nothing.
+        let says = |needed: &&Vec<Vec<Option<usize>>>| !needed[place].is_empty();
+        Share::of(&self.needed.iter().filter(says).map(of_query).collect::<Vec<f64>>())
+    }
+
+    /// Part of the `depth` nearest rows that is found.
+    fn share_found(&self, effort: Effort, depth: Depth) -> io::Result<Share> {
+        let shares: io::Result<Vec<Option<f64>>> =
+            self.of_each(|query, nearest| self.share_of(effort, depth, query, nearest).transpose()).into_iter().collect();
+        Ok(Share::of(&shares?.into_iter().flatten().collect::<Vec<f64>>()))
     }
 
     /// By score, so that of equal rows any will do. None for a query that is near to nothing.
@@ -125,26 +134,45 @@ impl<'a> Trial<'a> {
         let scored = found.and_then(|positions| self.vectors.scored_again(query, &positions, wanted));
         Some(scored.map(|scored| scored.iter().filter(|scored| scored.score >= worst).count() as f64 / wanted as f64))
     }
-}
 
-/// What queries have not found, as long as it may still be enough.
-struct Misses {
-    so_far: Mutex<f64>,
-    allowed: f64,
-}
-
-impl Misses {
-    /// One query's share; whether the others are worth asking.
-    fn note(&self, share: f64) -> bool {
-        let mut so_far = self.so_far.lock();
-        *so_far += 1.0 - share;
-        *so_far <= self.allowed + ROUNDING
+    /// Does something for each query and what is nearest to it.
+    fn of_each<T: Send>(&self, work: impl Fn(&[f32], &[Scored]) -> T + Sync) -> Vec<T> {
+        let share = self.queries.len().div_ceil(self.threads).max(1);
+        let parts = self.queries.chunks(share).zip(self.nearest.chunks(share));
+        let of_part = |(queries, nearest): (&[&[f32]], &[Vec<Scored>])| -> Vec<T> {
+            queries.iter().zip(nearest).map(|(query, nearest)| work(query, nearest)).collect()
+        };
+        std::thread::scope(|scope| {
+            let running: Vec<_> = parts.map(|part| scope.spawn(move || of_part(part))).collect();
+            let ended = running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            ended.flatten().collect()
+        })
     }
+}
 
-    /// When it cannot be enough any more, what it would be if all others found everything.
-    fn at_most(&self, queries: usize) -> Option<Share> {
-        let so_far = *self.so_far.lock();
-        (so_far > self.allowed + ROUNDING).then(|| Share { mean: 1.0 - so_far / queries as f64, standard_error: 0.0 })
+/// The first of some efforts, cheapest first, that finds so much, by what each should find and what a search finds. Where a search finds less than it should, so
+/// will others: the next must promise more by what was missing, or as much as any does. With every failure twice as many efforts are left out, so that there are
+/// few.
+fn least_that_finds(
+    recall: f64,
+    should_find: &[f64],
+    mut finds: impl FnMut(usize) -> io::Result<f64>,
+) -> io::Result<Option<usize>> {
+    let most = should_find.iter().copied().fold(0.0, f64::max);
+    let last = should_find.len().saturating_sub(1);
+    let (mut from, mut step, mut enough) = (0, 1, recall);
+    loop {
+        let promises = |place: &usize| should_find[*place] >= enough;
+        let Some(place) = (from..should_find.len()).find(promises) else { return Ok(None) };
+        let missing = recall - finds(place)?;
+        if missing <= 0.0 {
+            return Ok(Some(place));
+        }
+        if place == last {
+            return Ok(None);
+        }
+        enough = enough.max(should_find[place] + missing).min(most);
+        (from, step) = ((place + step).min(last), 2 * step);
     }
 }
 
@@ -162,30 +190,56 @@ impl Share {
         let variance = shares.iter().map(|share| (share - mean).powi(2)).sum::<f64>() / count;
         Share { mean, standard_error: (variance / count).sqrt() }
     }
+
+    /// With so many standard errors to spare.
+    fn at_least(&self, errors_to_spare: f64) -> f64 {
+        self.mean - errors_to_spare * self.standard_error
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    /// What `shares` come to when nobody is asked after it is known not to be enough.
-    fn found(shares: &[f64], enough: f64) -> (Share, usize) {
-        let misses = Misses { so_far: Mutex::new(0.0), allowed: (1.0 - enough) * shares.len() as f64 };
-        let asked: Vec<f64> = shares.iter().copied().take_while(|share| misses.note(*share)).collect();
-        (misses.at_most(shares.len()).unwrap_or_else(|| Share::of(&asked)), asked.len())
+    /// Which is found, and how many were searched with.
+    fn found(recall: f64, should_find: &[f64], finds: impl Fn(f64) -> f64) -> (Option<usize>, usize) {
+        let mut tries = 0;
+        let least = least_that_finds(recall, should_find, |place| {
+            tries += 1;
+            Ok(finds(should_find[place]))
+        });
+        (least.unwrap(), tries)
     }
 
     #[test]
-    fn what_is_enough_is_found_to_the_end_and_what_is_not_no_longer_than_needed() {
-        let shares: Vec<f64> = (0..64).map(|number| if number % 4 == 0 { 0.8 } else { 1.0 }).collect();
-        let all = Share::of(&shares);
-        for enough in [0.5, 0.9, 0.95] {
-            let (share, asked) = found(&shares, enough);
-            assert_eq!((share.mean, share.standard_error, asked), (all.mean, all.standard_error, 64));
+    fn the_first_that_finds_enough_is_found_in_few_tries() {
+        let should_find: Vec<f64> = (0..1000).map(|place| f64::from(place) / 1000.0).collect();
+        assert_eq!(found(0.95, &should_find, |share| share), (Some(950), 1));
+        // What a search lacks is added to what is asked for.
+        let (least, tries) = found(0.5, &should_find, |share| share - 0.1);
+        assert!(least.is_some_and(|least| (600..640).contains(&least)) && tries == 2, "{least:?} after {tries}");
+        assert_eq!(found(0.9995, &should_find, |share| share), (None, 0));
+        // Where a search finds nothing whatever the effort, that is known soon.
+        for should_find in [should_find, vec![1.0; 1000]] {
+            let (least, tries) = found(0.95, &should_find, |_| 0.0);
+            assert!(least.is_none() && tries <= 11, "{tries}");
         }
-        for (enough, asked_max) in [(0.96, 56), (0.99, 16)] {
-            let (share, asked) = found(&shares, enough);
-            assert!(all.mean <= share.mean && share.mean < enough && asked <= asked_max, "{share:?} after {asked}");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_was_seen_to_find_enough_and_the_most_promising_is_tried_before_it_is_given_up(
+            mut should_find in prop::collection::vec(0f64..1.0, 0..300),
+            lost in 0f64..0.3,
+            recall in 0f64..1.0,
+        ) {
+            should_find.sort_by(f64::total_cmp);
+            let (least, _) = found(recall, &should_find, |share| share - lost);
+            match least {
+                Some(least) => prop_assert!(should_find[least] - lost >= recall),
+                None => prop_assert!(should_find.last().is_none_or(|most| most - lost < recall)),
+            }
         }
     }
 }

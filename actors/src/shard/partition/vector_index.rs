@@ -12,17 +12,14 @@ use std::path::Path;
 
 /// Vectors for each list at least: with fewer, a centroid says nothing of others.
 const ROWS_PER_LIST_MIN: usize = 40;
-/// What parts of the lists are tried.
-pub(super) const PARTS: [u32; 26] =
-    [384, 256, 192, 160, 128, 112, 96, 80, 64, 56, 48, 40, 32, 28, 24, 20, 16, 14, 12, 10, 8, 6, 4, 3, 2, 1];
-/// The same with larger steps, where it must not take long.
-pub(super) const FEW_PARTS: [u32; 13] = [192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4, 2, 1];
+/// By what part more lists are tried than were before.
+const PROBES_STEP: u32 = 8;
 /// Codes whose rows are scored again for ten rows, as they are tried when ten are wanted.
-const FOR_TEN: [u32; 4] = [100, 200, 400, 800];
-/// The same where these find too little with all lists: of a million vectors, each with near copies, 800 found 0.992 and 1,600 found 0.995.
-const FOR_TEN_MORE: [u32; 3] = [1600, 3200, 6400];
+const FOR_TEN: [u32; 15] = [60, 80, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200, 4800, 6400];
+/// The part of them that is tried for every ten rows when a hundred are wanted: the more are wanted, the fewer candidates each of them needs.
+const FOR_TEN_OF_HUNDRED: (u32, u32) = (2, 5);
 /// Codes that are scanned in the time in which the row of one is scored again.
-const CODES_FOR_CANDIDATE: usize = 10;
+const CODES_FOR_CANDIDATE: usize = 16;
 /// Lists that are looked into at least.
 const PROBES_MIN: u32 = 8;
 /// Rows whose vectors are compared for each row that is wanted, and in any case: bytes place a row among its neighbours nearly as exactly as vectors do.
@@ -198,44 +195,18 @@ impl From<KeptEfforts> for Efforts {
 }
 
 impl Effort {
-    /// Of the efforts for an index of so many vectors that find enough, the one that costs least; none when even the most finds too little. The more rows are
-    /// wanted, the fewer candidates each of them needs, and the more lists they lie in. Lists and candidates grow by themselves: rows that are much like
-    /// each other lie in few lists, and only bytes tell them apart.
-    ///
-    /// More of either finds no less, or hardly. So most efforts need not be tried, and those that look into all lists, which take seconds in a large index,
-    /// only where others find too little.
-    pub(super) fn least(
-        count: usize,
-        depth: Depth,
-        parts: &[u32],
-        mut finds_enough: impl FnMut(Effort) -> bool,
-    ) -> Option<Effort> {
+    /// The efforts that an index of so many vectors may be searched with, those first that cost least. Lists and candidates grow by themselves: rows that are
+    /// much like each other lie in few lists, and only bytes tell them apart.
+    pub(super) fn all(count: usize, depth: Depth) -> Vec<Effort> {
         let lists = lists_for(count) as u32;
-        let effort = |part: u32, for_ten: u32| Effort {
-            probes: (lists / part).max(PROBES_MIN).min(lists),
-            for_ten: match depth {
-                Depth::Ten => for_ten,
-                Depth::Hundred => for_ten * 2 / 5,
-            },
-        };
-        let mut least: Option<Effort> = None;
-        // Looks for a cheaper one than is known, with so many candidates. Whether one is known then.
-        let mut look_with = |for_ten: u32| {
-            let is_cheaper =
-                |effort: &Effort| least.is_none_or(|least| effort.cost(count, lists, depth) < least.cost(count, lists, depth));
-            let efforts: Vec<Effort> = parts.iter().map(|part| effort(*part, for_ten)).filter(is_cheaper).collect();
-            let place = efforts.partition_point(|effort| !finds_enough(*effort));
-            least = efforts.get(place).copied().or(least);
-            least.is_some()
-        };
-        // With fewer candidates than those that are not enough in all lists there is nothing to look for.
-        let few_are_enough = FOR_TEN.into_iter().rev().all(&mut look_with);
-        if !few_are_enough {
-            for for_ten in FOR_TEN_MORE {
-                look_with(for_ten);
-            }
-        }
-        least
+        let for_ten = FOR_TEN.map(|for_ten| match depth {
+            Depth::Ten => for_ten,
+            Depth::Hundred => for_ten * FOR_TEN_OF_HUNDRED.0 / FOR_TEN_OF_HUNDRED.1,
+        });
+        let with = |probes: u32| for_ten.map(|for_ten| Effort { probes, for_ten });
+        let mut efforts: Vec<Effort> = probes_tried(lists).into_iter().flat_map(with).collect();
+        efforts.sort_by_key(|effort| effort.cost(count, lists, depth));
+        efforts
     }
 
     /// What a search costs, in codes that are scanned.
@@ -254,6 +225,17 @@ impl Effort {
         let candidates = self.candidates(rows);
         approximate::Effort { probes: self.probes as usize, candidates, found: found_for(rows).min(candidates) }
     }
+}
+
+/// Numbers of lists that are tried of so many, from the least to all.
+pub(super) fn probes_tried(lists: u32) -> Vec<u32> {
+    let mut tried = vec![PROBES_MIN.min(lists)];
+    let mut probes = PROBES_MIN;
+    while probes < lists {
+        probes = (probes + probes / PROBES_STEP).min(lists);
+        tried.push(probes);
+    }
+    tried
 }
 
 /// Rows whose vectors are compared when so many rows are wanted.
@@ -296,21 +278,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_effort_that_finds_enough_is_found_in_few_tries() {
-        for (count, depth) in [(8192, Depth::Ten), (63_000, Depth::Hundred), (1_000_000, Depth::Ten)] {
+    fn efforts_are_tried_from_the_cheapest_to_one_that_looks_into_all_lists() {
+        for (count, depth) in [(40, Depth::Ten), (8192, Depth::Ten), (63_000, Depth::Hundred), (1_000_000, Depth::Ten)] {
             let lists = lists_for(count) as u32;
-            for (part, for_ten) in [(192, 100), (64, 200), (12, 800), (2, 400), (1, 800), (48, 1600), (1, 3200), (16, 6400)] {
-                let for_ten = if depth == Depth::Ten { for_ten } else { for_ten * 2 / 5 };
-                let probes = (lists / part).max(PROBES_MIN).min(lists);
-                let mut tries = 0;
-                let least = Effort::least(count, depth, &PARTS, |effort| {
-                    tries += 1;
-                    effort.probes >= probes && effort.for_ten >= for_ten
-                });
-                assert_eq!(least, Some(Effort { probes, for_ten }));
-                assert!(tries <= 24, "{tries} of {}", PARTS.len() * FOR_TEN.len());
-            }
-            assert_eq!(Effort::least(count, depth, &FEW_PARTS, |_| false), None);
+            let efforts = Effort::all(count, depth);
+            assert!(efforts.is_sorted_by_key(|effort| effort.cost(count, lists, depth)));
+            let (first, last) = (efforts[0], efforts[efforts.len() - 1]);
+            assert_eq!((first.probes, last.probes), (PROBES_MIN.min(lists), lists));
+            assert!(efforts.iter().all(|effort| effort.probes <= lists && effort.for_ten <= last.for_ten));
+            let probes = probes_tried(lists);
+            assert!(probes.is_sorted_by(|one, next| one < next && *next <= one + one / 8), "{probes:?}");
         }
     }
 
