@@ -13,12 +13,15 @@ use crate::cpu::packed::{Linear, PackedMatrix};
 use crate::cpu::product::{Epilogue, Product, Results};
 use crate::instructions::Instructions;
 
-/// Rounds of k-means: more change the centroids, and hardly what is found.
-const ROUNDS: usize = 6;
+/// Rounds of k-means: more change the centroids, and hardly what is found. The first go through one of so many vectors, since they only have to find about
+/// where the centroids are.
+const ROUNDS: [usize; 6] = [2, 2, 2, 1, 1, 1];
 /// Rounds where there are few centroids.
 pub(super) const FEW_ROUNDS: usize = 20;
 /// Vectors whose distances are computed at a time.
 const ROWS: usize = 64;
+/// Centroids whose scores with each other are kept while vectors are assigned at most: 64 MiB. With more they are computed for each vector.
+const TABLED_MAX: usize = 4096;
 /// How much more it counts against a second centroid that what is left after it points the way of what is left after the first, than that it is far away.
 const SAME_WAY: f32 = 4.0;
 /// By what part of themselves two centroids differ that come from one.
@@ -41,8 +44,6 @@ pub(super) struct Assigner {
     matrix: PackedMatrix,
     dimension: usize,
     centroids: Vec<f32>,
-    /// Half the square of each centroid's length, negative.
-    halves: Vec<f32>,
 }
 
 impl Assigner {
@@ -59,25 +60,29 @@ impl Assigner {
         // Nearest is whose inner product less half its square is the largest.
         let layer = Linear { weights: centroids, biases: &halves, factor: 1.0 };
         let matrix = PackedMatrix::pack(&mut block, 0, dimension, panel_columns, layout, &[layer]);
-        Some(Assigner { kernels, block, matrix, dimension, centroids: centroids.to_vec(), halves })
+        Some(Assigner { kernels, block, matrix, dimension, centroids: centroids.to_vec() })
     }
 
     /// Takes a vector's centroid away from it.
     pub(super) fn take_away(&self, vector: &mut [f32], centroid: u32) {
-        let centroid = &self.centroids[centroid as usize * self.dimension..][..self.dimension];
-        vector.iter_mut().zip(centroid).for_each(|(value, centre)| *value -= centre);
+        vector.iter_mut().zip(self.centroid(centroid)).for_each(|(value, centre)| *value -= centre);
+    }
+
+    fn centroid(&self, number: u32) -> &[f32] {
+        &self.centroids[number as usize * self.dimension..][..self.dimension]
     }
 
     /// Number of centroids.
     pub(super) fn count(&self) -> usize {
-        self.halves.len()
+        self.centroids.len() / self.dimension
     }
 
     /// Replaces `nearest` with the number of each vector's nearest centroid. Uses so many threads.
     pub(super) fn assign(&self, vectors: &Vectors<'_>, threads: usize, nearest: &mut [u32]) {
         let chosen = Nearest::get();
         self.in_shares(vectors, threads, nearest, |room, nearest| {
-            let scores = self.scores(&mut room.narrowed, &room.vectors, &mut room.scores);
+            self.score(&mut room.narrowed, &room.vectors, &mut room.scores);
+            let scores = room.scores.chunks_exact(self.count());
             nearest.iter_mut().zip(scores).for_each(|(nearest, scores)| *nearest = chosen.largest(scores));
         });
     }
@@ -89,24 +94,56 @@ impl Assigner {
     /// the one after which least is left, where what points the way of what is left after the first counts [`SAME_WAY`] times more: Sun et al., "SOAR: Improved
     /// Indexing for Approximate Nearest Neighbor Search" (2023). Of a single centroid both are the same.
     pub(super) fn assign_pairs(&self, vectors: &Vectors<'_>, threads: usize, pairs: &mut [[u32; 2]]) {
-        let (dimension, chosen) = (self.dimension, Nearest::get());
+        let tabled = (self.count() <= TABLED_MAX).then(|| self.scores_of_centroids(threads));
+        self.assign_pairs_with(tabled.as_deref(), vectors, threads, pairs);
+    }
+
+    /// The same with all centroids' scores with all of them, or without.
+    fn assign_pairs_with(&self, tabled: Option<&[f32]>, vectors: &Vectors<'_>, threads: usize, pairs: &mut [[u32; 2]]) {
+        let (dimension, count, chosen) = (self.dimension, self.count(), Nearest::get());
         self.in_shares(vectors, threads, pairs, |room, pairs| {
-            let scores = self.scores(&mut room.narrowed, &room.vectors, &mut room.scores);
-            room.left.clone_from(&room.vectors);
-            for ((pair, scores), left) in pairs.iter_mut().zip(scores).zip(room.left.chunks_exact_mut(dimension)) {
-                *pair = [chosen.largest(scores); 2];
-                self.take_away(left, pair[0]);
+            self.score(&mut room.narrowed, &room.vectors, &mut room.scores);
+            pairs.iter_mut().zip(room.scores.chunks_exact(count)).for_each(|(pair, scores)| *pair = [chosen.largest(scores); 2]);
+            if tabled.is_none() {
+                room.firsts.clear();
+                pairs.iter().for_each(|pair| room.firsts.extend_from_slice(self.centroid(pair[0])));
+                self.score(&mut room.narrowed, &room.firsts, &mut room.first_scores);
             }
-            let left_scores = self.scores(&mut room.narrowed, &room.left, &mut room.left_scores);
-            let vectors = room.vectors.chunks_exact(dimension).zip(room.left.chunks_exact(dimension));
-            let scores = room.scores.chunks_exact(self.count()).zip(left_scores);
-            for ((pair, (vector, left)), (scores, left_scores)) in pairs.iter_mut().zip(vectors).zip(scores) {
-                let squares = inner_product(left, left);
+            room.worth.resize(count, 0.0);
+            let vectors = room.vectors.chunks_exact(dimension).zip(room.scores.chunks_exact(count));
+            for (row, (pair, (vector, scores))) in pairs.iter_mut().zip(vectors).enumerate() {
+                let first_scores = match tabled {
+                    Some(tabled) => &tabled[pair[0] as usize * count..][..count],
+                    None => &room.first_scores[row * count..][..count],
+                };
+                room.left.clear();
+                room.left.extend_from_slice(vector);
+                self.take_away(&mut room.left, pair[0]);
+                let squares = inner_product(&room.left, &room.left);
                 let weight = if squares > 0.0 { 0.5 * SAME_WAY / squares } else { 0.0 };
-                let beside = Beside { first: pair[0], along: inner_product(left, vector), weight };
-                pair[1] = chosen.second(beside, scores, &self.halves, left_scores);
+                let beside = Beside { first: pair[0], along: inner_product(&room.left, vector), weight };
+                pair[1] = chosen.second(beside, scores, first_scores, &mut room.worth);
             }
         });
+    }
+
+    /// The scores of each centroid with all of them, centroid by centroid.
+    fn scores_of_centroids(&self, threads: usize) -> Vec<f32> {
+        let count = self.count();
+        let mut scores = vec![0.0; count * count];
+        let share = count.div_ceil(threads.max(1)).next_multiple_of(ROWS);
+        std::thread::scope(|scope| {
+            for (scores, centroids) in scores.chunks_mut(share * count).zip(self.centroids.chunks(share * self.dimension)) {
+                scope.spawn(move || {
+                    let mut room = Room::new(self.dimension, self.kernels);
+                    for (scores, centroids) in scores.chunks_mut(ROWS * count).zip(centroids.chunks(ROWS * self.dimension)) {
+                        self.score(&mut room.narrowed, centroids, &mut room.scores);
+                        scores.copy_from_slice(&room.scores);
+                    }
+                });
+            }
+        });
+        scores
     }
 
     /// Calls `work` with few vectors at a time, in its room, and what is to be found out about them, on so many threads.
@@ -133,13 +170,8 @@ impl Assigner {
         });
     }
 
-    /// The scores of each vector with all centroids, vector by vector: inner products less half the squares of the centroids. They are in `scores`.
-    fn scores<'s>(
-        &self,
-        narrowed: &mut NarrowedRows,
-        vectors: &[f32],
-        scores: &'s mut Vec<f32>,
-    ) -> std::slice::ChunksExactMut<'s, f32> {
+    /// Replaces `scores` with those of each vector with all centroids, vector by vector: inner products less half the squares of the centroids.
+    fn score(&self, narrowed: &mut NarrowedRows, vectors: &[f32], scores: &mut Vec<f32>) {
         let rows = vectors.len() / self.dimension;
         scores.resize(rows * self.count(), 0.0);
         self.kernels.multiply(Product {
@@ -150,23 +182,35 @@ impl Assigner {
             rows,
             epilogue: Epilogue::Store,
         });
-        scores.chunks_exact_mut(self.count())
     }
 }
 
 /// Memory that a thread computes in.
 struct Room {
-    vectors: Vec<f32>,
-    left: Vec<f32>,
     narrowed: NarrowedRows,
+    vectors: Vec<f32>,
     scores: Vec<f32>,
-    left_scores: Vec<f32>,
+    /// The first centroids of the vectors, and their scores.
+    firsts: Vec<f32>,
+    first_scores: Vec<f32>,
+    /// Of one vector.
+    left: Vec<f32>,
+    worth: Vec<f32>,
 }
 
 impl Room {
     fn new(dimension: usize, kernels: &ProductKernels) -> Room {
         let narrowed = NarrowedRows::for_shapes(&[(ROWS, dimension, kernels.layout)]);
-        Room { vectors: Vec::new(), left: Vec::new(), narrowed, scores: Vec::new(), left_scores: Vec::new() }
+        let empty = Vec::new;
+        Room {
+            narrowed,
+            vectors: empty(),
+            scores: empty(),
+            firsts: empty(),
+            first_scores: empty(),
+            left: empty(),
+            worth: empty(),
+        }
     }
 }
 
@@ -180,9 +224,11 @@ pub(super) fn centroids(vectors: &Vectors<'_>, count: usize, threads: usize) -> 
     let mut centroids = Vec::with_capacity(count * dimension);
     (0..count).for_each(|number| vectors.append(start_at(number, count, vectors.len()), &mut centroids));
     let mut nearest = vec![0u32; vectors.len()];
-    for _ in 0..ROUNDS {
+    for one_of in ROUNDS {
         let Some(assigner) = Assigner::new(&centroids, dimension) else { break };
-        assigner.assign(vectors, threads, &mut nearest);
+        let vectors = vectors.sample(vectors.len().div_ceil(one_of));
+        let nearest = &mut nearest[..vectors.len()];
+        assigner.assign(&vectors, threads, nearest);
         let mut counts = vec![0u32; count];
         let mut vector = Vec::new();
         centroids.fill(0.0);
@@ -217,5 +263,28 @@ fn fill_empty(centroids: &mut [f32], counts: &mut [u32], dimension: usize) {
         }
         counts[empty] = counts[largest] / 2;
         counts[largest] -= counts[empty];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::in_heaps;
+    use super::*;
+
+    #[test]
+    fn pairs_are_the_same_with_and_without_a_table_and_not_of_one_centroid() {
+        let dimension = 24;
+        let vectors = in_heaps(dimension, 1500);
+        let vectors = Vectors::all(&vectors, dimension);
+        let assigner = Assigner::new(&centroids(&vectors, 70, 2), dimension).unwrap();
+        let mut pairs = [vec![[0; 2]; vectors.len()], vec![[0; 2]; vectors.len()]];
+        let tabled = assigner.scores_of_centroids(2);
+        assigner.assign_pairs_with(Some(&tabled), &vectors, 2, &mut pairs[0]);
+        assigner.assign_pairs_with(None, &vectors, 2, &mut pairs[1]);
+        assert_eq!(pairs[0], pairs[1]);
+        assert!(pairs[0].iter().all(|[first, second]| first != second));
+        let mut nearest = vec![0; vectors.len()];
+        assigner.assign(&vectors, 1, &mut nearest);
+        assert!(nearest.iter().eq(pairs[0].iter().map(|[first, _]| first)));
     }
 }

@@ -35,13 +35,13 @@ impl Nearest {
         unsafe { (self.largest)(scores) }
     }
 
-    /// The best centroid beside the first: from all centroids' scores of the vector and of what is left of it after the first, and half their squares,
-    /// negative. Of a single centroid it is the same. `left_scores` are used for the computation.
-    pub(super) fn second(&self, beside: Beside, scores: &[f32], halves: &[f32], left_scores: &mut [f32]) -> u32 {
+    /// The best centroid beside the first: from all centroids' scores of the vector, and of the first centroid. Of a single centroid it is the same.
+    /// `worth` is used for the computation.
+    pub(super) fn second(&self, beside: Beside, scores: &[f32], first_scores: &[f32], worth: &mut [f32]) -> u32 {
         // SAFETY: `of` has checked the instruction set.
-        unsafe { (self.score_beside)(beside, scores, halves, left_scores) };
-        left_scores[beside.first as usize] = f32::NEG_INFINITY;
-        if left_scores.len() > 1 { self.largest(left_scores) } else { beside.first }
+        unsafe { (self.score_beside)(beside, scores, first_scores, worth) };
+        worth[beside.first as usize] = f32::NEG_INFINITY;
+        if worth.len() > 1 { self.largest(worth) } else { beside.first }
     }
 }
 
@@ -68,13 +68,14 @@ fn largest_of(scores: &[f32]) -> u32 {
     best.1
 }
 
-/// Replaces the scores of what is left with how good a centroid is beside the first.
+/// Replaces `worth` with how good a centroid is beside the first.
 #[inline(always)]
-fn score_all_beside(beside: Beside, scores: &[f32], halves: &[f32], left_scores: &mut [f32]) {
-    for ((left_score, score), half) in left_scores.iter_mut().zip(scores).zip(halves) {
-        // What is left after this one, times what is left after the first.
-        let same_way = beside.along - (*left_score - half);
-        *left_score = score - beside.weight * same_way * same_way;
+fn score_all_beside(beside: Beside, scores: &[f32], first_scores: &[f32], worth: &mut [f32]) {
+    for ((worth, score), first_score) in worth.iter_mut().zip(scores).zip(first_scores) {
+        // What is left after this one, times what is left after the first: the difference of the scores is the inner product of this centroid
+        // and of what is left after the first.
+        let same_way = beside.along - (score - first_score);
+        *worth = score - beside.weight * same_way * same_way;
     }
 }
 
@@ -89,8 +90,8 @@ macro_rules! kernels {
             }
 
             $(#[target_feature(enable = $features)])?
-            pub(super) fn score_beside(beside: Beside, scores: &[f32], halves: &[f32], left_scores: &mut [f32]) {
-                super::score_all_beside(beside, scores, halves, left_scores);
+            pub(super) fn score_beside(beside: Beside, scores: &[f32], first_scores: &[f32], worth: &mut [f32]) {
+                super::score_all_beside(beside, scores, first_scores, worth);
             }
         }
     };
@@ -121,17 +122,16 @@ mod tests {
 
         #[test]
         fn the_second_is_the_best_beside_the_first(
-            centroids in prop::collection::vec((-1f32..1.0, -1f32..1.0, -1f32..0.0), 2..70),
+            centroids in prop::collection::vec((-1f32..1.0, -1f32..1.0), 2..70),
             first in any::<prop::sample::Index>(),
         ) {
             let first = first.index(centroids.len());
-            let (scores, left): (Vec<f32>, Vec<f32>) = centroids.iter().map(|(score, left, _)| (*score, *left)).unzip();
-            let halves: Vec<f32> = centroids.iter().map(|(_, _, half)| *half).collect();
+            let (scores, first_scores): (Vec<f32>, Vec<f32>) = centroids.iter().copied().unzip();
             let beside = Beside { first: first as u32, along: 0.3, weight: 2.0 };
-            let worth = |number: usize| f64::from(scores[number]) - 2.0 * (0.3 - f64::from(left[number] - halves[number])).powi(2);
+            let worth = |number: usize| f64::from(scores[number]) - 2.0 * (0.3 - f64::from(scores[number] - first_scores[number])).powi(2);
             let best = (0..centroids.len()).filter(|number| *number != first).map(worth).fold(f64::NEG_INFINITY, f64::max);
             for set in Instructions::available() {
-                let second = Nearest::of(set).second(beside, &scores, &halves, &mut left.clone()) as usize;
+                let second = Nearest::of(set).second(beside, &scores, &first_scores, &mut vec![0.0; scores.len()]) as usize;
                 prop_assert!(second != first && worth(second) >= best - 1e-5, "{}: {}", set, second);
             }
         }
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn of_a_single_centroid_both_are_the_same() {
         let beside = Beside { first: 0, along: 0.0, weight: 1.0 };
-        assert_eq!(Nearest::get().second(beside, &[1.0], &[-0.5], &mut [0.0]), 0);
+        assert_eq!(Nearest::get().second(beside, &[1.0], &[0.5], &mut [0.0]), 0);
         assert_eq!(Nearest::get().largest(&[]), 0);
     }
 }

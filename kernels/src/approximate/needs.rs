@@ -102,8 +102,8 @@ fn ranks(of: &[u16], counts: &[u32]) -> Vec<Option<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{in_heaps, index, values};
     use super::super::Effort;
+    use super::super::tests::{in_heaps, index, values};
     use super::*;
     use crate::exact;
 
