@@ -20,10 +20,14 @@ const ROUNDS: [usize; 6] = [2, 2, 2, 1, 1, 1];
 pub(super) const FEW_ROUNDS: usize = 20;
 /// Vectors whose distances are computed at a time.
 const ROWS: usize = 64;
-/// Centroids whose scores with each other are kept while vectors are assigned at most: 64 MiB. With more they are computed for each vector.
+/// At most so many centroids' scores with each other are kept while vectors are assigned: 64 MiB. With more they are computed for each vector.
 const TABLED_MAX: usize = 4096;
 /// How much more it counts against a second centroid that what is left after it points the way of what is left after the first, than that it is far away.
 const SAME_WAY: f32 = 4.0;
+/// What is left of a vector is taken for no less than this part of it, both squared: what is less is mostly rounding of the products.
+const LEFT_MIN: f32 = 1e-3;
+/// Vectors for each centroid that a round goes through at least.
+const PER_CENTROID_MIN: usize = 8;
 /// By what part of themselves two centroids differ that come from one.
 const SPLIT: f32 = 1.0 / 1024.0;
 
@@ -119,7 +123,7 @@ impl Assigner {
                 room.left.clear();
                 room.left.extend_from_slice(vector);
                 self.take_away(&mut room.left, pair[0]);
-                let squares = inner_product(&room.left, &room.left);
+                let squares = inner_product(&room.left, &room.left).max(LEFT_MIN * inner_product(vector, vector));
                 let weight = if squares > 0.0 { 0.5 * SAME_WAY / squares } else { 0.0 };
                 let beside = Beside { first: pair[0], along: inner_product(&room.left, vector), weight };
                 pair[1] = chosen.second(beside, scores, first_scores, &mut room.worth);
@@ -226,7 +230,7 @@ pub(super) fn centroids(vectors: &Vectors<'_>, count: usize, threads: usize) -> 
     let mut nearest = vec![0u32; vectors.len()];
     for one_of in ROUNDS {
         let Some(assigner) = Assigner::new(&centroids, dimension) else { break };
-        let vectors = vectors.sample(vectors.len().div_ceil(one_of));
+        let vectors = vectors.sample(vectors.len().div_ceil(one_of).max(PER_CENTROID_MIN * count));
         let nearest = &mut nearest[..vectors.len()];
         assigner.assign(&vectors, threads, nearest);
         let mut counts = vec![0u32; count];
@@ -255,6 +259,9 @@ fn fill_empty(centroids: &mut [f32], counts: &mut [u32], dimension: usize) {
             continue;
         }
         let Some(largest) = (0..counts.len()).max_by_key(|number| counts[*number]) else { return };
+        if counts[largest] < 2 {
+            return;
+        }
         for value in 0..dimension {
             let whole = centroids[largest * dimension + value];
             let part = if value % 2 == 0 { whole * SPLIT } else { -whole * SPLIT };
@@ -286,5 +293,44 @@ mod tests {
         let mut nearest = vec![0; vectors.len()];
         assigner.assign(&vectors, 1, &mut nearest);
         assert!(nearest.iter().eq(pairs[0].iter().map(|[first, _]| first)));
+    }
+
+    #[test]
+    fn the_second_is_the_best_beside_the_first_by_what_is_left() {
+        let dimension = 24;
+        let vectors = in_heaps(dimension, 600);
+        let vectors = Vectors::all(&vectors, dimension);
+        let assigner = Assigner::new(&centroids(&vectors, 30, 2), dimension).unwrap();
+        let mut pairs = vec![[0; 2]; vectors.len()];
+        assigner.assign_pairs(&vectors, 2, &mut pairs);
+        let mut vector = Vec::new();
+        for (number, [first, second]) in pairs.into_iter().enumerate() {
+            vectors.read(number..number + 1, &mut vector);
+            let left_after = |centroid: u32| {
+                let mut left = vector.clone();
+                assigner.take_away(&mut left, centroid);
+                left
+            };
+            let left = left_after(first);
+            let squares = inner_product(&left, &left);
+            if squares < LEFT_MIN {
+                continue; // nothing is left, which points nowhere
+            }
+            let cost = |centroid: u32| {
+                let after = left_after(centroid);
+                let same_way = inner_product(&after, &left);
+                inner_product(&after, &after) + SAME_WAY * same_way * same_way / squares
+            };
+            let best = (0..assigner.count() as u32).filter(|centroid| *centroid != first).map(cost).fold(f32::INFINITY, f32::min);
+            assert!(cost(second) <= best * 1.05, "{number}: {} instead of {best}", cost(second));
+        }
+    }
+
+    #[test]
+    fn more_centroids_than_vectors_stay_finite() {
+        let dimension = 8;
+        let vectors = in_heaps(dimension, 50);
+        let centroids = centroids(&Vectors::all(&vectors, dimension), 400, 2);
+        assert!(centroids.iter().all(|value| value.abs() < 2.0));
     }
 }

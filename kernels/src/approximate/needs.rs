@@ -6,6 +6,7 @@
 use super::scan::BLOCK;
 use super::{ApproximateIndex, ListScan, NearLists};
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 
 /// Scores that a code can have.
 const SCORES: usize = 1 << 16;
@@ -42,11 +43,8 @@ impl ApproximateIndex {
 impl NearLists<'_> {
     /// For each number of lists in `probes`, which ascend, and each of the rows at `positions`: the least [`candidates`](super::Effort::candidates) with which a
     /// search without a filter that looks into so many lists may find it. Of codes that score the same, any may be a candidate, so that it
-    /// can need some more. None where the row is in none of these lists, or is not in `places`.
-    ///
-    /// # Panics
-    /// If `places` are those of another index.
-    pub fn candidates_needed(mut self, positions: &[u32], places: &Places, probes: &[usize]) -> Vec<Vec<Option<usize>>> {
+    /// can need some more. None where the row is in none of these lists, or is not in `places`, which must be of this index.
+    pub fn candidates_needed(mut self, positions: &[u32], places: &Places, probes: &[usize]) -> Vec<Vec<Option<NonZeroU32>>> {
         debug_assert!(probes.is_sorted());
         let index = self.index;
         let lists_max = probes.last().copied().unwrap_or(0).min(self.lists.len());
@@ -82,20 +80,21 @@ impl NearLists<'_> {
     }
 }
 
-/// For each score, one more than there are scores above it, by how many there are of each. None for the score 0, which nothing has.
-fn ranks(of: &[u16], counts: &[u32]) -> Vec<Option<usize>> {
+/// For each score, one more than there are scores above it, by how many there are of each. None for the score 0, which stands for a row that is not there.
+fn ranks(of: &[u16], counts: &[u32]) -> Vec<Option<NonZeroU32>> {
     let mut order: Vec<usize> = (0..of.len()).collect();
     order.sort_unstable_by_key(|row| std::cmp::Reverse(of[*row]));
     let mut ranks = vec![None; of.len()];
-    let (mut above, mut from) = (0, SCORES);
+    let (mut rank, mut from) = (NonZeroU32::MIN, SCORES);
     for row in order {
         let score = usize::from(of[row]);
         if score == 0 {
             break;
         }
-        above += counts[(score + 1).min(from)..from].iter().map(|count| *count as usize).sum::<usize>();
+        let above = counts[(score + 1).min(from)..from].iter().sum();
+        rank = rank.saturating_add(above);
         from = from.min(score + 1);
-        ranks[row] = Some(above + 1);
+        ranks[row] = Some(rank);
     }
     ranks
 }
@@ -114,7 +113,7 @@ mod tests {
             counts[score] = count;
         }
         let ranks = ranks(&[5, 0, 65_535, 3, 9, 5], &counts);
-        assert_eq!(ranks, [Some(6), None, Some(1), Some(13), Some(5), Some(6)]);
+        assert_eq!(ranks, [6, 0, 1, 13, 5, 6].map(NonZeroU32::new));
     }
 
     #[test]
@@ -125,7 +124,7 @@ mod tests {
         let probes = [1, 4, 16, 64];
         let (mut tried, mut found_with, mut found_without, mut nowhere) = (0, 0, 0, 0);
         for query in 0..20 {
-            let query = values(dimension, query % 40);
+            let query = values(dimension, query);
             let nearest = exact::top_k(&query, &vectors, dimension, None, 20);
             let nearest: Vec<u32> = nearest.iter().map(|one| one.position).collect();
             let places = index.places(nearest.iter().copied());
@@ -142,6 +141,7 @@ mod tests {
                         nowhere += 1;
                         continue;
                     };
+                    let needed = needed.get() as usize;
                     tried += 1;
                     // One to spare for codes that score the same, and for what rounding adds.
                     found_with += usize::from(finds(needed + needed / 8 + 2));

@@ -12,7 +12,7 @@ use std::path::Path;
 
 /// Vectors for each list at least: with fewer, a centroid says nothing of others.
 const ROWS_PER_LIST_MIN: usize = 40;
-/// By what part more lists are tried than were before.
+/// Each number of lists that is tried is greater than the one before it by one part in so many.
 const PROBES_STEP: u32 = 8;
 /// Codes whose rows are scored again for ten rows, as they are tried when ten are wanted.
 const FOR_TEN: [u32; 15] = [60, 80, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200, 4800, 6400];
@@ -64,9 +64,6 @@ pub(super) enum Depth {
 }
 
 impl Depth {
-    /// Both.
-    pub(super) const ALL: [Depth; 2] = [Depth::Ten, Depth::Hundred];
-
     /// Rows that efforts are found for.
     pub(super) fn rows(self) -> usize {
         match self {
@@ -195,10 +192,9 @@ impl From<KeptEfforts> for Efforts {
 }
 
 impl Effort {
-    /// The efforts that an index of so many vectors may be searched with, those first that cost least. Lists and candidates grow by themselves: rows that are
-    /// much like each other lie in few lists, and only bytes tell them apart.
-    pub(super) fn all(count: usize, depth: Depth) -> Vec<Effort> {
-        let lists = lists_for(count) as u32;
+    /// The efforts that an index of so many vectors in so many lists may be searched with, those first that cost least. Lists and candidates grow by
+    /// themselves: rows that are much like each other lie in few lists, and only bytes tell them apart.
+    pub(super) fn all(count: usize, lists: u32, depth: Depth) -> Vec<Effort> {
         let for_ten = FOR_TEN.map(|for_ten| match depth {
             Depth::Ten => for_ten,
             Depth::Hundred => for_ten * FOR_TEN_OF_HUNDRED.0 / FOR_TEN_OF_HUNDRED.1,
@@ -217,13 +213,12 @@ impl Effort {
 
     /// Candidates for so many rows.
     pub(super) fn candidates(self, rows: usize) -> usize {
-        rows.max(Depth::Ten.rows()) * self.for_ten as usize / 10
+        (rows.max(Depth::Ten.rows()) * self.for_ten as usize / 10).max(candidates_min(rows))
     }
 
     /// The effort of finding so many rows.
     pub(super) fn for_rows(self, rows: usize) -> approximate::Effort {
-        let candidates = self.candidates(rows);
-        approximate::Effort { probes: self.probes as usize, candidates, found: found_for(rows).min(candidates) }
+        approximate::Effort { probes: self.probes as usize, candidates: self.candidates(rows), found: found_for(rows) }
     }
 }
 
@@ -241,6 +236,11 @@ pub(super) fn probes_tried(lists: u32) -> Vec<u32> {
 /// Rows whose vectors are compared when so many rows are wanted.
 pub(super) fn found_for(rows: usize) -> usize {
     rows * FOUND_FOR_EACH + FOUND_MIN
+}
+
+/// Candidates at least when so many rows are wanted: one whose row is in two lists may be there twice.
+pub(super) fn candidates_min(rows: usize) -> usize {
+    2 * found_for(rows)
 }
 
 /// Lists for so many vectors: about three times the square root, but enough vectors in each to learn from.
@@ -281,7 +281,7 @@ mod tests {
     fn efforts_are_tried_from_the_cheapest_to_one_that_looks_into_all_lists() {
         for (count, depth) in [(40, Depth::Ten), (8192, Depth::Ten), (63_000, Depth::Hundred), (1_000_000, Depth::Ten)] {
             let lists = lists_for(count) as u32;
-            let efforts = Effort::all(count, depth);
+            let efforts = Effort::all(count, lists, depth);
             assert!(efforts.is_sorted_by_key(|effort| effort.cost(count, lists, depth)));
             let (first, last) = (efforts[0], efforts[efforts.len() - 1]);
             assert_eq!((first.probes, last.probes), (PROBES_MIN.min(lists), lists));
@@ -293,12 +293,12 @@ mod tests {
 
     #[test]
     fn effort_is_what_was_tried_where_it_was_tried_and_grows_between_and_beyond() {
-        let (ten, hundred) = (Effort { probes: 20, for_ten: 100 }, Effort { probes: 60, for_ten: 40 });
+        let (ten, hundred) = (Effort { probes: 20, for_ten: 100 }, Effort { probes: 60, for_ten: 50 });
         let efforts = Efforts { usual: [Some(ten), Some(hundred)], high: [Some(ten), None] };
         let growth = efforts.for_recall(Recall::Usual, 10).unwrap();
         let spare = 10f64.powf(POWER_TO_SPARE);
-        let beyond = (1000.0, 180.0 * spare, 1600.0 * spare);
-        for (rows, probes, candidates) in [(1.0, 20.0, 100.0), (10.0, 20.0, 100.0), (100.0, 60.0, 400.0), beyond] {
+        let beyond = (1000.0, 180.0 * spare, 2500.0 * spare);
+        for (rows, probes, candidates) in [(1.0, 20.0, 100.0), (10.0, 20.0, 100.0), (100.0, 60.0, 500.0), beyond] {
             assert!((growth.probes(rows) - probes).abs() < 1e-9 && (growth.candidates(rows) - candidates).abs() < 1e-9);
         }
         assert!(growth.probes(30.0) > 20.0 && growth.probes(30.0) < 60.0);

@@ -134,8 +134,8 @@ impl Plan {
         // Of few, where they are among the others is by chance.
         let among = self.wanted.max(Depth::Ten.rows()) as f64 / part;
         let found = vector_index::found_for(self.wanted);
-        // A row that is in two lists is a candidate twice.
-        let candidates = ((self.growth.candidates(among) * part).ceil() as usize).max(2 * found);
+        let candidates = (self.growth.candidates(among) * part).ceil() as usize;
+        let candidates = candidates.max(vector_index::candidates_min(self.wanted));
         Effort { probes: self.growth.probes(among).ceil() as usize, candidates, found }
     }
 
