@@ -34,6 +34,7 @@ encoders = [
     {
         "name": encoder,
         "is_ragged": "name" not in runs[encoder][0],
+        "is_default": runs[encoder][0].get("is_default", False),
         "precision": runs[encoder][0]["precision"],
         "instructions": runs[encoder][0].get("instructions"),
         "tokens_per_s": median(encoder, "tokens_per_s"),

@@ -129,7 +129,7 @@ fn main() {
     let (texts, questions) = (texts(documents), texts(queries));
     let (vectors, query_vectors, dimension) = {
         let model = Arc::new(Model::load(Path::new(model)).unwrap());
-        let device = CpuDevice::new(model.clone(), 2, CpuDevice::fastest_as_good_as_f32()).unwrap();
+        let device = CpuDevice::new(model.clone(), 2, CpuDevice::fastest_as_good_as_f32(&model)).unwrap();
         let vectors = remembered(vectors_at, || embed(&device, &model, &texts));
         (vectors, embed(&device, &model, &questions), model.dimension())
     };

@@ -71,6 +71,7 @@ fn measure(
         "device": device.name(),
         "instructions": device.instructions().name(),
         "precision": device.precision().name(),
+        "is_default": device.precision() == CpuDevice::fastest_as_good_as_f32(model),
         "threads": device.threads(),
         "texts": sequences.len(),
         "tokens": tokens,

@@ -10,8 +10,8 @@ pub enum Precision {
     F32,
     /// The upper half of an f32, eight bits of which are the fraction's. Needs AMX BF16 or AVX-512 BF16.
     Bf16,
-    /// Whole numbers: weights of -127 to 127 with a factor for each output, activations of 0 to 255 with a factor and a zero for each token. Attention,
-    /// for which they are too coarse, is in bf16 where the processor is fast with it by AVX-512, else in f32.
+    /// Whole numbers: weights of -127 to 127 with a factor for each output, activations of 0 to 255 with a factor and a zero for each token. Attention
+    /// and its products, for which they are too coarse, are in bf16 where the processor is fast with it by AVX-512, else in f32.
     Int8,
 }
 

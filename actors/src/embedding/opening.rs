@@ -47,7 +47,7 @@ impl Opening<'_> {
     /// A processor that cannot embed the model; GPUs that were asked for and cannot be used.
     pub fn open(&self, model: &Arc<Model>) -> Result<Vec<Opened>, DeviceError> {
         let precision = match self.precision {
-            PrecisionChoice::Auto => CpuDevice::fastest_as_good_as_f32(),
+            PrecisionChoice::Auto => CpuDevice::fastest_as_good_as_f32(model),
             PrecisionChoice::Named(precision) => precision,
         };
         let cpu = Arc::new(CpuDevice::with_prepared_weights(model.clone(), self.threads, precision, &self.kernels)?);

@@ -5,13 +5,11 @@
 
 use super::nearest::{Beside, Nearest};
 use super::vectors::Vectors;
-use crate::cpu::CpuDevice;
 use crate::cpu::aligned::AlignedBlock;
 use crate::cpu::kernels::ProductKernels;
 use crate::cpu::operand::NarrowedRows;
 use crate::cpu::packed::{Linear, PackedMatrix};
 use crate::cpu::product::{Epilogue, Product, Results};
-use crate::instructions::Instructions;
 
 /// Rounds of k-means: more change the centroids, and hardly what is found. The first go through one of so many vectors, since they only have to find about
 /// where the centroids are.
@@ -38,7 +36,7 @@ pub(super) fn start_at(number: usize, centroids: usize, count: usize) -> usize {
 
 /// The products that distances are made of; none on a processor that this crate has none for.
 fn distance_kernels() -> Option<&'static ProductKernels> {
-    ProductKernels::of(Instructions::detect(), CpuDevice::fastest_as_good_as_f32())
+    ProductKernels::of_fastest_floats()
 }
 
 /// Finds which centroid vectors are nearest to.

@@ -1,5 +1,7 @@
 //! The functions applied to single values: exp, GELU, ReLU.
 
+use super::numbers::Numbers;
+use crate::configuration::Activation;
 use crate::lanes::Lanes;
 
 /// e^x for x from -87.3 to 88.3 (beyond, the value at the border), relative error below 3e-7.
@@ -59,13 +61,12 @@ pub(crate) unsafe fn gelu<L: Lanes>(x: L) -> L {
     }
 }
 
-/// GELU for a result of eight bits: absolute error below 3e-5 for |x| <= 4 and below 4e-5 |x| beyond.
+/// GELU for a result of which eight bits are kept: absolute error below 3e-5 for |x| <= 4 and below 4e-5 |x| beyond.
 ///
 /// x (1/2 + x q(x^2)), where the polynomial q has the least largest error on [-4, 4] (found by linear programming).
 ///
 /// # Safety
 /// The processor has the instruction set of `L`.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) unsafe fn gelu_of_halves<L: Lanes>(x: L) -> L {
     const COEFFICIENTS: [f32; 8] = [
@@ -100,13 +101,12 @@ pub(crate) unsafe fn relu<L: Lanes>(x: L) -> L {
     unsafe { x.max(L::splat(0.0)) }
 }
 
-/// Which function follows a linear layer, applied in place to `count` values.
+/// Which function follows a linear layer, applied in place to `count` values: as exactly as needed where products multiply `numbers`.
 ///
 /// # Safety
 /// The processor has the instruction set of `L`; `values` is valid for `count` values.
 #[inline(always)]
-pub(crate) unsafe fn apply<L: Lanes>(values: *mut f32, count: usize, function: crate::configuration::Activation) {
-    use crate::configuration::Activation;
+pub(crate) unsafe fn apply<L: Lanes>(values: *mut f32, count: usize, function: Activation, numbers: Numbers) {
     // SAFETY: reads and writes stay within `count`; the rest is passed on to the caller.
     unsafe {
         let mut at = 0;
@@ -115,7 +115,8 @@ pub(crate) unsafe fn apply<L: Lanes>(values: *mut f32, count: usize, function: c
             let place = values.add(at);
             let x = if left >= L::WIDTH { L::load(place) } else { L::load_first(place, left) };
             let y = match function {
-                Activation::Gelu => gelu(x),
+                Activation::Gelu if numbers == Numbers::F32 => gelu(x),
+                Activation::Gelu => gelu_of_halves(x),
                 Activation::Relu => relu(x),
             };
             if left >= L::WIDTH {

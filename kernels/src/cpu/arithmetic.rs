@@ -13,7 +13,7 @@ macro_rules! whole_words {
         #[inline(always)]
         unsafe fn load_row(from: *const u32) -> $register {
             // SAFETY: the contract of `Arithmetic`: the word is there, and the processor has the instruction.
-            unsafe { $splat(from.cast::<i32>().read()) }
+            unsafe { $splat(from.cast::<i32>().read_unaligned()) }
         }
 
         #[inline(always)]
@@ -28,8 +28,8 @@ macro_rules! whole_words {
 pub(crate) mod bf16;
 pub(crate) mod int8;
 
+use super::numbers::Numbers;
 use crate::lanes::Lanes;
-use crate::precision::Precision;
 use std::marker::PhantomData;
 
 /// How the whole numbers of a row are read: value = (number - zero) * scale.
@@ -50,10 +50,10 @@ pub(crate) trait Arithmetic {
     /// Sums of products.
     type Sums: Copy;
 
-    const PRECISION: Precision;
+    const NUMBERS: Numbers;
 
     unsafe fn zero() -> Self::Sums;
-    /// Reads one word.
+    /// Reads one word, which need not begin on one.
     unsafe fn load_row(from: *const u32) -> Self::Row;
     /// Reads as many words as there are lanes.
     unsafe fn load_columns(from: *const u32) -> Self::Columns;
@@ -75,7 +75,7 @@ impl<L: Lanes> Arithmetic for F32<L> {
     type Columns = L;
     type Sums = L;
 
-    const PRECISION: Precision = Precision::F32;
+    const NUMBERS: Numbers = Numbers::F32;
 
     #[inline(always)]
     unsafe fn zero() -> L {
@@ -86,7 +86,7 @@ impl<L: Lanes> Arithmetic for F32<L> {
     #[inline(always)]
     unsafe fn load_row(from: *const u32) -> L {
         // SAFETY: see above; every word is a valid f32.
-        unsafe { L::splat(*from.cast::<f32>()) }
+        unsafe { L::splat(from.cast::<f32>().read_unaligned()) }
     }
 
     #[inline(always)]

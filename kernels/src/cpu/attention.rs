@@ -1,17 +1,20 @@
 //! Multi-head self-attention over one sequence.
 
-use super::activation::exp;
 use super::aligned::AlignedBlock;
 use super::arithmetic::Arithmetic;
-use super::layout::{values_in_word, words_of};
+use super::half_heads::{self, Head};
+use super::layout::{RowLayout, values_in_word, words_of};
+use super::numbers::Numbers;
 use super::product::tile;
+use super::softmax::Softmax;
 use crate::lanes::Lanes;
-use crate::precision::Precision;
 
 /// The widest panel of any instruction set, in values: buffers are sized for it.
 const PANEL_COLUMNS_MAX: usize = 32;
 /// The tallest block of rows of any instruction set.
 const BLOCK_ROWS_MAX: usize = 32;
+/// How many rows before it is read a row is asked for: long enough for it to come from the last cache.
+pub(super) const PREFETCHED_ROWS: usize = 16;
 /// Words that any instruction set has a row be a multiple of.
 const WHOLE_WORDS_MAX: usize = 16;
 
@@ -64,40 +67,56 @@ pub(crate) struct Attention<'a> {
 
 /// Computes softmax(Q K^T) V for each head (Vaswani et al., "Attention Is All You Need", 2017, equation 1; the
 /// division by the root of the head dimension is in the weights of Q). `ROWS` is at most 8, and a panel of
-/// `VECTORS` vectors has at most 32 columns. The arithmetic is one without scales. Rows are f32.
+/// `VECTORS` vectors has at most 32 columns. Rows hold the numbers of the arithmetic without gaps.
 ///
 /// # Safety
 /// The processor has the instruction set of `A`.
 #[inline(always)]
-pub(crate) unsafe fn attend<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(attention: &mut Attention<'_>) {
-    const { assert!(ROWS <= 8 && !matches!(A::PRECISION, Precision::Int8)) };
+pub(crate) unsafe fn attend<A: Softmax, const ROWS: usize, const VECTORS: usize>(attention: &mut Attention<'_>) {
+    const { assert!(ROWS <= 8 && VECTORS * A::Lanes::WIDTH <= PANEL_COLUMNS_MAX) };
     let panel_columns = VECTORS * A::Lanes::WIDTH;
     let Attention { projections, out, tokens, heads, buffers } = attention;
     let (tokens, heads) = (*tokens, *heads);
     let dimension = buffers.head_dimension;
     let hidden = heads * dimension;
+    let layout = RowLayout::dense(A::NUMBERS);
+    let (row_words, out_words) = (layout.words(3 * hidden), layout.words(hidden));
     assert!(PANEL_COLUMNS_MAX.is_multiple_of(panel_columns));
     assert!(tokens <= buffers.tokens_max);
-    let projections: &[f32] = bytemuck::cast_slice(&projections[..tokens * 3 * hidden]);
-    let out: &mut [f32] = bytemuck::cast_slice_mut(out);
-    assert_eq!(out.len(), tokens * hidden);
+    // A word of a head may reach past its last value.
+    assert!(projections.len() > tokens * row_words);
+    assert_eq!(out.len(), tokens * out_words);
     for head in 0..heads {
-        let keys = &projections[hidden + head * dimension..];
-        let values = &projections[2 * hidden + head * dimension..];
+        let first = head * dimension;
         // SAFETY: the assertions above tie the slices to the shape, and the buffers are sized for `tokens_max`
         // tokens rounded up to the widest panel, with a word for each value; all offsets below stay inside.
         unsafe {
-            pack_keys::<A>(keys, 3 * hidden, tokens, panel_columns, buffers);
-            pack_values::<A>(values, 3 * hidden, tokens, panel_columns, buffers);
+            match A::NUMBERS {
+                Numbers::Bf16 => {
+                    assert_eq!(panel_columns, half_heads::PANEL_COLUMNS);
+                    let halves: &[u16] = bytemuck::cast_slice(projections);
+                    let keys = Head { halves: &halves[hidden + first..], stride: 2 * row_words, tokens, dimension };
+                    half_heads::pack_keys(&keys, layout, buffers);
+                    half_heads::pack_values(&Head { halves: &halves[2 * hidden + first..], ..keys }, layout, buffers);
+                }
+                _ => {
+                    let values: &[f32] = bytemuck::cast_slice(projections);
+                    pack_keys(&values[hidden + first..], row_words, tokens, panel_columns, buffers);
+                    pack_values(&values[2 * hidden + first..], row_words, tokens, panel_columns, buffers);
+                }
+            }
             let mut row = 0;
             while row < tokens {
                 let left = tokens - row;
+                for ahead in row + ROWS..row + 2 * ROWS {
+                    prefetch_row(value_of::<A>(projections.as_ptr().wrapping_add(ahead * row_words), first), dimension);
+                }
                 let task = RowsTask {
-                    queries: projections.as_ptr().add(row * 3 * hidden + head * dimension),
-                    query_stride: 3 * hidden,
+                    queries: value_of::<A>(projections.as_ptr().add(row * row_words), first),
+                    query_stride: row_words,
                     tokens,
-                    out: out.as_mut_ptr().add(row * hidden + head * dimension),
-                    out_stride: hidden,
+                    out: value_of::<A>(out.as_ptr().add(row * out_words), first).cast_mut(),
+                    out_stride: out_words,
                 };
                 match left {
                     _ if left >= ROWS => attend_rows::<A, ROWS, VECTORS>(&task, buffers),
@@ -113,24 +132,43 @@ pub(crate) unsafe fn attend<A: Arithmetic, const ROWS: usize, const VECTORS: usi
             }
         }
     }
+    if A::NUMBERS == Numbers::Bf16 && !hidden.is_multiple_of(2) {
+        for row in out.chunks_exact_mut(out_words) {
+            bytemuck::cast_slice_mut::<u32, u16>(row)[hidden] = 0;
+        }
+    }
+}
+
+/// The place of the value of this number in a row: that of a word, unless it is a half in the middle of one.
+#[inline(always)]
+fn value_of<A: Arithmetic>(row: *const u32, number: usize) -> *const u32 {
+    match A::NUMBERS {
+        Numbers::Bf16 => row.cast::<u16>().wrapping_add(number).cast(),
+        _ => row.wrapping_add(number),
+    }
+}
+
+/// Asks for so many values of a row to be brought into the nearest cache. Those of one head are far apart, so that the processor does not see what
+/// comes next.
+#[inline(always)]
+pub(super) fn prefetch_row<T>(row: *const T, values: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..values * size_of::<T>()).step_by(64) {
+        // SAFETY: a prefetch never faults, whatever the address, and SSE is part of x86-64.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(row.cast::<i8>().wrapping_add(line));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (row, values);
 }
 
 /// Transposes one head's keys into panels of `panel_columns` tokens; columns past the last token are zero.
-///
-/// # Safety
-/// The processor has the instruction set of `A`.
 #[inline(always)]
-unsafe fn pack_keys<A: Arithmetic>(
-    keys: &[f32],
-    stride: usize,
-    tokens: usize,
-    panel_columns: usize,
-    buffers: &mut AttentionBuffers,
-) {
+fn pack_keys(keys: &[f32], stride: usize, tokens: usize, panel_columns: usize, buffers: &mut AttentionBuffers) {
     let dimension = buffers.head_dimension;
-    let depth = words_of(dimension, A::PRECISION);
-    let key_words = &mut buffers.narrowed[..depth];
-    let panels = buffers.keys.chunks_exact_mut(panel_columns * depth);
+    let panels = buffers.keys.chunks_exact_mut(panel_columns * dimension);
     for (first, panel) in (0..tokens).step_by(panel_columns).zip(panels) {
         let present = (tokens - first).min(panel_columns);
         if present < panel_columns {
@@ -138,57 +176,27 @@ unsafe fn pack_keys<A: Arithmetic>(
         }
         for column in 0..present {
             let from = (first + column) * stride;
-            // SAFETY: `key_words` has room for the words of a key.
-            unsafe { A::narrow(&keys[from..from + dimension], key_words.as_mut_ptr()) };
+            prefetch_row(keys.as_ptr().wrapping_add(from + PREFETCHED_ROWS * stride), dimension);
             let places = panel[column..].iter_mut().step_by(panel_columns);
-            for (place, word) in places.zip(&*key_words) {
-                *place = *word;
+            for (place, value) in places.zip(&keys[from..from + dimension]) {
+                *place = value.to_bits();
             }
         }
     }
 }
 
-/// Copies one head's values into panels of `panel_columns` columns, so that a word holds the values of tokens that follow one another.
-/// Columns past the last one are zero.
-///
-/// # Safety
-/// The processor has the instruction set of `A`.
+/// Copies one head's values into panels of `panel_columns` columns. Columns past the last one are zero.
 #[inline(always)]
-unsafe fn pack_values<A: Arithmetic>(
-    values: &[f32],
-    stride: usize,
-    tokens: usize,
-    panel_columns: usize,
-    buffers: &mut AttentionBuffers,
-) {
+fn pack_values(values: &[f32], stride: usize, tokens: usize, panel_columns: usize, buffers: &mut AttentionBuffers) {
     let dimension = buffers.head_dimension;
-    let depth = words_of(tokens, A::PRECISION);
-    let rows_of_word = values_in_word(A::PRECISION);
-    let row_words = words_of(dimension, A::PRECISION);
-    for word in 0..depth {
-        let rows = &mut buffers.narrowed[..2 * row_words];
-        if rows_of_word == 2 {
-            rows[row_words..].fill(0);
-        }
-        for (row, token) in (word * rows_of_word..tokens).take(rows_of_word).enumerate() {
-            let from = token * stride;
-            // SAFETY: each row has room for its words.
-            unsafe { A::narrow(&values[from..from + dimension], rows[row * row_words..].as_mut_ptr()) };
-        }
+    for token in 0..tokens {
+        let from = token * stride;
+        prefetch_row(values.as_ptr().wrapping_add(from + PREFETCHED_ROWS * stride), dimension);
+        let words: &[u32] = bytemuck::cast_slice(&values[from..from + dimension]);
         for first in (0..dimension).step_by(panel_columns) {
             let present = (dimension - first).min(panel_columns);
-            let line = &mut buffers.values[first * depth + word * panel_columns..][..panel_columns];
-            match rows_of_word {
-                2 => {
-                    let halves: &[u16] = bytemuck::cast_slice(rows);
-                    let low = &halves[first..][..present];
-                    let high = &halves[2 * row_words + first..][..present];
-                    for ((place, low), high) in line.iter_mut().zip(low).zip(high) {
-                        *place = u32::from(*low) | u32::from(*high) << 16;
-                    }
-                }
-                _ => line[..present].copy_from_slice(&rows[first..][..present]),
-            }
+            let line = &mut buffers.values[first * tokens + token * panel_columns..][..panel_columns];
+            line[..present].copy_from_slice(&words[first..][..present]);
             line[present..].fill(0);
         }
     }
@@ -196,34 +204,15 @@ unsafe fn pack_values<A: Arithmetic>(
 
 /// The tokens of one tile in one head.
 struct RowsTask {
-    queries: *const f32,
+    /// Where the first word begins; not on a word where a head has an odd number of halves.
+    queries: *const u32,
+    /// Words.
     query_stride: usize,
     /// Tokens of the sequence.
     tokens: usize,
-    out: *mut f32,
+    /// As the queries.
+    out: *mut u32,
     out_stride: usize,
-}
-
-/// `ROWS` rows of so many values as the arithmetic reads them, and the distance in words from one to the next.
-///
-/// # Safety
-/// The processor has the instruction set of `A`; `rows` is valid for rows that are `stride` apart, `room` for their words.
-#[inline(always)]
-unsafe fn narrow_rows<A: Arithmetic, const ROWS: usize>(
-    rows: *const f32,
-    stride: usize,
-    values: usize,
-    room: *mut u32,
-) -> (*const u32, usize) {
-    if A::PRECISION == Precision::F32 {
-        return (rows.cast(), stride);
-    }
-    let words = words_of(values, A::PRECISION);
-    for row in 0..ROWS {
-        // SAFETY: as the caller promises.
-        unsafe { A::narrow(std::slice::from_raw_parts(rows.add(row * stride), values), room.add(row * words)) };
-    }
-    (room.cast_const(), words)
 }
 
 /// Attention of `ROWS` tokens in one head.
@@ -231,75 +220,51 @@ unsafe fn narrow_rows<A: Arithmetic, const ROWS: usize>(
 /// # Safety
 /// The processor has the instruction set of `A`; the pointers and buffers are valid for the shapes that [`attend`] describes.
 #[inline(always)]
-unsafe fn attend_rows<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(task: &RowsTask, buffers: &mut AttentionBuffers) {
+unsafe fn attend_rows<A: Softmax, const ROWS: usize, const VECTORS: usize>(task: &RowsTask, buffers: &mut AttentionBuffers) {
     let panel_columns = VECTORS * A::Lanes::WIDTH;
     let (tokens, dimension) = (task.tokens, buffers.head_dimension);
     let padded_tokens = tokens.next_multiple_of(panel_columns);
-    let (token_words, dimension_words) = (words_of(tokens, A::PRECISION), words_of(dimension, A::PRECISION));
+    let (token_words, dimension_words) = (words_of(tokens, A::NUMBERS), words_of(dimension, A::NUMBERS));
     let (keys, values) = (buffers.keys.as_ptr(), buffers.values.as_ptr());
     let (scores, room) = (buffers.scores.as_mut_ptr(), buffers.narrowed.as_mut_ptr());
+    let mut results = [0f32; PANEL_COLUMNS_MAX];
     // SAFETY: `scores` holds ROWS x padded_tokens values, `keys` padded_tokens x words of the dimension, `values` words of the tokens x
-    // the dimension rounded up to whole panels, `room` ROWS rows of either.
+    // the dimension rounded up to whole panels, `room` ROWS rows of as many words as there are scores, `results` a panel's columns.
     unsafe {
-        let (queries, stride) = narrow_rows::<A, ROWS>(task.queries, task.query_stride, dimension, room);
         for first in (0..padded_tokens).step_by(panel_columns) {
-            let sums = tile::<A, ROWS, VECTORS>(queries, stride, keys.add(first * dimension_words), dimension_words);
+            let keys = keys.add(first * dimension_words);
+            let sums = tile::<A, ROWS, VECTORS>(task.queries, task.query_stride, keys, dimension_words);
             for (row, sums) in sums.into_iter().enumerate() {
                 for (vector, sum) in sums.into_iter().enumerate() {
                     A::values(sum).store(scores.add(row * padded_tokens + first + vector * A::Lanes::WIDTH));
                 }
             }
         }
+        let weights = if A::NUMBERS == Numbers::F32 { scores.cast() } else { room };
+        let stride = words_of(padded_tokens, A::NUMBERS);
         let mut inverse_sums = [0f32; ROWS];
         for (row, inverse_sum) in inverse_sums.iter_mut().enumerate() {
             let row_scores = scores.add(row * padded_tokens);
-            *inverse_sum = 1.0 / exponentiate::<A::Lanes>(row_scores, tokens, padded_tokens);
+            *inverse_sum = 1.0 / A::exponentiate(row_scores, tokens, padded_tokens, weights.add(row * stride));
         }
-        let (weights, stride) = narrow_rows::<A, ROWS>(scores, padded_tokens, tokens, room);
         for first in (0..dimension).step_by(panel_columns) {
             let sums = tile::<A, ROWS, VECTORS>(weights, stride, values.add(first * token_words), token_words);
             let width = (dimension - first).min(panel_columns);
             for (row, sums) in sums.into_iter().enumerate() {
                 let factor = A::Lanes::splat(inverse_sums[row]);
-                let out_row = task.out.add(row * task.out_stride + first);
                 for (vector, sum) in sums.into_iter().enumerate() {
-                    let at = vector * A::Lanes::WIDTH;
-                    let value = A::values(sum).mul(factor);
-                    if at + A::Lanes::WIDTH <= width {
-                        value.store(out_row.add(at));
-                    } else if at < width {
-                        value.store_first(out_row.add(at), width - at);
-                    }
+                    A::values(sum).mul(factor).store(results.as_mut_ptr().add(vector * A::Lanes::WIDTH));
+                }
+                let place = value_of::<A>(task.out.add(row * task.out_stride), first).cast_mut();
+                if width.is_multiple_of(values_in_word(A::NUMBERS)) {
+                    A::narrow(&results[..width], place);
+                } else {
+                    // What follows in the last word is another head's, or another row's.
+                    let mut words = [0u32; PANEL_COLUMNS_MAX];
+                    A::narrow(&results[..width], words.as_mut_ptr());
+                    std::ptr::copy_nonoverlapping(words.as_ptr().cast::<u16>(), place.cast::<u16>(), width);
                 }
             }
         }
-    }
-}
-
-/// The numerators of a softmax, in place: e^(x - max) of the first `count` of `padded` scores (at least one).
-/// Returns their sum, which is at least one.
-///
-/// # Safety
-/// The processor has the instruction set of `L`; `scores` is valid for `padded` values, a multiple of the width.
-#[inline(always)]
-pub(crate) unsafe fn exponentiate<L: Lanes>(scores: *mut f32, count: usize, padded: usize) -> f32 {
-    // SAFETY: offsets stay below `padded`.
-    unsafe {
-        for at in count..padded {
-            // `exp` makes of it the smallest value that it gives, 1e-38: nothing in the sum.
-            *scores.add(at) = f32::NEG_INFINITY;
-        }
-        let mut largest = L::load(scores);
-        for at in (L::WIDTH..padded).step_by(L::WIDTH) {
-            largest = largest.max(L::load(scores.add(at)));
-        }
-        let largest = L::splat(largest.largest());
-        let mut sum = L::splat(0.0);
-        for at in (0..padded).step_by(L::WIDTH) {
-            let value = exp::<L>(L::load(scores.add(at)).sub(largest));
-            value.store(scores.add(at));
-            sum = sum.add(value);
-        }
-        sum.sum()
     }
 }

@@ -9,7 +9,9 @@
 
 use super::aligned::AlignedBlock;
 use super::attention::{Attention, AttentionBuffers};
+use super::balance::Balance;
 use super::kernels::{Kernels, ProductKernels};
+use super::numbers::Numbers;
 use super::operand::{NarrowedRows, PassedRows};
 use super::packed::{Linear, PackedMatrix};
 use super::prepared::PackedWeights;
@@ -19,6 +21,7 @@ use crate::instructions::Instructions;
 use crate::model::{Model, ModelError};
 use crate::precision::Precision;
 use crate::tokenizer::TokenSequence;
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -48,6 +51,8 @@ struct Layer {
     projections: PackedMatrix,
     attention_output: PackedMatrix,
     attention_norm: LayerNorm,
+    /// How rows are made even for `intermediate`, if it multiplies whole numbers.
+    balance: Option<Balance>,
     intermediate: PackedMatrix,
     output: PackedMatrix,
     output_norm: LayerNorm,
@@ -75,11 +80,11 @@ impl Workspace {
             hidden: AlignedBlock::new(tokens * hidden_size),
             projections: PassedRows::new(passed, tokens, 3 * hidden_size),
             context: PassedRows::new(passed, tokens, hidden_size),
-            intermediate: PassedRows::new(passed, feed_forward_rows, intermediate_size),
+            intermediate: PassedRows::new(kernels.passed_within_feed_forward(), feed_forward_rows, intermediate_size),
             narrowed: NarrowedRows::for_shapes(&[
-                (tokens, hidden_size, kernels.projections.layout),
-                (tokens, hidden_size, kernels.products.layout),
-                (feed_forward_rows, intermediate_size, kernels.products.layout),
+                (tokens, hidden_size, kernels.attention.layout),
+                (feed_forward_rows, hidden_size, kernels.feed_forward.layout),
+                (feed_forward_rows, intermediate_size, kernels.feed_forward.layout),
             ]),
             attention: AttentionBuffers::new(tokens_of_longest, configuration.head_dimension()),
         }
@@ -92,7 +97,7 @@ impl Encoder {
         let configuration = model.configuration();
         let hidden = configuration.hidden_size;
         let intermediate = configuration.intermediate_size;
-        let Kernels { projections, products, .. } = kernels;
+        let Kernels { attention, feed_forward, .. } = kernels;
         let mut words = 0;
         let mut place = |kernels: &ProductKernels, inputs, outputs| {
             let ProductKernels { panel_columns, layout, .. } = *kernels;
@@ -103,12 +108,16 @@ impl Encoder {
         let mut layers = Vec::with_capacity(configuration.layers);
         for index in 0..configuration.layers {
             let name = |part: &str| format!("encoder.layer.{index}.{part}");
+            let attention_norm = LayerNorm::load(&model, &name("attention.output.LayerNorm"))?;
+            let balance = (feed_forward.layout.numbers == Numbers::Int8)
+                .then(|| Balance::after_layer_norm(&attention_norm.scale, &attention_norm.shift));
             layers.push(Layer {
-                projections: place(projections, hidden, 3 * hidden),
-                attention_output: place(products, hidden, hidden),
-                attention_norm: LayerNorm::load(&model, &name("attention.output.LayerNorm"))?,
-                intermediate: place(products, hidden, intermediate),
-                output: place(products, intermediate, hidden),
+                projections: place(attention, hidden, 3 * hidden),
+                attention_output: place(attention, hidden, hidden),
+                attention_norm,
+                balance,
+                intermediate: place(feed_forward, hidden, intermediate),
+                output: place(feed_forward, intermediate, hidden),
                 output_norm: LayerNorm::load(&model, &name("output.LayerNorm"))?,
             });
         }
@@ -116,7 +125,7 @@ impl Encoder {
         let block = match prepared {
             Some(folder) => {
                 let form = |kernels: &ProductKernels| format!("{:?} in panels of {}", kernels.layout, kernels.panel_columns);
-                let description = format!("{} {}, {}", model.revision(), form(projections), form(products));
+                let description = format!("{} {}, {}", model.revision(), form(attention), form(feed_forward));
                 PackedWeights::prepared(folder, &description, words, make)?
             }
             None => PackedWeights::Memory(make()?),
@@ -147,12 +156,12 @@ impl Encoder {
 
     /// What products multiply.
     pub(crate) fn precision(&self) -> Precision {
-        self.kernels.products.layout.precision
+        self.kernels.feed_forward.layout.numbers.into()
     }
 
     /// The instruction set that products are computed with.
     pub(crate) fn instructions(&self) -> Instructions {
-        self.kernels.products.instructions
+        self.kernels.feed_forward.instructions
     }
 
     /// The vectors of `sequences`, one after the other, each of Euclidean length one. The caller has checked that
@@ -203,10 +212,10 @@ impl Encoder {
         let hidden = configuration.hidden_size;
         let Workspace { hidden: rows, projections, context, narrowed, attention, .. } = workspace;
         let rows = &mut rows[..tokens * hidden];
-        self.kernels.projections.multiply(Product {
+        self.kernels.attention.multiply(Product {
             block: &self.block,
             matrix: &layer.projections,
-            activations: self.kernels.projections.narrow(narrowed, rows, hidden),
+            activations: self.kernels.attention.narrow(narrowed, rows, hidden),
             out: projections.results(tokens),
             rows: tokens,
             epilogue: Epilogue::Store,
@@ -223,10 +232,10 @@ impl Encoder {
             });
             first = last;
         }
-        self.kernels.products.multiply(Product {
+        self.kernels.attention.multiply(Product {
             block: &self.block,
             matrix: &layer.attention_output,
-            activations: self.kernels.products.operand(narrowed, context, tokens),
+            activations: self.kernels.attention.operand(narrowed, context, tokens),
             out: Results::Values(rows),
             rows: tokens,
             epilogue: Epilogue::Add,
@@ -244,18 +253,21 @@ impl Encoder {
         let part_rows = tokens.div_ceil(parts).next_multiple_of(8).min(FEED_FORWARD_ROWS);
         for rows in rows.chunks_mut(part_rows * hidden) {
             let count = rows.len() / hidden;
-            self.kernels.products.multiply(Product {
+            self.kernels.feed_forward.multiply(Product {
                 block: &self.block,
                 matrix: &layer.intermediate,
-                activations: self.kernels.products.narrow(narrowed, rows, hidden),
+                activations: match &layer.balance {
+                    Some(balance) => self.kernels.feed_forward.narrow_even(narrowed, rows, hidden, balance),
+                    None => self.kernels.feed_forward.narrow(narrowed, rows, hidden),
+                },
                 out: intermediate.results(count),
                 rows: count,
                 epilogue: Epilogue::Activate(configuration.activation),
             });
-            self.kernels.products.multiply(Product {
+            self.kernels.feed_forward.multiply(Product {
                 block: &self.block,
                 matrix: &layer.output,
-                activations: self.kernels.products.operand(narrowed, intermediate, count),
+                activations: self.kernels.feed_forward.operand(narrowed, intermediate, count),
                 out: Results::Values(rows),
                 rows: count,
                 epilogue: Epilogue::Add,
@@ -311,24 +323,40 @@ fn pack(model: &Model, layers: &[Layer], words: usize) -> Result<AlignedBlock<u3
         let name = |part: &str| format!("encoder.layer.{index}.{part}");
         let projections =
             [(name("attention.self.query"), query_scale), (name("attention.self.key"), 1.0), (name("attention.self.value"), 1.0)];
-        fill(model, &layer.projections, &mut block, &projections)?;
-        fill(model, &layer.attention_output, &mut block, &[(name("attention.output.dense"), 1.0)])?;
-        fill(model, &layer.intermediate, &mut block, &[(name("intermediate.dense"), 1.0)])?;
-        fill(model, &layer.output, &mut block, &[(name("output.dense"), 1.0)])?;
+        fill(model, &layer.projections, &mut block, &projections, None)?;
+        fill(model, &layer.attention_output, &mut block, &[(name("attention.output.dense"), 1.0)], None)?;
+        fill(model, &layer.intermediate, &mut block, &[(name("intermediate.dense"), 1.0)], layer.balance.as_ref())?;
+        fill(model, &layer.output, &mut block, &[(name("output.dense"), 1.0)], None)?;
         model.weights().release_pages();
     }
     Ok(block)
 }
 
-/// Packs the named linear layers side by side, each multiplied by its factor.
-fn fill(model: &Model, matrix: &PackedMatrix, block: &mut [u32], layers: &[(String, f32)]) -> Result<(), ModelError> {
+/// Packs the named linear layers side by side, each multiplied by its factor, for rows that are made even if it is said how.
+fn fill(
+    model: &Model,
+    matrix: &PackedMatrix,
+    block: &mut [u32],
+    layers: &[(String, f32)],
+    balance: Option<&Balance>,
+) -> Result<(), ModelError> {
     let mut tensors = Vec::with_capacity(layers.len());
     for (name, factor) in layers {
-        let rows = model.weights().tensor(&format!("{name}.weight"))?;
+        let weights = model.weights().tensor(&format!("{name}.weight"))?;
         let biases = model.weights().tensor(&format!("{name}.bias"))?;
-        tensors.push((rows, biases, *factor));
+        tensors.push((weights, biases, *factor));
     }
-    let values: Vec<_> = tensors.iter().map(|(rows, biases, factor)| (rows.values(), biases.values(), *factor)).collect();
+    let mut values = Vec::with_capacity(layers.len());
+    for (weights, biases, factor) in &tensors {
+        let (weights, biases) = (weights.values(), biases.values());
+        values.push(match balance {
+            Some(balance) => {
+                let (weights, biases) = balance.linear(&weights, &biases);
+                (Cow::Owned(weights), Cow::Owned(biases), *factor)
+            }
+            None => (weights, biases, *factor),
+        });
+    }
     let layers: Vec<Linear<'_>> =
         values.iter().map(|(weights, biases, factor)| Linear { weights, biases, factor: *factor }).collect();
     matrix.fill(block, &layers);

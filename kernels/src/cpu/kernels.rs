@@ -1,4 +1,4 @@
-//! The encoder's kernels for each instruction set and precision: the only place where they are chosen.
+//! The encoder's kernels for each instruction set and kind of numbers: the only place where they are chosen.
 
 use super::arithmetic::{Arithmetic, F32, int8::Int8Portable};
 #[cfg(target_arch = "x86_64")]
@@ -7,11 +7,15 @@ use super::arithmetic::{
     int8::{Int8Avx2, Int8Avx512, Int8AvxVnni},
 };
 use super::attention::{self, Attention};
-use super::halves;
+use super::balance::Balance;
 use super::layer_norm;
 use super::layout::RowLayout;
+use super::numbers::Numbers;
 use super::operand::{NarrowedRows, Operand, PassedRows};
 use super::product::{self, Product};
+use super::rates;
+#[cfg(test)]
+use super::softmax;
 #[cfg(test)]
 use crate::configuration::Activation;
 use crate::instructions::Instructions;
@@ -23,10 +27,10 @@ use crate::precision::Precision;
 /// The kernels of an encoder.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    /// Products that make queries, keys and values.
-    pub(crate) projections: &'static ProductKernels,
-    /// All other products.
-    pub(crate) products: &'static ProductKernels,
+    /// The products that make queries, keys and values, and that of what attention gives.
+    pub(crate) attention: &'static ProductKernels,
+    /// The products into the wide middle of the feed-forward network and out of it.
+    pub(crate) feed_forward: &'static ProductKernels,
     /// All that is not a product with weights.
     pub(crate) rows: &'static RowKernels,
 }
@@ -34,21 +38,32 @@ pub(crate) struct Kernels {
 impl Kernels {
     /// The kernels of `instructions` for `precision`, if this processor has them.
     ///
-    /// Whole numbers are too coarse for attention: half of what they cost in exactness, they would cost there, for a quarter of the
-    /// products. It is computed in halves where the processor is fast with them, else in f32.
+    /// Whole numbers are too coarse for attention: more than half of what they cost in exactness, they would cost there, for a third of the products. It is
+    /// computed in halves where the processor is fast with them, else in f32.
     pub(crate) fn of(instructions: Instructions, precision: Precision) -> Option<Self> {
         // Tiles multiply only halves.
         let instructions = match (instructions, precision) {
             (Instructions::Amx, Precision::F32 | Precision::Int8) => Instructions::Avx512,
             _ => instructions,
         };
-        let products = ProductKernels::of(instructions, precision)?;
-        let halves = || ProductKernels::of(instructions, Precision::Bf16).filter(|_| halves::are_faster_with_vectors());
-        let projections = match precision {
-            Precision::F32 | Precision::Bf16 => products,
-            Precision::Int8 => halves().or_else(|| ProductKernels::of(instructions, Precision::F32))?,
+        let products = |numbers| ProductKernels::of(instructions, numbers);
+        let floats = || match products(Numbers::Bf16) {
+            Some(halves) if rates::are_faster(Numbers::Bf16, Numbers::F32) => Some(halves),
+            _ => products(Numbers::F32),
         };
-        Some(Self { projections, products, rows: RowKernels::of(instructions, projections.layout.precision)? })
+        let (attention, feed_forward) = match precision {
+            Precision::F32 => (products(Numbers::F32)?, products(Numbers::F32)?),
+            Precision::Bf16 => (products(Numbers::Bf16)?, products(Numbers::Bf16)?),
+            Precision::Int8 => (floats()?, products(Numbers::Int8)?),
+        };
+        let rows = RowKernels::of(instructions, attention.layout.numbers)?;
+        Some(Self { attention, feed_forward, rows })
+    }
+
+    /// How rows lie between the two products of the feed-forward network: as halves if these are what it multiplies.
+    pub(crate) fn passed_within_feed_forward(&self) -> RowLayout {
+        let layout = self.feed_forward.layout;
+        if layout.numbers == Numbers::Bf16 { layout } else { RowLayout::F32 }
     }
 }
 
@@ -61,45 +76,64 @@ pub(crate) struct ProductKernels {
     pub(crate) layout: RowLayout,
     /// Columns of a panel of weights.
     pub(crate) panel_columns: usize,
-    narrow: for<'a> unsafe fn(&'a mut NarrowedRows, &'a [f32], usize) -> Operand<'a>,
+    narrow: for<'a> unsafe fn(&'a mut NarrowedRows, &'a [f32], usize, Option<&Balance>) -> Operand<'a>,
     multiply: unsafe fn(&mut Product<'_>),
 }
 
 impl ProductKernels {
-    /// The products of `instructions` in `precision`, if this processor has them.
-    pub(crate) fn of(instructions: Instructions, precision: Precision) -> Option<&'static Self> {
+    /// The products of `instructions` that multiply `numbers`, if this processor has them.
+    pub(crate) fn of(instructions: Instructions, numbers: Numbers) -> Option<&'static Self> {
         if !instructions.is_available() {
             return None;
         }
-        match (instructions, precision) {
+        match (instructions, numbers) {
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Amx, Precision::Bf16) => Some(&amx::PRODUCTS),
-            (Instructions::Amx, _) => Self::of(Instructions::Avx512, precision),
+            (Instructions::Amx, Numbers::Bf16) => Some(&amx::PRODUCTS),
+            (Instructions::Amx, _) => Self::of(Instructions::Avx512, numbers),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx512, Precision::F32) => Some(&avx512::PRODUCTS),
+            (Instructions::Avx512, Numbers::F32) => Some(&avx512::PRODUCTS),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx512, Precision::Bf16) if is_x86_feature_detected!("avx512bf16") => Some(&avx512_bf16::PRODUCTS),
+            (Instructions::Avx512, Numbers::Bf16) if is_x86_feature_detected!("avx512bf16") => Some(&avx512_bf16::PRODUCTS),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx512, Precision::Int8) if is_x86_feature_detected!("avx512vnni") => Some(&avx512_int8::PRODUCTS),
+            (Instructions::Avx512, Numbers::Int8) if is_x86_feature_detected!("avx512vnni") => Some(&avx512_int8::PRODUCTS),
             // AVX-512 without whole numbers: every processor that has it has AVX2.
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx512, Precision::Int8) => Self::of(Instructions::Avx2, precision),
+            (Instructions::Avx512, Numbers::Int8) => Self::of(Instructions::Avx2, numbers),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx2, Precision::F32) => Some(&avx2::PRODUCTS),
+            (Instructions::Avx2, Numbers::F32) => Some(&avx2::PRODUCTS),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx2, Precision::Int8) if is_x86_feature_detected!("avxvnni") => Some(&avx_vnni_int8::PRODUCTS),
+            (Instructions::Avx2, Numbers::Int8) if is_x86_feature_detected!("avxvnni") => Some(&avx_vnni_int8::PRODUCTS),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx2, Precision::Int8) => Some(&avx2_int8::PRODUCTS),
-            (Instructions::Portable, Precision::F32) => Some(&portable::PRODUCTS),
-            (Instructions::Portable, Precision::Int8) => Some(&portable_int8::PRODUCTS),
+            (Instructions::Avx2, Numbers::Int8) => Some(&avx2_int8::PRODUCTS),
+            (Instructions::Portable, Numbers::F32) => Some(&portable::PRODUCTS),
+            (Instructions::Portable, Numbers::Int8) => Some(&portable_int8::PRODUCTS),
             _ => None,
         }
+    }
+
+    /// The fastest of this processor that multiply halves or f32, in whichever.
+    pub(crate) fn of_fastest_floats() -> Option<&'static Self> {
+        let instructions = Instructions::detect();
+        let are_halves = instructions == Instructions::Amx || rates::are_faster(Numbers::Bf16, Numbers::F32);
+        Self::of(instructions, if are_halves { Numbers::Bf16 } else { Numbers::F32 })
     }
 
     /// See [`NarrowedRows::narrow`].
     pub(crate) fn narrow<'a>(&self, room: &'a mut NarrowedRows, rows: &'a [f32], values: usize) -> Operand<'a> {
         // SAFETY: the table exists only where the processor has the instruction set.
-        unsafe { (self.narrow)(room, rows, values) }
+        unsafe { (self.narrow)(room, rows, values, None) }
+    }
+
+    /// As [`ProductKernels::narrow`], of rows that are made even first.
+    pub(crate) fn narrow_even<'a>(
+        &self,
+        room: &'a mut NarrowedRows,
+        rows: &'a [f32],
+        values: usize,
+        balance: &Balance,
+    ) -> Operand<'a> {
+        // SAFETY: the table exists only where the processor has the instruction set.
+        unsafe { (self.narrow)(room, rows, values, Some(balance)) }
     }
 
     /// Rows that other kernels have passed on.
@@ -131,22 +165,22 @@ pub(crate) struct RowKernels {
 }
 
 impl RowKernels {
-    /// The kernels of `instructions`, with attention in `precision`, if this processor has them.
-    pub(crate) fn of(instructions: Instructions, precision: Precision) -> Option<&'static Self> {
+    /// The kernels of `instructions`, whose attention multiplies `numbers`, if this processor has them.
+    pub(crate) fn of(instructions: Instructions, numbers: Numbers) -> Option<&'static Self> {
         if !instructions.is_available() {
             return None;
         }
-        match (instructions, precision) {
+        match (instructions, numbers) {
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Amx, Precision::Bf16) => Some(&amx::ROWS),
-            (Instructions::Amx, _) => Self::of(Instructions::Avx512, precision),
+            (Instructions::Amx, Numbers::Bf16) => Some(&amx::ROWS),
+            (Instructions::Amx, _) => Self::of(Instructions::Avx512, numbers),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx512, Precision::F32) => Some(&avx512_rows::ROWS),
+            (Instructions::Avx512, Numbers::F32) => Some(&avx512_rows::ROWS),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx512, Precision::Bf16) if is_x86_feature_detected!("avx512bf16") => Some(&avx512_bf16_rows::ROWS),
+            (Instructions::Avx512, Numbers::Bf16) if is_x86_feature_detected!("avx512bf16") => Some(&avx512_bf16_rows::ROWS),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx2, Precision::F32) => Some(&avx2_rows::ROWS),
-            (Instructions::Portable, Precision::F32) => Some(&portable_rows::ROWS),
+            (Instructions::Avx2, Numbers::F32) => Some(&avx2_rows::ROWS),
+            (Instructions::Portable, Numbers::F32) => Some(&portable_rows::ROWS),
             _ => None,
         }
     }
@@ -184,7 +218,7 @@ macro_rules! products {
         mod $module {
             use super::*;
 
-            const LAYOUT: RowLayout = RowLayout::dense(<$arithmetic>::PRECISION);
+            const LAYOUT: RowLayout = RowLayout::dense(<$arithmetic>::NUMBERS);
 
             pub(super) static PRODUCTS: ProductKernels = ProductKernels {
                 instructions: Instructions::$instructions,
@@ -195,9 +229,14 @@ macro_rules! products {
             };
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn narrow<'a>(room: &'a mut NarrowedRows, rows: &'a [f32], values: usize) -> Operand<'a> {
+            unsafe fn narrow<'a>(
+                room: &'a mut NarrowedRows,
+                rows: &'a [f32],
+                values: usize,
+                balance: Option<&Balance>,
+            ) -> Operand<'a> {
                 // SAFETY: `ProductKernels::of` has checked the instruction set.
-                unsafe { room.narrow::<$arithmetic>(rows, values, LAYOUT) }
+                unsafe { room.narrow::<$arithmetic>(rows, values, LAYOUT, balance) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -218,7 +257,7 @@ macro_rules! rows {
             type Lanes = <$arithmetic as Arithmetic>::Lanes;
 
             pub(super) static ROWS: RowKernels = RowKernels {
-                passed: RowLayout::F32,
+                passed: RowLayout::dense(<$arithmetic>::NUMBERS),
                 attend,
                 layer_norm,
                 #[cfg(test)]
@@ -243,7 +282,7 @@ macro_rules! rows {
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn activate(values: &mut [f32], function: Activation) {
                 // SAFETY: `RowKernels::of` has checked the instruction set; the slice is valid for its length.
-                unsafe { crate::cpu::activation::apply::<Lanes>(values.as_mut_ptr(), values.len(), function) }
+                unsafe { crate::cpu::activation::apply::<Lanes>(values.as_mut_ptr(), values.len(), function, Numbers::F32) }
             }
 
             #[cfg(test)]
@@ -257,7 +296,7 @@ macro_rules! rows {
                 scores.resize(padded, 0.0);
                 // SAFETY: `RowKernels::of` has checked the instruction set; `scores` holds `padded` values.
                 let sum = unsafe {
-                    attention::exponentiate::<Lanes>(scores.as_mut_ptr(), values.len(), padded)
+                    softmax::exponentiate_in_place::<Lanes>(scores.as_mut_ptr(), values.len(), padded)
                 };
                 for (value, score) in values.iter_mut().zip(scores) {
                     *value = score / sum;
@@ -292,9 +331,9 @@ mod amx {
     };
 
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn narrow<'a>(room: &'a mut NarrowedRows, rows: &'a [f32], values: usize) -> Operand<'a> {
+    unsafe fn narrow<'a>(room: &'a mut NarrowedRows, rows: &'a [f32], values: usize, balance: Option<&Balance>) -> Operand<'a> {
         // SAFETY: `ProductKernels::of` has checked the instruction set.
-        unsafe { room.narrow::<Bf16Avx512>(rows, values, RowLayout::TILES) }
+        unsafe { room.narrow::<Bf16Avx512>(rows, values, RowLayout::TILES, balance) }
     }
 
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]

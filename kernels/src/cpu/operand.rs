@@ -2,9 +2,10 @@
 
 use super::aligned::AlignedBlock;
 use super::arithmetic::{Arithmetic, RowScale};
+use super::balance::Balance;
 use super::layout::{RowLayout, words_of};
+use super::numbers::Numbers;
 use super::product::Results;
-use crate::precision::Precision;
 use std::ops::Range;
 
 /// Words behind the last row that may be read with it.
@@ -36,18 +37,25 @@ impl<'a> Operand<'a> {
 pub(crate) struct NarrowedRows {
     words: AlignedBlock<u32>,
     scales: Vec<RowScale>,
+    /// A row that is made even.
+    even: Vec<f32>,
 }
 
 impl NarrowedRows {
     /// Room for any of these shapes: rows, values of a row, and what they become. Rows of f32 are read where they are.
     pub(crate) fn for_shapes(shapes: &[(usize, usize, RowLayout)]) -> Self {
-        let narrowed = || shapes.iter().filter(|(_, _, layout)| layout.precision != Precision::F32);
+        let narrowed = || shapes.iter().filter(|(_, _, layout)| layout.numbers != Numbers::F32);
         let words = narrowed().map(|(rows, values, layout)| layout.rows_read(*rows) * layout.words(*values)).max();
         let rows = narrowed().map(|(rows, _, _)| *rows).max();
-        Self { words: AlignedBlock::new(words.unwrap_or_default()), scales: vec![RowScale::default(); rows.unwrap_or_default()] }
+        let values = narrowed().map(|(_, values, _)| *values).max();
+        Self {
+            words: AlignedBlock::new(words.unwrap_or_default()),
+            scales: vec![RowScale::default(); rows.unwrap_or_default()],
+            even: vec![0.0; values.unwrap_or_default()],
+        }
     }
 
-    /// Rows of so many values in the arithmetic's numbers.
+    /// Rows of so many values in the arithmetic's numbers, made even first if it is said how.
     ///
     /// # Safety
     /// The processor has the instruction set of `A`.
@@ -57,15 +65,24 @@ impl NarrowedRows {
         rows: &'a [f32],
         values: usize,
         layout: RowLayout,
+        balance: Option<&Balance>,
     ) -> Operand<'a> {
-        assert_eq!(layout.precision, A::PRECISION);
-        if A::PRECISION == Precision::F32 {
+        assert_eq!(layout.numbers, A::NUMBERS);
+        if A::NUMBERS == Numbers::F32 {
+            assert!(balance.is_none(), "f32 are read where they are");
             return Operand::of_f32(rows);
         }
         let (depth, count) = (layout.words(values), rows.len() / values);
-        let taken = words_of(values, A::PRECISION);
+        let taken = words_of(values, A::NUMBERS);
         let (words, scales) = (&mut self.words[..layout.rows_read(count) * depth], &mut self.scales[..count]);
         for ((row, words), scale) in rows.chunks_exact(values).zip(words.chunks_exact_mut(depth)).zip(&mut *scales) {
+            let row = match balance {
+                Some(balance) => {
+                    balance.apply(row, &mut self.even);
+                    &self.even[..values]
+                }
+                None => row,
+            };
             // SAFETY: `words` has room for the values of a row; the rest is passed on to the caller.
             *scale = unsafe { A::narrow(row, words.as_mut_ptr()) };
             words[taken..].fill(0);
@@ -117,7 +134,7 @@ impl PassedRows {
 
     /// The first rows, for the results of a product.
     pub(crate) fn results(&mut self, rows: usize) -> Results<'_> {
-        let is_f32 = self.layout.precision == Precision::F32;
+        let is_f32 = self.layout.numbers == Numbers::F32;
         let words = self.rows_mut(0..rows);
         if is_f32 { Results::Values(bytemuck::cast_slice_mut(words)) } else { Results::Narrowed(words) }
     }

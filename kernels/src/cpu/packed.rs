@@ -5,7 +5,7 @@
 //! from front to back.
 
 use super::layout::{RowLayout, values_in_word};
-use crate::precision::Precision;
+use super::numbers::Numbers;
 use half::bf16;
 use std::ops::Range;
 
@@ -42,10 +42,10 @@ pub(crate) struct PackedMatrix {
 }
 
 /// Values that describe a column, beside its weights.
-const fn values_of_column(precision: Precision) -> usize {
-    match precision {
-        Precision::F32 | Precision::Bf16 => 1,
-        Precision::Int8 => 3,
+const fn values_of_column(numbers: Numbers) -> usize {
+    match numbers {
+        Numbers::F32 | Numbers::Bf16 => 1,
+        Numbers::Int8 => 3,
     }
 }
 
@@ -54,7 +54,7 @@ impl PackedMatrix {
     pub(crate) fn size(inputs: usize, outputs: usize, panel_columns: usize, layout: RowLayout) -> usize {
         let columns = outputs.next_multiple_of(panel_columns);
         // Rounded up so that every matrix begins on a cache line.
-        (columns * (layout.words(inputs) + values_of_column(layout.precision))).next_multiple_of(16)
+        (columns * (layout.words(inputs) + values_of_column(layout.numbers))).next_multiple_of(16)
     }
 
     /// A matrix of this shape that begins with the word `start` of a block.
@@ -62,7 +62,7 @@ impl PackedMatrix {
         let padded = outputs.next_multiple_of(panel_columns);
         let depth = layout.words(inputs);
         let panels = start..start + padded * depth;
-        let columns = panels.end..panels.end + padded * values_of_column(layout.precision);
+        let columns = panels.end..panels.end + padded * values_of_column(layout.numbers);
         Self { layout, panels, columns, inputs, depth, outputs, panel_columns }
     }
 
@@ -110,13 +110,13 @@ impl PackedMatrix {
         let in_panel = column % self.panel_columns;
         let panel_start = self.panels.start + (column - in_panel) * self.depth;
         let panel = &mut block[panel_start..panel_start + self.depth * self.panel_columns];
-        let part_values = PART_WORDS * values_in_word(self.layout.precision);
+        let part_values = PART_WORDS * values_in_word(self.layout.numbers);
         for (part, lines) in panel.chunks_mut(PART_WORDS * self.panel_columns).enumerate() {
             for (offset, (weights, factor)) in weights.chunks_exact(self.inputs).zip(&factors).enumerate() {
                 let first = part * part_values;
                 let weights = &weights[first..(first + part_values).min(self.inputs)];
                 let places = lines[in_panel + offset..].iter_mut().step_by(self.panel_columns);
-                write_words(self.layout.precision, weights, *factor, places);
+                write_words(self.layout.numbers, weights, *factor, places);
             }
         }
     }
@@ -126,7 +126,7 @@ impl PackedMatrix {
         let padded = self.outputs.next_multiple_of(self.panel_columns);
         let mut describe = |number: usize, value: f32| block[self.columns.start + number * padded + column] = value.to_bits();
         describe(0, bias * factor);
-        if self.layout.precision != Precision::Int8 {
+        if self.layout.numbers != Numbers::Int8 {
             return factor;
         }
         let largest = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs()));
@@ -138,14 +138,14 @@ impl PackedMatrix {
 }
 
 /// Writes values times a factor to places, each of which takes one word. What follows the last value in its word is zero.
-fn write_words<'a>(precision: Precision, values: &[f32], factor: f32, places: impl Iterator<Item = &'a mut u32>) {
-    match precision {
-        Precision::F32 => places.zip(values).for_each(|(place, value)| *place = (value * factor).to_bits()),
-        Precision::Bf16 => places.zip(values.chunks(2)).for_each(|(place, pair)| {
+fn write_words<'a>(numbers: Numbers, values: &[f32], factor: f32, places: impl Iterator<Item = &'a mut u32>) {
+    match numbers {
+        Numbers::F32 => places.zip(values).for_each(|(place, value)| *place = (value * factor).to_bits()),
+        Numbers::Bf16 => places.zip(values.chunks(2)).for_each(|(place, pair)| {
             let half = |number: usize| pair.get(number).map_or(0, |value| u32::from(bf16::from_f32(value * factor).to_bits()));
             *place = half(0) | half(1) << 16;
         }),
-        Precision::Int8 => places.zip(values.chunks(4)).for_each(|(place, four)| {
+        Numbers::Int8 => places.zip(values.chunks(4)).for_each(|(place, four)| {
             let byte = |number: usize| four.get(number).map_or(0, |value| byte(value * factor));
             *place = u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)].map(|byte| byte as u8));
         }),

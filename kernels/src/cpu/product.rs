@@ -7,15 +7,19 @@
 
 use super::activation;
 use super::arithmetic::{Arithmetic, RowScale};
-use super::layout::RowLayout;
+use super::layout::{RowLayout, words_of};
+use super::numbers::Numbers;
 use super::operand::Operand;
 use super::packed::PackedMatrix;
 use crate::configuration::Activation;
 use crate::lanes::Lanes;
-use crate::precision::Precision;
+use std::mem::MaybeUninit;
 
 /// Words of a panel that are worked on together: they stay in a level-1 cache of 48 KiB beside the activations.
 const PANEL_PART_WORDS: usize = 192 * 48;
+
+/// Columns of the widest panel of any instruction set.
+const PANEL_COLUMNS_MAX: usize = 48;
 
 /// What becomes of a product's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +36,7 @@ pub(crate) enum Epilogue {
 pub(crate) enum Results<'a> {
     /// As f32, one row after the other.
     Values(&'a mut [f32]),
-    /// In the layout of the rows that the product reads, if its kernels are those of tiles.
+    /// In the layout of the rows that the product reads, if these are halves.
     Narrowed(&'a mut [u32]),
 }
 
@@ -60,11 +64,11 @@ impl Product<'_> {
         match &self.out {
             Results::Values(values) => assert_eq!(values.len(), self.rows * outputs),
             Results::Narrowed(words) => {
-                assert!(layout == RowLayout::TILES && self.epilogue != Epilogue::Add);
+                assert!(layout.numbers == Numbers::Bf16 && self.epilogue != Epilogue::Add);
                 assert_eq!(words.len(), self.rows * layout.words(*outputs));
             }
         }
-        if layout.precision == Precision::Int8 {
+        if layout.numbers == Numbers::Int8 {
             assert!(columns.len() == 3 * padded && self.activations.scales.len() >= self.rows);
         }
     }
@@ -125,7 +129,8 @@ struct TileTask {
     columns: ColumnValues,
     /// Whether the depth begins with this part: then what a column adds as a whole is added.
     is_first: bool,
-    out: *mut f32,
+    out: Place,
+    /// Values from a row of results to the next, or words of halves.
     out_stride: usize,
     /// Columns that the result has, at most those of the panel.
     width: usize,
@@ -135,57 +140,170 @@ struct TileTask {
     activation: Option<Activation>,
 }
 
-/// # Safety
-/// As [`tile`]; `columns` is valid for `VECTORS` vectors, `row_scales` for `ROWS` rows, both as far as the arithmetic has them; `out` for
-/// `ROWS` rows of `width` values `out_stride` apart.
-#[inline(always)]
-unsafe fn run<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(task: &TileTask) {
-    let width = task.width;
-    // SAFETY: reads and writes stay within what the caller promises.
-    unsafe {
-        let sums = tile::<A, ROWS, VECTORS>(task.activations, task.stride, task.panel, task.depth);
-        for (row, sums) in sums.into_iter().enumerate() {
-            let out_row = task.out.add(row * task.out_stride);
-            for (vector, sum) in sums.into_iter().enumerate() {
-                let at = vector * A::Lanes::WIDTH;
-                let place = out_row.add(at);
-                let sum = finish::<A>(task, row, at, sum);
-                if at + A::Lanes::WIDTH <= width {
-                    let sum = if task.is_added { sum.add(A::Lanes::load(place)) } else { sum };
-                    sum.store(place);
-                } else if at < width {
-                    let sum = if task.is_added { sum.add(A::Lanes::load_first(place, width - at)) } else { sum };
-                    sum.store_first(place, width - at);
-                }
+/// Where the first result of a tile goes.
+#[derive(Clone, Copy)]
+enum Place {
+    Values(*mut f32),
+    /// Halves. The depth is not in parts then.
+    Narrowed(*mut u32),
+}
+
+impl Place {
+    /// The place of a column of the same row, which is the first in its word.
+    ///
+    /// # Safety
+    /// The row has the column.
+    unsafe fn at(self, column: usize) -> Self {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Place::Values(values) => Place::Values(values.add(column)),
+                Place::Narrowed(words) => Place::Narrowed(words.add(words_of(column, Numbers::Bf16))),
             }
         }
-        if let Some(function) = task.activation {
-            // The rows were just written and lie in the nearest cache.
-            for row in 0..ROWS {
-                activation::apply::<A::Lanes>(task.out.add(row * task.out_stride), width, function);
+    }
+
+    /// The place so many values, or words of halves, further on.
+    ///
+    /// # Safety
+    /// There is a row.
+    unsafe fn rows_on(self, distance: usize) -> Self {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Place::Values(values) => Place::Values(values.add(distance)),
+                Place::Narrowed(words) => Place::Narrowed(words.add(distance)),
             }
         }
     }
 }
 
-/// What the sums of a row with the columns from `at` on are worth. With whole numbers, a = (p - zero) s and w = q t, so that
-/// the sum of a w is (sum of p q - zero * sum of q) s t.
+/// Room for the results of a tile before they are narrowed.
+type TileRoom<const ROWS: usize> = MaybeUninit<[[f32; PANEL_COLUMNS_MAX]; ROWS]>;
+
+/// # Safety
+/// As [`tile`]; `columns` is valid for `VECTORS` vectors, `row_scales` for `ROWS` rows, both as far as the arithmetic has them; `out` for
+/// `ROWS` rows of `width` values `out_stride` apart.
+#[inline(always)]
+unsafe fn run<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(task: &TileTask) {
+    const { assert!(VECTORS * A::Lanes::WIDTH <= PANEL_COLUMNS_MAX) };
+    let width = task.width;
+    // SAFETY: passed on to the caller; a tile's room is large enough for its rows, and of it no more is read than is written.
+    unsafe {
+        let sums = tile::<A, ROWS, VECTORS>(task.activations, task.stride, task.panel, task.depth);
+        let mut room = TileRoom::<ROWS>::uninit();
+        let (values, stride) = match task.out {
+            Place::Values(values) => (values, task.out_stride),
+            Place::Narrowed(_) => (room.as_mut_ptr().cast(), PANEL_COLUMNS_MAX),
+        };
+        let whole = VECTORS * A::Lanes::WIDTH;
+        let TileTask { is_first, is_added, .. } = *task;
+        // Made for each case by itself, so that nothing is asked for each register.
+        match (width == whole, is_first, is_added) {
+            (true, true, false) => write::<A, ROWS, VECTORS>(task, sums, values, stride, whole, true, false),
+            (true, true, true) => write::<A, ROWS, VECTORS>(task, sums, values, stride, whole, true, true),
+            (true, false, true) => write::<A, ROWS, VECTORS>(task, sums, values, stride, whole, false, true),
+            _ => write::<A, ROWS, VECTORS>(task, sums, values, stride, width, is_first, is_added),
+        }
+        // The rows were just written and lie in the nearest cache.
+        for row in 0..ROWS {
+            let values = values.add(row * stride);
+            if let Some(function) = task.activation {
+                activation::apply::<A::Lanes>(values, width, function, A::NUMBERS);
+            }
+            if let Place::Narrowed(words) = task.out {
+                A::narrow(std::slice::from_raw_parts(values, width), words.add(row * task.out_stride));
+            }
+        }
+    }
+}
+
+/// Writes what the sums of a tile are worth, or adds it to what is there.
 ///
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn finish<A: Arithmetic>(task: &TileTask, row: usize, at: usize, sums: A::Sums) -> A::Lanes {
-    // SAFETY: reads stay within what the caller promises.
+unsafe fn write<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+    task: &TileTask,
+    sums: [[A::Sums; VECTORS]; ROWS],
+    values: *mut f32,
+    stride: usize,
+    width: usize,
+    is_first: bool,
+    is_added: bool,
+) {
+    // SAFETY: reads and writes stay within what the caller promises.
+    unsafe {
+        let mut columns = [Column::<A::Lanes>::load(task, 0, A::NUMBERS, is_first); VECTORS];
+        for (vector, column) in columns.iter_mut().enumerate().skip(1) {
+            *column = Column::load(task, vector * A::Lanes::WIDTH, A::NUMBERS, is_first);
+        }
+        for (row, sums) in sums.into_iter().enumerate() {
+            let out_row = values.add(row * stride);
+            let scale = if A::NUMBERS == Numbers::Int8 { *task.row_scales.add(row) } else { RowScale::default() };
+            for (vector, (sum, column)) in sums.into_iter().zip(columns).enumerate() {
+                let at = vector * A::Lanes::WIDTH;
+                let place = out_row.add(at);
+                let value = finish::<A>(sum, scale, column, is_first);
+                if at + A::Lanes::WIDTH <= width {
+                    let value = if is_added { value.add(A::Lanes::load(place)) } else { value };
+                    value.store(place);
+                } else if at < width {
+                    let value = if is_added { value.add(A::Lanes::load_first(place, width - at)) } else { value };
+                    value.store_first(place, width - at);
+                }
+            }
+        }
+    }
+}
+
+/// What describes the columns of a vector.
+#[derive(Clone, Copy)]
+struct Column<L> {
+    bias: L,
+    /// For whole numbers.
+    scale: L,
+    /// For whole numbers.
+    sum: L,
+}
+
+impl<L: Lanes> Column<L> {
+    /// Those from `at` on, as far as they are needed.
+    ///
+    /// # Safety
+    /// As [`run`].
+    #[inline(always)]
+    unsafe fn load(task: &TileTask, at: usize, numbers: Numbers, is_first: bool) -> Self {
+        let are_whole = numbers == Numbers::Int8;
+        // SAFETY: reads stay within what the caller promises.
+        unsafe {
+            let read = |is_needed: bool, from: *const f32| if is_needed { L::load(from.wrapping_add(at)) } else { L::splat(0.0) };
+            Self {
+                bias: read(is_first, task.columns.bias),
+                scale: read(are_whole, task.columns.scale),
+                sum: read(are_whole && is_first, task.columns.sum),
+            }
+        }
+    }
+}
+
+/// What the sums of a row with a vector of columns are worth. With whole numbers, a = (p - zero) s and w = q t, so that
+/// the sum of a w is (sum of p q - zero * sum of q) s t.
+///
+/// # Safety
+/// The processor has the instruction set of `A`.
+#[inline(always)]
+unsafe fn finish<A: Arithmetic>(sums: A::Sums, row: RowScale, column: Column<A::Lanes>, is_first: bool) -> A::Lanes {
+    // SAFETY: passed on to the caller.
     unsafe {
         let mut value = A::values(sums);
-        if A::PRECISION == Precision::Int8 {
-            let RowScale { scale, zero } = *task.row_scales.add(row);
-            if task.is_first {
-                value = A::Lanes::splat(-zero).mul_add(A::Lanes::load(task.columns.sum.add(at)), value);
+        if A::NUMBERS == Numbers::Int8 {
+            if is_first {
+                value = A::Lanes::splat(-row.zero).mul_add(column.sum, value);
             }
-            value = value.mul(A::Lanes::splat(scale)).mul(A::Lanes::load(task.columns.scale.add(at)));
+            value = value.mul(A::Lanes::splat(row.scale)).mul(column.scale);
         }
-        if task.is_first { value.add(A::Lanes::load(task.columns.bias.add(at))) } else { value }
+        if is_first { value.add(column.bias) } else { value }
     }
 }
 
@@ -197,12 +315,14 @@ unsafe fn finish<A: Arithmetic>(task: &TileTask, row: usize, at: usize, sums: A:
 pub(crate) unsafe fn multiply<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(product: &mut Product<'_>) {
     const { assert!(ROWS <= 8) };
     let panel_columns = VECTORS * A::Lanes::WIDTH;
-    product.check(panel_columns, RowLayout::dense(A::PRECISION));
-    let Results::Values(out) = &mut product.out else { unreachable!("checked above: only tiles narrow their results") };
-    let out = out.as_mut_ptr();
+    product.check(panel_columns, RowLayout::dense(A::NUMBERS));
     let PackedMatrix { panels, columns, depth: words, outputs, .. } = product.matrix;
     let (words, outputs, rows) = (*words, *outputs, product.rows);
     let padded = outputs.next_multiple_of(panel_columns);
+    let (out, out_stride) = match &mut product.out {
+        Results::Values(values) => (Place::Values(values.as_mut_ptr()), outputs),
+        Results::Narrowed(words) => (Place::Narrowed(words.as_mut_ptr()), product.matrix.layout.words(outputs)),
+    };
     let activation = match product.epilogue {
         Epilogue::Activate(function) => Some(function),
         Epilogue::Store | Epilogue::Add => None,
@@ -210,7 +330,9 @@ pub(crate) unsafe fn multiply<A: Arithmetic, const ROWS: usize, const VECTORS: u
     // With few rows a panel is hardly used again: writing sums out between parts would cost more than it saves, and
     // the processor's own prefetching, which follows the panel, is the best there is.
     let has_few_rows = rows <= 2 * ROWS;
-    let parts = if has_few_rows { 1 } else { (words * panel_columns).div_ceil(PANEL_PART_WORDS).max(1) };
+    // Results that are narrowed are complete when they are written.
+    let is_whole = has_few_rows || matches!(out, Place::Narrowed(_));
+    let parts = if is_whole { 1 } else { (words * panel_columns).div_ceil(PANEL_PART_WORDS).max(1) };
     let part_depth = words.div_ceil(parts).max(1);
     // What is worked on next is fetched meanwhile, an equal share with each tile.
     let share = (part_depth * panel_columns).div_ceil(rows.div_ceil(ROWS).max(1)).next_multiple_of(16);
@@ -237,8 +359,8 @@ pub(crate) unsafe fn multiply<A: Arithmetic, const ROWS: usize, const VECTORS: u
                     depth,
                     columns: column_values,
                     is_first,
-                    out: out.add(column),
-                    out_stride: outputs,
+                    out: out.at(column),
+                    out_stride,
                     width: (outputs - column).min(panel_columns),
                     is_added: !is_first || product.epilogue == Epilogue::Add,
                     activation: activation.filter(|_| is_last),
@@ -255,7 +377,7 @@ pub(crate) unsafe fn multiply<A: Arithmetic, const ROWS: usize, const VECTORS: u
                     if left > 0 {
                         task.activations = task.activations.add(ROWS * words);
                         task.row_scales = task.row_scales.wrapping_add(ROWS);
-                        task.out = task.out.add(ROWS * outputs);
+                        task.out = task.out.rows_on(ROWS * out_stride);
                     }
                 }
                 match left {

@@ -3,9 +3,10 @@
 
 use super::arithmetic::bf16::narrowed;
 use super::attention::{Attention, AttentionBuffers};
-use super::layout::{RowLayout, words_of};
+use super::half_heads::{self, Head};
+use super::layout::RowLayout;
+use super::softmax::exponentiate_as_halves;
 use super::tile_product::{BLOCK_ROWS, PANEL_COLUMNS, SUMS_STRIDE_BYTES, Sums, TILE_ROWS, TILE_WORDS};
-use crate::precision::Precision;
 use crate::tiles::Tiles;
 use std::arch::x86_64::*;
 
@@ -33,8 +34,8 @@ pub(crate) unsafe fn attend(attention: &mut Attention<'_>) {
             let first = head * dimension;
             let keys = Head { halves: &halves[hidden + first..], stride: 2 * row_words, tokens, dimension };
             let values = Head { halves: &halves[2 * hidden + first..], ..keys };
-            pack_keys(&keys, buffers);
-            pack_values(&values, buffers);
+            half_heads::pack_keys(&keys, RowLayout::TILES, buffers);
+            half_heads::pack_values(&values, RowLayout::TILES, buffers);
             for row in (0..tokens).step_by(BLOCK_ROWS) {
                 let rows = (tokens - row).min(BLOCK_ROWS);
                 let task = RowsTask {
@@ -57,65 +58,6 @@ pub(crate) unsafe fn attend(attention: &mut Attention<'_>) {
                 let halves: &mut [u16] = bytemuck::cast_slice_mut(row);
                 halves[hidden..].fill(0);
             }
-        }
-    }
-}
-
-/// What one head has of each token: `dimension` halves, `stride` from one token's to the next.
-#[derive(Clone, Copy)]
-struct Head<'a> {
-    halves: &'a [u16],
-    stride: usize,
-    tokens: usize,
-    dimension: usize,
-}
-
-/// Transposes keys into panels of 32 tokens. What is past the last token, and past the last value, is zero.
-#[inline(always)]
-fn pack_keys(head: &Head<'_>, buffers: &mut AttentionBuffers) {
-    let depth = RowLayout::TILES.words(head.dimension);
-    let panels = buffers.keys.chunks_exact_mut(PANEL_COLUMNS * depth);
-    let is_padded = head.dimension < 2 * depth;
-    for (first, panel) in (0..head.tokens).step_by(PANEL_COLUMNS).zip(panels) {
-        let present = (head.tokens - first).min(PANEL_COLUMNS);
-        if present < PANEL_COLUMNS || is_padded {
-            panel.fill(0);
-        }
-        for column in 0..present {
-            let key = &head.halves[(first + column) * head.stride..][..head.dimension];
-            let (pairs, rest) = key.as_chunks::<2>();
-            let mut places = panel[column..].iter_mut().step_by(PANEL_COLUMNS);
-            for ([low, high], place) in pairs.iter().zip(&mut places) {
-                *place = u32::from(*low) | u32::from(*high) << 16;
-            }
-            // The last one of an odd number.
-            rest.iter().zip(places).for_each(|(half, place)| *place = u32::from(*half));
-        }
-    }
-}
-
-/// Copies values into panels of 32 columns, so that a word holds the values of two tokens that follow one another. What is past the last
-/// token, and past the last column, is zero.
-#[inline(always)]
-fn pack_values(head: &Head<'_>, buffers: &mut AttentionBuffers) {
-    let depth = RowLayout::TILES.words(head.tokens);
-    let pairs = words_of(head.tokens, Precision::Bf16);
-    for first in (0..head.dimension).step_by(PANEL_COLUMNS) {
-        let present = (head.dimension - first).min(PANEL_COLUMNS);
-        let panel = &mut buffers.values[first * depth..][..depth * PANEL_COLUMNS];
-        let (lines, rest) = panel.split_at_mut(pairs * PANEL_COLUMNS);
-        rest.fill(0);
-        for (pair, line) in lines.chunks_exact_mut(PANEL_COLUMNS).enumerate() {
-            let low = &head.halves[2 * pair * head.stride + first..][..present];
-            if 2 * pair + 1 < head.tokens {
-                let high = &head.halves[(2 * pair + 1) * head.stride + first..][..present];
-                for ((place, low), high) in line.iter_mut().zip(low).zip(high) {
-                    *place = u32::from(*low) | u32::from(*high) << 16;
-                }
-            } else {
-                line.iter_mut().zip(low).for_each(|(place, low)| *place = u32::from(*low));
-            }
-            line[present..].fill(0);
         }
     }
 }
@@ -158,7 +100,8 @@ impl RowsTask {
             }
             for (row, inverse_sum) in inverse_sums.iter_mut().enumerate().take(self.rows) {
                 let row_scores = scores.add(row * padded_tokens);
-                *inverse_sum = 1.0 / exponentiate(row_scores, self.tokens, padded_tokens, weights.add(row * token_words));
+                *inverse_sum =
+                    1.0 / exponentiate_as_halves(row_scores, self.tokens, padded_tokens, weights.add(row * token_words));
             }
             for first in (0..dimension).step_by(PANEL_COLUMNS) {
                 tiles.clear();
@@ -181,55 +124,5 @@ impl RowsTask {
                 }
             }
         }
-    }
-}
-
-/// The numerators of a softmax as halves: e^(x - max) of the first `count` of `padded` scores (at least one), zero for the rest. Returns the
-/// sum of them before they are narrowed, which is at least nearly one.
-///
-/// e^x = 2^n 2^f with f from -1/2 to 1/2, and 2^f by the polynomial of the third degree whose largest relative error is the least, 8e-5: halves have
-/// errors of 2e-3.
-///
-/// # Safety
-/// The processor has AVX-512 and its BF16. `scores` is valid for `padded` values, a multiple of 32, and `weights` for half as many words.
-#[inline(always)]
-unsafe fn exponentiate(scores: *const f32, count: usize, padded: usize, weights: *mut u32) -> f32 {
-    let whole = count - count % 16;
-    let rest = ((1u32 << (count % 16)) - 1) as u16;
-    // SAFETY: offsets stay below `padded`.
-    unsafe {
-        let mut largest = _mm512_mask_loadu_ps(_mm512_set1_ps(f32::NEG_INFINITY), rest, scores.add(whole.min(padded - 16)));
-        for at in (0..whole).step_by(16) {
-            largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores.add(at)));
-        }
-        let log2_e = _mm512_set1_ps(std::f32::consts::LOG2_E);
-        let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-        let power = |at: usize| {
-            let exponent = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores.add(at)), largest), log2_e);
-            let n = _mm512_roundscale_ps::<0>(exponent);
-            let f = _mm512_sub_ps(exponent, n);
-            let mut p = _mm512_fmadd_ps(f, _mm512_set1_ps(5.517_142e-2), _mm512_set1_ps(2.426_111_7e-1));
-            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.932_61e-1));
-            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.999_280_6e-1));
-            _mm512_scalef_ps(p, n)
-        };
-        let store = |at: usize, values: __m512| _mm256_storeu_si256(weights.add(at / 2).cast(), narrowed(values));
-        let mut sum = _mm512_setzero_ps();
-        for at in (0..whole).step_by(16) {
-            let value = power(at);
-            store(at, value);
-            sum = _mm512_add_ps(sum, value);
-        }
-        let mut at = whole;
-        if rest != 0 {
-            let value = _mm512_maskz_mov_ps(rest, power(at));
-            store(at, value);
-            sum = _mm512_add_ps(sum, value);
-            at += 16;
-        }
-        if at < padded {
-            store(at, _mm512_setzero_ps());
-        }
-        _mm512_reduce_add_ps(sum)
     }
 }

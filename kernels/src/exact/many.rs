@@ -3,11 +3,11 @@
 use super::{Best, Scored, count_rows, score, top_k};
 use crate::cpu::aligned::AlignedBlock;
 use crate::cpu::kernels::ProductKernels;
+use crate::cpu::numbers::Numbers;
 use crate::cpu::operand::Operand;
 use crate::cpu::packed::{Linear, PackedMatrix};
 use crate::cpu::product::{Epilogue, Product, Results};
 use crate::instructions::Instructions;
-use crate::precision::Precision;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -47,7 +47,7 @@ struct Many {
 
 impl Many {
     fn new(queries: &[f32], dimension: usize, kept: usize) -> Option<Many> {
-        let kernels = ProductKernels::of(Instructions::detect(), Precision::F32)?;
+        let kernels = ProductKernels::of(Instructions::detect(), Numbers::F32)?;
         let count = queries.len() / dimension;
         let ProductKernels { panel_columns, layout, .. } = *kernels;
         let mut block = AlignedBlock::new(PackedMatrix::size(dimension, count, panel_columns, layout));

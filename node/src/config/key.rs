@@ -205,7 +205,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Text,
         default: "auto",
         unit: "",
-        meaning: "What the processor multiplies when it embeds: `f32`, `bf16` (AVX-512 BF16), `int8` (fastest, finds a little differently), or `auto`, the fastest that finds as well as f32. See docs/performance.md.",
+        meaning: "What the processor multiplies when it embeds: `f32`, `bf16` (AMX BF16 or AVX-512 BF16), `int8` (whole numbers in two thirds of the arithmetic, by AVX-512 VNNI, AVX-VNNI or AVX2), or `auto`, the fastest on this processor that finds as well as f32. See docs/performance.md.",
     },
     Key {
         path: "embedding.threads",

@@ -4,8 +4,8 @@
 //! for what is touched; masked loads and stores touch no other memory.
 
 use super::{Arithmetic, RowScale};
+use crate::cpu::numbers::Numbers;
 use crate::lanes::avx512::Avx512;
-use crate::precision::Precision;
 use std::arch::x86_64::*;
 
 /// bf16 with AVX-512 F, BW, DQ, VL and BF16.
@@ -31,7 +31,7 @@ impl Arithmetic for Bf16Avx512 {
     type Lanes = Avx512;
     type Sums = __m512;
 
-    const PRECISION: Precision = Precision::Bf16;
+    const NUMBERS: Numbers = Numbers::Bf16;
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {

@@ -6,11 +6,11 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::{Arithmetic, RowScale};
+use crate::cpu::numbers::Numbers;
 use crate::lanes::Lanes;
 use crate::lanes::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::lanes::{avx2::Avx2, avx512::Avx512};
-use crate::precision::Precision;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -72,7 +72,7 @@ impl Arithmetic for Int8Portable {
     type Columns = [[i8; 4]; Portable::WIDTH];
     type Sums = [i32; Portable::WIDTH];
 
-    const PRECISION: Precision = Precision::Int8;
+    const NUMBERS: Numbers = Numbers::Int8;
 
     #[inline(always)]
     unsafe fn zero() -> Self::Sums {
@@ -132,7 +132,7 @@ impl Arithmetic for Int8Avx2 {
     type Columns = EvenAndOdd;
     type Sums = __m256i;
 
-    const PRECISION: Precision = Precision::Int8;
+    const NUMBERS: Numbers = Numbers::Int8;
 
     #[inline(always)]
     unsafe fn zero() -> __m256i {
@@ -190,7 +190,7 @@ impl Arithmetic for Int8AvxVnni {
     type Lanes = Avx2;
     type Sums = __m256i;
 
-    const PRECISION: Precision = Precision::Int8;
+    const NUMBERS: Numbers = Numbers::Int8;
 
     #[inline(always)]
     unsafe fn zero() -> __m256i {
@@ -228,7 +228,7 @@ impl Arithmetic for Int8Avx512 {
     type Lanes = Avx512;
     type Sums = __m512i;
 
-    const PRECISION: Precision = Precision::Int8;
+    const NUMBERS: Numbers = Numbers::Int8;
 
     #[inline(always)]
     unsafe fn zero() -> __m512i {

@@ -1,22 +1,22 @@
-//! Whether a processor multiplies halves faster than f32.
+//! How fast a processor multiplies each kind of numbers.
 //!
-//! With tiles it does. With vector instructions it depends on the processor: one of AMD's was seen to encode 1.8 times as fast with them as with f32,
-//! one of Intel's takes 1.5 times as long. A list of processors is wrong with the next one, so it is measured, once in a process, as what the
+//! With tiles halves are the fastest. With vector instructions it depends on the processor: one of AMD's was seen to encode 1.8 times as fast with halves as
+//! with f32, one of Intel's takes 1.5 times as long. A list of processors is wrong with the next one, so it is measured, once in a process, as what the
 //! instructions themselves can do: one panel and few rows, all in the nearest cache, the shortest of many tries in turns. Whatever else the machine
 //! does makes single tries longer and not the shortest; and processors differ by factors, so that none is known near the border that is drawn, and
 //! one and the same processor is found to be the same at every start.
 
 use super::aligned::AlignedBlock;
 use super::kernels::ProductKernels;
+use super::numbers::Numbers;
 use super::operand::NarrowedRows;
 use super::packed::{Linear, PackedMatrix};
 use super::product::{Epilogue, Product, Results};
 use crate::instructions::Instructions;
-use crate::precision::Precision;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// The part of the time of f32 that halves may take at most, to be faster.
+/// The part of the time of others that numbers may take at most, to be faster.
 const BORDER: f64 = 0.8;
 const ROWS: usize = 32;
 const INPUTS: usize = 128;
@@ -25,23 +25,37 @@ const OUTPUTS: usize = 48;
 /// Each takes a few microseconds.
 const TRIES: usize = 50;
 
-/// Whether products of halves with the vector instructions of this processor are faster than those of f32.
-pub(crate) fn are_faster_with_vectors() -> bool {
-    static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| {
-        let trial = |precision| ProductKernels::of(Instructions::Avx512, precision).map(Trial::new);
-        let (Some(mut halves), Some(mut singles)) = (trial(Precision::Bf16), trial(Precision::F32)) else {
-            return false;
-        };
-        let (mut of_halves, mut of_singles) = (Duration::MAX, Duration::MAX);
-        for _ in 0..TRIES {
-            of_halves = of_halves.min(halves.run());
-            of_singles = of_singles.min(singles.run());
+/// Whether products of these numbers are faster than those of others with the widest vector instructions of this processor; not with its tiles.
+/// Numbers that it cannot multiply are not.
+pub(crate) fn are_faster(numbers: Numbers, others: Numbers) -> bool {
+    match (time_of(numbers), time_of(others)) {
+        (Some(time), Some(of_others)) => time.as_secs_f64() < BORDER * of_others.as_secs_f64(),
+        (time, _) => time.is_some(),
+    }
+}
+
+/// How long a small product takes; nothing if the processor cannot make it.
+fn time_of(numbers: Numbers) -> Option<Duration> {
+    static TIMES: OnceLock<[Option<Duration>; Numbers::ALL.len()]> = OnceLock::new();
+    TIMES.get_or_init(measure)[numbers as usize]
+}
+
+/// The times of all numbers, in their order.
+fn measure() -> [Option<Duration>; Numbers::ALL.len()] {
+    let instructions = match Instructions::detect() {
+        Instructions::Amx => Instructions::Avx512,
+        instructions => instructions,
+    };
+    let mut trials = Numbers::ALL.map(|numbers| ProductKernels::of(instructions, numbers).map(Trial::new));
+    let mut shortest = Numbers::ALL.map(|_| None);
+    for _ in 0..TRIES {
+        for (trial, shortest) in trials.iter_mut().zip(&mut shortest) {
+            let time = trial.as_mut().map(Trial::run);
+            *shortest = [*shortest, time].into_iter().flatten().min();
         }
-        let ratio = of_halves.as_secs_f64() / of_singles.as_secs_f64();
-        tracing::debug!(ratio, "time of a product of halves, as a part of that of one of f32");
-        ratio < BORDER
-    })
+    }
+    tracing::debug!(times = ?Numbers::ALL.iter().zip(&shortest).collect::<Vec<_>>(), "a small product in each kind of numbers");
+    shortest
 }
 
 /// A small product.
