@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The numbers that the products of the encoder are made of. Sums, normalisation, softmax and everything else are f32 in all of them.
+/// The numbers that the products of the encoder are made of. Sums, normalisation and everything else that is not passed on as halves are f32 in all
+/// of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// IEEE single precision, as the weights are published.

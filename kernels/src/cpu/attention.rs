@@ -28,7 +28,7 @@ pub(crate) struct AttentionBuffers {
     pub(super) values: AlignedBlock<u32>,
     /// Scores of a block's rows against all tokens.
     pub(super) scores: AlignedBlock,
-    /// Rows of a block, and rows that share words, once narrowed.
+    /// Weights of a block's rows as halves.
     pub(super) narrowed: AlignedBlock<u32>,
 }
 
@@ -43,7 +43,7 @@ impl AttentionBuffers {
             keys: AlignedBlock::new(tokens * head_dimension.next_multiple_of(WHOLE_WORDS_MAX)),
             values: AlignedBlock::new(tokens * columns),
             scores: AlignedBlock::new(BLOCK_ROWS_MAX * tokens),
-            narrowed: AlignedBlock::new(BLOCK_ROWS_MAX * tokens.max(columns)),
+            narrowed: AlignedBlock::new(BLOCK_ROWS_MAX * words_of(tokens, Numbers::Bf16)),
         }
     }
 
@@ -109,13 +109,14 @@ pub(crate) unsafe fn attend<A: Softmax, const ROWS: usize, const VECTORS: usize>
             while row < tokens {
                 let left = tokens - row;
                 for ahead in row + ROWS..row + 2 * ROWS {
-                    prefetch_row(value_of::<A>(projections.as_ptr().wrapping_add(ahead * row_words), first), dimension);
+                    let queries = value_of::<A>(projections.as_ptr().wrapping_add(ahead * row_words), first);
+                    prefetch_row(queries, words_of(dimension, A::NUMBERS));
                 }
                 let task = RowsTask {
                     queries: value_of::<A>(projections.as_ptr().add(row * row_words), first),
                     query_stride: row_words,
                     tokens,
-                    out: value_of::<A>(out.as_ptr().add(row * out_words), first).cast_mut(),
+                    out: value_of::<A>(out.as_mut_ptr().add(row * out_words), first).cast_mut(),
                     out_stride: out_words,
                 };
                 match left {

@@ -9,6 +9,9 @@
 /// The least root of a scale, as a part of the largest: a column that is nearly zero everywhere stays so.
 const LEAST_ROOT: f32 = 1e-3;
 
+/// The least that the largest is taken for: its inverse is a number too.
+const LEAST: f32 = 1e-15;
+
 /// How columns are made even.
 #[derive(Debug, Clone)]
 pub(crate) struct Balance {
@@ -20,7 +23,7 @@ pub(crate) struct Balance {
 impl Balance {
     /// For rows that a layer normalisation with these scales and shifts has left, one of each for a column.
     pub(crate) fn after_layer_norm(scales: &[f32], shifts: &[f32]) -> Self {
-        let largest = scales.iter().fold(f32::MIN_POSITIVE, |largest, scale| largest.max(scale.abs().sqrt()));
+        let largest = scales.iter().fold(LEAST, |largest, scale| largest.max(scale.abs().sqrt()));
         let roots: Vec<f32> = scales.iter().map(|scale| scale.abs().sqrt().max(LEAST_ROOT * largest)).collect();
         let inverse_roots = roots.iter().map(|root| 1.0 / root).collect();
         Self { shifts: shifts.to_vec(), roots, inverse_roots }

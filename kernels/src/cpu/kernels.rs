@@ -15,7 +15,7 @@ use super::operand::{NarrowedRows, Operand, PassedRows};
 use super::product::{self, Product};
 use super::rates;
 #[cfg(test)]
-use super::softmax;
+use super::softmax::Softmax;
 #[cfg(test)]
 use crate::configuration::Activation;
 use crate::instructions::Instructions;
@@ -291,15 +291,17 @@ macro_rules! rows {
                 if values.is_empty() {
                     return;
                 }
-                let padded = values.len().next_multiple_of(<Lanes as crate::lanes::Lanes>::WIDTH);
+                let padded = values.len().next_multiple_of($vectors * <Lanes as crate::lanes::Lanes>::WIDTH);
                 let mut scores = values.to_vec();
                 scores.resize(padded, 0.0);
-                // SAFETY: `RowKernels::of` has checked the instruction set; `scores` holds `padded` values.
-                let sum = unsafe {
-                    softmax::exponentiate_in_place::<Lanes>(scores.as_mut_ptr(), values.len(), padded)
-                };
-                for (value, score) in values.iter_mut().zip(scores) {
-                    *value = score / sum;
+                let mut halves = vec![half::bf16::ZERO; padded];
+                let are_f32 = <$arithmetic>::NUMBERS == Numbers::F32;
+                let from = scores.as_mut_ptr();
+                let weights = if are_f32 { from.cast() } else { halves.as_mut_ptr().cast() };
+                // SAFETY: `RowKernels::of` has checked the instruction set; both hold `padded` values.
+                let sum = unsafe { <$arithmetic as Softmax>::exponentiate(from, values.len(), padded, weights) };
+                for ((value, score), half) in values.iter_mut().zip(scores).zip(halves) {
+                    *value = if are_f32 { score } else { half.to_f32() } / sum;
                 }
             }
         }
@@ -327,7 +329,7 @@ mod amx {
         #[cfg(test)]
         activate: avx512_rows::activate,
         #[cfg(test)]
-        softmax: avx512_rows::softmax,
+        softmax: avx512_bf16_rows::softmax,
     };
 
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]

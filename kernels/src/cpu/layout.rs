@@ -17,6 +17,7 @@ impl RowLayout {
     /// f32, without gaps.
     pub(crate) const F32: Self = Self::dense(Numbers::F32);
     /// Halves in the rows of tiles.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) const TILES: Self = Self { numbers: Numbers::Bf16, whole_words: 16, whole_rows: 16 };
 
     /// Rows that begin with the word after the last one of the row before.

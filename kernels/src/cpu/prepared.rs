@@ -19,8 +19,8 @@ use std::time::Duration;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"ragged-w";
-/// Of the file, and of the order of the words in panels: one more with every change of either.
-const VERSION: u64 = 1;
+/// Of the file, the order of the words in panels and what they are made of: one more with every change of any. 2: whole numbers for even rows.
+const VERSION: u64 = 2;
 /// A page, so that the words of a mapped file lie as those in memory do.
 const HEADER_BYTES: usize = 4096;
 /// What the names of these files begin with.

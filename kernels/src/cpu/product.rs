@@ -183,7 +183,7 @@ type TileRoom<const ROWS: usize> = MaybeUninit<[[f32; PANEL_COLUMNS_MAX]; ROWS]>
 
 /// # Safety
 /// As [`tile`]; `columns` is valid for `VECTORS` vectors, `row_scales` for `ROWS` rows, both as far as the arithmetic has them; `out` for
-/// `ROWS` rows of `width` values `out_stride` apart.
+/// `ROWS` rows of `width` values `out_stride` apart, or of as many halves.
 #[inline(always)]
 unsafe fn run<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(task: &TileTask) {
     const { assert!(VECTORS * A::Lanes::WIDTH <= PANEL_COLUMNS_MAX) };

@@ -3,8 +3,8 @@
 //! With tiles halves are the fastest. With vector instructions it depends on the processor: one of AMD's was seen to encode 1.8 times as fast with halves as
 //! with f32, one of Intel's takes 1.5 times as long. A list of processors is wrong with the next one, so it is measured, once in a process, as what the
 //! instructions themselves can do: one panel and few rows, all in the nearest cache, the shortest of many tries in turns. Whatever else the machine
-//! does makes single tries longer and not the shortest; and processors differ by factors, so that none is known near the border that is drawn, and
-//! one and the same processor is found to be the same at every start.
+//! does makes single tries longer and not the shortest; and processors that have instructions for halves or bytes take half or twice as long with them, far
+//! from the border that is drawn, so that one and the same processor is found to be the same at every start.
 
 use super::aligned::AlignedBlock;
 use super::kernels::ProductKernels;
@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The part of the time of others that numbers may take at most, to be faster.
-const BORDER: f64 = 0.8;
+const BORDER: f64 = 0.65;
 const ROWS: usize = 32;
 const INPUTS: usize = 128;
 /// A panel of AVX-512.

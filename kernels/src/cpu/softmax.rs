@@ -14,7 +14,7 @@ pub(crate) trait Softmax: Arithmetic {
     /// `weights`, and returns their sum, which is at least nearly one. f32 are written where the scores are.
     ///
     /// # Safety
-    /// The processor has the instruction set. `scores` is valid for `padded` values, a multiple of a panel's columns, and `weights` for the words of
+    /// The processor has the instruction set. `scores` is valid for `padded` values, the next multiple of a panel's columns (32 of halves), and `weights` for the words of
     /// as many.
     unsafe fn exponentiate(scores: *mut f32, count: usize, padded: usize, weights: *mut u32) -> f32;
 }

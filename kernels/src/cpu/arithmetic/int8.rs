@@ -4,7 +4,6 @@
 //! SAFETY of every block here: the contract of [`Arithmetic`] says that the processor has the instruction set and that pointers are valid
 //! for what is touched.
 
-#[cfg(target_arch = "x86_64")]
 use super::{Arithmetic, RowScale};
 use crate::cpu::numbers::Numbers;
 use crate::lanes::Lanes;
@@ -144,7 +143,7 @@ impl Arithmetic for Int8Avx2 {
     unsafe fn load_row(from: *const u32) -> EvenAndOdd {
         // SAFETY: see the head of this file.
         unsafe {
-            let bytes = _mm256_set1_epi32(from.cast::<i32>().read());
+            let bytes = _mm256_set1_epi32(from.cast::<i32>().read_unaligned());
             EvenAndOdd { even: _mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), odd: _mm256_srli_epi16::<8>(bytes) }
         }
     }
