@@ -372,7 +372,8 @@ fn softmax_survives_scores_of_any_size() {
             let mut found = scores.clone();
             kernels.softmax(&mut found);
             let sum: f32 = found.iter().sum();
-            assert!((sum - 1.0).abs() < 1e-5, "{name}: {scores:?} {found:?}");
+            let tolerance = if name.ends_with("F32") { 1e-5 } else { 4e-3 };
+            assert!((sum - 1.0).abs() < tolerance, "{name}: {scores:?} {found:?}");
         }
     }
 }
