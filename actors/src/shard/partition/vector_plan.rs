@@ -40,6 +40,10 @@ const SEEN_FOR_EACH: usize = 4;
 const VARIATION: f64 = 0.5;
 const VARIATION_HIGH: f64 = 0.1;
 
+/// How many rows more are looked for because of chance, by the standard deviation of how many of the nearest pass: where more of them are farther away, more
+/// is missed than where fewer are is gained. Of a million rows, a filter that a tenth passes found 0.9498 for 0.95 without.
+const TO_SPARE: f64 = 0.25;
+
 /// Bytes of vectors that are compared in a second.
 const COMPARED_BYTES: f64 = 20e9;
 /// Bits of rows that are set in a second, one by one.
@@ -132,7 +136,8 @@ impl Plan {
     /// The effort when a part of all rows is allowed that has nothing to do with the meaning.
     fn effort(&self, part: f64) -> Effort {
         // Of few, where they are among the others is by chance.
-        let among = self.wanted.max(Depth::Ten.rows()) as f64 / part;
+        let wanted = self.wanted.max(Depth::Ten.rows()) as f64;
+        let among = (wanted + TO_SPARE * (wanted * (1.0 - part).max(0.0)).sqrt()) / part;
         let found = vector_index::found_for(self.wanted);
         let candidates = (self.growth.candidates(among) * part).ceil() as usize;
         let candidates = candidates.max(vector_index::candidates_min(self.wanted));
