@@ -89,7 +89,7 @@ impl CpuDevice {
         if Instructions::Amx.is_available() {
             return Precision::Bf16;
         }
-        let floats = if rates::are_faster(Numbers::Bf16, Numbers::F32) { Numbers::Bf16 } else { Numbers::F32 };
+        let floats = rates::fastest_floats();
         let are_bytes = MEASURED_IN_INT8.contains(&model.revision()) && rates::are_faster(Numbers::Int8, floats);
         if are_bytes { Precision::Int8 } else { floats.into() }
     }

@@ -47,10 +47,8 @@ impl Kernels {
             _ => instructions,
         };
         let products = |numbers| ProductKernels::of(instructions, numbers);
-        let floats = || match products(Numbers::Bf16) {
-            Some(halves) if rates::are_faster(Numbers::Bf16, Numbers::F32) => Some(halves),
-            _ => products(Numbers::F32),
-        };
+        // A narrower set may lack what the widest one is fast with.
+        let floats = || products(rates::fastest_floats()).or_else(|| products(Numbers::F32));
         let (attention, feed_forward) = match precision {
             Precision::F32 => (products(Numbers::F32)?, products(Numbers::F32)?),
             Precision::Bf16 => (products(Numbers::Bf16)?, products(Numbers::Bf16)?),
@@ -114,8 +112,8 @@ impl ProductKernels {
     /// The fastest of this processor that multiply halves or f32, in whichever.
     pub(crate) fn of_fastest_floats() -> Option<&'static Self> {
         let instructions = Instructions::detect();
-        let are_halves = instructions == Instructions::Amx || rates::are_faster(Numbers::Bf16, Numbers::F32);
-        Self::of(instructions, if are_halves { Numbers::Bf16 } else { Numbers::F32 })
+        let numbers = if instructions == Instructions::Amx { Numbers::Bf16 } else { rates::fastest_floats() };
+        Self::of(instructions, numbers)
     }
 
     /// See [`NarrowedRows::narrow`].

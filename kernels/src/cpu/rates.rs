@@ -34,6 +34,11 @@ pub(crate) fn are_faster(numbers: Numbers, others: Numbers) -> bool {
     }
 }
 
+/// Which of halves and f32 are the faster ones with vector instructions.
+pub(crate) fn fastest_floats() -> Numbers {
+    if are_faster(Numbers::Bf16, Numbers::F32) { Numbers::Bf16 } else { Numbers::F32 }
+}
+
 /// How long a small product takes; nothing if the processor cannot make it.
 fn time_of(numbers: Numbers) -> Option<Duration> {
     static TIMES: OnceLock<[Option<Duration>; Numbers::ALL.len()]> = OnceLock::new();
