@@ -1,18 +1,24 @@
 //! A GPU for tests that is none: runs the kernels on the processor (see `emulator/emulator.hpp`), and computes matrix products plainly.
 //!
-//! Memory ends at a page that cannot be touched, so that a kernel that reads or writes past it ends the test.
+//! Memory ends at a page that cannot be touched, so that a kernel that reads or writes past it ends the test. So does a race (`emulator/races.hpp`).
 
 use super::machine::{DeviceMemory, GpuError, Kernel, LaunchShape, Machine, Product, ProductEnd};
 use half::f16;
 use libloading::Library;
 use parking_lot::Mutex;
-use std::path::Path;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ops::Range;
+use std::os::fd::IntoRawFd;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// How the library's functions are called: grid, threads, shared memory, arguments and their size, seed.
-type Launch = unsafe extern "C" fn(*const u32, *const u32, u32, *const u8, u32, u64);
+/// How the library's functions are called: grid, threads, shared memory, arguments and their size, seed. They return what is wrong with the kernel, or null.
+type Launch = unsafe extern "C" fn(*const u32, *const u32, u32, *const u8, u32, u64) -> *const c_char;
+
+/// Tells the library where the GPU's memory begins and ends, and where its own file is.
+type MemoryIs = unsafe extern "C" fn(*const c_void, *const c_void, *const c_char);
 
 /// A GPU on the processor.
 pub(crate) struct Emulator {
@@ -40,15 +46,21 @@ impl Emulator {
         }
     }
 
-    unsafe fn run(&self, kernel: Kernel, shape: LaunchShape, arguments: &[u8]) {
-        let name = format!("launch_{}", kernel.name());
+    /// Runs a kernel; returns what is wrong with it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Machine::launch`].
+    unsafe fn run(&self, name: &str, shape: LaunchShape, arguments: &[u8]) -> Option<String> {
         let _one_at_a_time = RUNNING.lock();
         // SAFETY: all functions of this form are made by one macro and have this type; the caller answers for the arguments.
         unsafe {
-            let launch = self.library.get::<Launch>(name.as_bytes()).expect("the kernel is in the library");
+            let launch = self.library.get::<Launch>(format!("launch_{name}").as_bytes()).expect("the kernel is in the library");
             let (grid, threads) = ([shape.grid[0], shape.grid[1], 1], [shape.threads, 1, 1]);
             let seed = self.seed.fetch_add(1, Ordering::Relaxed);
-            launch(grid.as_ptr(), threads.as_ptr(), shape.shared_bytes, arguments.as_ptr(), arguments.len() as u32, seed);
+            let wrong =
+                launch(grid.as_ptr(), threads.as_ptr(), shape.shared_bytes, arguments.as_ptr(), arguments.len() as u32, seed);
+            (!wrong.is_null()).then(|| format!("{name}: {}", CStr::from_ptr(wrong).to_string_lossy()))
         }
     }
 }
@@ -57,32 +69,71 @@ impl Emulator {
 fn library() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     LIBRARY.get_or_init(|| {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("libragged_kernels_emulated.so");
-        let emulator = sources.join("src/cuda/emulator");
-        let compiled = Command::new("c++")
-            .args(["-O2", "-std=c++17", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-I"])
+        let file = compile(folder.path());
+        // SAFETY: the library has no initialisers that do anything.
+        let library = unsafe { Library::new(&file) }.unwrap();
+        // The folder goes, but an open file can be read as long as the process is there: for the lines of source of what is reported.
+        let open = std::fs::File::open(&file).unwrap();
+        let file = CString::new(format!("/proc/{}/fd/{}", std::process::id(), open.into_raw_fd())).unwrap();
+        let memory = arena();
+        // SAFETY: the function has this type and copies the text.
+        unsafe {
+            let memory_is = library.get::<MemoryIs>(b"memory_is").expect("the library finds races");
+            memory_is(memory.start as *const c_void, memory.end as *const c_void, file.as_ptr());
+        }
+        library
+    })
+}
+
+/// Compiles the kernels so that they report what they read and write, and what looks at that so that it does not.
+fn compile(folder: &Path) -> PathBuf {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let emulator = sources.join("src/cuda/emulator");
+    let run = |command: &mut Command| {
+        let done = command.output().expect("a C++ compiler is there: `make setup` installs it");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let compiler = || {
+        let mut compiler = Command::new("c++");
+        compiler
+            .args(["-O2", "-g1", "-std=c++17", "-fPIC", "-Wno-unknown-pragmas", "-I"])
             .arg(sources.join("cu"))
             .arg("-I")
-            .arg(&emulator)
-            .arg(emulator.join("kernels.cpp"))
-            .arg("-o")
-            .arg(&library)
-            .output()
-            .expect("a C++ compiler is there: `make setup` installs it");
-        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-        // SAFETY: the library has no initialisers that do anything.
-        unsafe { Library::new(&library) }.unwrap()
-    })
+            .arg(&emulator);
+        compiler
+    };
+    let (kernels, races, library) =
+        (folder.join("kernels.o"), folder.join("races.o"), folder.join("libragged_kernels_emulated.so"));
+    run(compiler()
+        .args(["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-c"])
+        .arg(emulator.join("kernels.cpp"))
+        .arg("-o")
+        .arg(&kernels));
+    run(compiler().arg("-c").arg(emulator.join("races.cpp")).arg("-o").arg(&races));
+    run(Command::new("c++").args(["-shared", "-Wl,-Bsymbolic"]).args([&kernels, &races]).arg("-o").arg(&library));
+    library
+}
+
+/// Addresses of the GPU's memory: enough for all that a process asks for, of which none is used twice.
+fn arena() -> Range<u64> {
+    const BYTES: usize = 1 << 40;
+    static ARENA: OnceLock<Range<u64>> = OnceLock::new();
+    let reserve = || {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping.
+        let map = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(map, libc::MAP_FAILED);
+        map as u64..map as u64 + BYTES as u64
+    };
+    ARENA.get_or_init(reserve).clone()
 }
 
 /// Memory with a page behind it that cannot be touched.
 pub(crate) struct GuardedMemory {
-    map: *mut libc::c_void,
-    map_bytes: usize,
     address: u64,
     bytes: usize,
+    pages: Range<u64>,
 }
 
 // SAFETY: nothing but the address is in it; who reads and writes there is the machine's matter.
@@ -96,10 +147,31 @@ impl DeviceMemory for GuardedMemory {
     }
 }
 
+impl GuardedMemory {
+    fn new(bytes: usize) -> GuardedMemory {
+        const PAGE: u64 = 4096;
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Addresses are multiples of 256, so up to 255 bytes behind the end can be touched after all.
+        let used = (bytes as u64).next_multiple_of(256);
+        let length = used.next_multiple_of(PAGE);
+        let arena = arena();
+        let start = arena.start + NEXT.fetch_add(length + PAGE, Ordering::Relaxed);
+        assert!(start + length + PAGE <= arena.end, "a process of tests does not allocate so much");
+        // SAFETY: these pages of the arena are nobody else's.
+        let opened = unsafe { libc::mprotect(start as *mut c_void, length as usize, libc::PROT_READ | libc::PROT_WRITE) };
+        assert_eq!(opened, 0);
+        GuardedMemory { address: start + length - used, bytes, pages: start..start + length }
+    }
+}
+
 impl Drop for GuardedMemory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this one's own, and nothing refers to it any more.
-        unsafe { libc::munmap(self.map, self.map_bytes) };
+        let (start, length) = (self.pages.start as *mut c_void, (self.pages.end - self.pages.start) as usize);
+        // SAFETY: the pages are this one's own, and nothing refers to them any more. What is there is given back, and nothing comes there again.
+        unsafe {
+            libc::madvise(start, length, libc::MADV_DONTNEED);
+            libc::mprotect(start, length, libc::PROT_NONE);
+        }
     }
 }
 
@@ -131,30 +203,12 @@ impl Machine for Emulator {
     }
 
     fn allocate(&self, bytes: usize) -> Result<GuardedMemory, GpuError> {
-        const PAGE: usize = 4096;
         let left = self.allocations_left.load(Ordering::Relaxed);
         if left == 0 {
             return Err(GpuError::OutOfMemory { bytes });
         }
         self.allocations_left.store(left - 1, Ordering::Relaxed);
-        // Addresses are multiples of 256, so up to 255 bytes behind the end can be touched after all.
-        let used = bytes.next_multiple_of(256);
-        let map_bytes = used.next_multiple_of(PAGE) + PAGE;
-        // SAFETY: a new mapping, of which the last page is closed off; both calls are checked.
-        unsafe {
-            let map = libc::mmap(
-                std::ptr::null_mut(),
-                map_bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            );
-            assert_ne!(map, libc::MAP_FAILED);
-            let guard = map.cast::<u8>().add(map_bytes - PAGE);
-            assert_eq!(libc::mprotect(guard.cast(), PAGE, libc::PROT_NONE), 0);
-            Ok(GuardedMemory { map, map_bytes, address: guard.sub(used) as u64, bytes })
-        }
+        Ok(GuardedMemory::new(bytes))
     }
 
     fn new_queue(&self) -> Result<EmulatedQueue, GpuError> {
@@ -197,8 +251,11 @@ impl Machine for Emulator {
         self.launches_left.store(left - 1, Ordering::Relaxed);
         match &mut queue.recording {
             Some(steps) => steps.push(Step::Launch(kernel, shape, arguments.to_vec())),
-            // SAFETY: the caller's promise.
-            None => unsafe { self.run(kernel, shape, arguments) },
+            None => {
+                // SAFETY: the caller's promise.
+                let wrong = unsafe { self.run(kernel.name(), shape, arguments) };
+                assert_eq!(wrong, None);
+            }
         }
         Ok(())
     }
@@ -264,5 +321,52 @@ unsafe fn multiply(product: &Product) {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a kernel of `racing.cu` in two blocks of five warps.
+    fn run(name: &str, is_right: bool, seed: u64) -> Option<String> {
+        let emulator = Emulator::new(seed);
+        let memory = emulator.allocate(4096).unwrap();
+        let mut arguments = memory.address().to_ne_bytes().to_vec();
+        arguments.extend(u64::from(is_right).to_ne_bytes());
+        let shape = LaunchShape { grid: [2, 1], threads: 160, shared_bytes: 20 << 10 };
+        // SAFETY: the kernels take such arguments and have room for as many threads.
+        unsafe { emulator.run(name, shape, &arguments) }
+    }
+
+    #[test]
+    fn races_are_found_and_nothing_else() {
+        let kernels = [
+            ("racing_between_warps", "shared memory"),
+            ("racing_between_lanes", "shared memory"),
+            ("racing_to_write_again", "shared memory"),
+            ("racing_between_blocks", "another block"),
+            ("racing_to_count", "addition"),
+            ("racing_with_a_copy", "shared memory"),
+            ("racing_with_a_later_copy", "shared memory"),
+            ("racing_with_a_copy_in_bulk", "a copy in bulk"),
+            ("racing_with_a_later_copy_in_bulk", "a copy in bulk"),
+        ];
+        for seed in 0..20 {
+            for (name, words) in kernels {
+                assert_eq!(run(name, true, seed), None);
+                let wrong = run(name, false, seed).unwrap_or_else(|| panic!("the race of {name} is not found with seed {seed}"));
+                assert!(wrong.contains("a race") && wrong.contains(words) && wrong.contains("racing.cu:"), "{wrong}");
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_raced_with_until_they_are_waited_for() {
+        let name = "racing_with_a_product";
+        assert!((0..20).all(|seed| run(name, true, seed).is_none()));
+        // By lot a product reads at once; who writes after that comes too late to be seen.
+        let wrong: Vec<_> = (0..20).filter_map(|seed| run(name, false, seed)).collect();
+        assert!(!wrong.is_empty() && wrong[0].contains("a product of warp"), "{wrong:?}");
     }
 }

@@ -2,8 +2,10 @@
 //
 // A block's threads are fibers of one thread of the processor. They run one at a time until a barrier or an exchange with their warp, in an order that is
 // drawn anew each time, and whole warps fall behind for a while, so that a barrier that is missing shows. Shared memory is filled with a pattern that is not a number before each block; copies
-// behind the thread's back come at once or at the last moment, by lot. Blocks run one after the other, in any order.
+// behind the thread's back come at once or at the last moment, by lot. Blocks run one after the other, in any order. Accesses that no barrier orders are found
+// whatever the order was (races.hpp).
 #pragma once
+#include "races.hpp"
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -42,18 +44,13 @@ struct Copy {
     void* to;
     const void* from;
     bool present;
-    void carry_out() const {
-        if (present) {
-            std::memcpy(to, from, 16);
-        } else {
-            std::memset(to, 0, 16);
-        }
-    }
+    void carry_out() const { races::copy(to, present ? from : nullptr, 16); }
 };
 
 // Part of a product by a warpgroup that is begun: what one lane computes of it.
 struct PartOfProduct {
     const void* sums;
+    u32 group; // from 1
     std::function<void()> compute;
 };
 
@@ -71,6 +68,7 @@ struct Fiber {
     bool may_multiply = false;             // products may touch registers
     std::vector<PartOfProduct> products;   // of the group that is not ended yet
     std::deque<std::vector<PartOfProduct>> product_groups; // ended, oldest first
+    u32 groups_of_products = 0; // that were ended
 };
 
 // What the lanes of a warp show one another; two places in turn, so that nobody writes over what another still reads.
@@ -130,7 +128,8 @@ inline void start() {
     swapcontext(&block->fibers[block->current]->context, &block->scheduler);
 }
 
-inline void arrive_with_warp() {
+// Where the other lanes are when this returns, they have come to the same place. That says nothing of their memory.
+inline void arrive_with_warp(bool orders_memory = false) {
     u32 number = block->current / WARP;
     if (++block->warps[number].arrived < WARP) {
         wait(Standing::AtWarpBarrier);
@@ -143,6 +142,7 @@ inline void arrive_with_warp() {
             block->fibers[i]->standing = Standing::Ready;
         }
     }
+    if (orders_memory) races::meet(number * WARP, WARP);
 }
 
 // Shows a value to the warp; returns where each lane's is.
@@ -166,6 +166,7 @@ inline void run_block() {
     if (!block->copies_under_way.empty()) fail("a block ends before its copies");
     std::memset(block->shared, 0xff, block->shared_bytes);
     block->unseen.assign(block->shared_bytes / 16, false);
+    races::begin_block(threads, block->shared, block->shared_bytes);
     for (auto& fiber : block->fibers) {
         fiber->standing = Standing::Ready;
         fiber->exchanges = 0;
@@ -175,6 +176,7 @@ inline void run_block() {
         fiber->may_multiply = false;
         fiber->products.clear();
         fiber->product_groups.clear();
+        fiber->groups_of_products = 0;
         getcontext(&fiber->context);
         fiber->context.uc_stack.ss_sp = fiber->stack.data();
         fiber->context.uc_stack.ss_size = fiber->stack.size();
@@ -200,7 +202,9 @@ inline void run_block() {
             if (block->fibers[i]->standing == Standing::Ready && !sleeps[i / WARP]) {
                 ran = true;
                 block->current = i;
+                races::run(i);
                 swapcontext(&block->scheduler, &block->fibers[i]->context);
+                races::run_nobody();
             }
         }
         for (auto& fiber : block->fibers) {
@@ -214,6 +218,7 @@ inline void run_block() {
             return;
         }
         if (waiting + done == threads) {
+            races::meet(0, threads);
             for (auto& fiber : block->fibers) {
                 if (fiber->standing == Standing::AtBlockBarrier) fiber->standing = Standing::Ready;
             }
@@ -230,12 +235,14 @@ inline void run_block() {
     }
 }
 
+// Returns what is wrong; null when nothing is.
 template <typename Arguments>
-void launch(void (*kernel)(const Arguments&), const u32* grid, const u32* threads, u32 shared_bytes, const void* bytes, u64 seed) {
+const char* launch(void (*kernel)(const Arguments&), const u32* grid, const u32* threads, u32 shared_bytes, const void* bytes, u64 seed) {
     Arguments arguments;
     std::memcpy(&arguments, bytes, sizeof arguments);
     Block made;
     block = &made;
+    races::begin_launch();
     made.random.state ^= seed * 0x2545f4914f6cdd1dull + 1;
     made.grid = {grid[0], grid[1], grid[2]};
     made.threads = {threads[0], threads[1], threads[2]};
@@ -252,6 +259,7 @@ void launch(void (*kernel)(const Arguments&), const u32* grid, const u32* thread
         made.index = {i % grid[0], i / grid[0] % grid[1], i / grid[0] / grid[1]};
         run_block();
     }
+    return races::end_launch();
 }
 
 inline Dimensions thread_index() { return {block->current, 0, 0}; }
@@ -269,9 +277,9 @@ inline half_bits half_of(u32 pair, u32 index) { return static_cast<half_bits>(in
 #define DEVICE_MEMBER inline
 #define KERNEL(name, Arguments)                                                                                                                         \
     static void name(const Arguments& arguments);                                                                                                       \
-    extern "C" void launch_##name(const u32* grid, const u32* threads, u32 shared_bytes, const void* bytes, u32 size, u64 seed) {                         \
+    extern "C" const char* launch_##name(const u32* grid, const u32* threads, u32 shared_bytes, const void* bytes, u32 size, u64 seed) {                         \
         if (size != sizeof(Arguments)) emulator::fail("its arguments have another size: " #name);                                                       \
-        emulator::launch<Arguments>(name, grid, threads, shared_bytes, bytes, seed);                                                                    \
+        return emulator::launch<Arguments>(name, grid, threads, shared_bytes, bytes, seed);                                                                    \
     }                                                                                                                                                   \
     static void name(const Arguments& arguments)
 #define KERNEL_BOUNDS(name, Arguments, threads, blocks) KERNEL(name, Arguments)
@@ -341,21 +349,18 @@ DEVICE u32 shuffle_down(u32 value, u32 by) {
 
 DEVICE u32 same_in_warp(u32 value) { return emulator::show(value).of(0); }
 
-DEVICE void synchronize_warp() { emulator::arrive_with_warp(); }
+DEVICE void synchronize_warp() { emulator::arrive_with_warp(true); }
 
 DEVICE void synchronize_block() { emulator::wait(emulator::Standing::AtBlockBarrier); }
 
-DEVICE u32 count_up(u32* counter, u32 by) {
-    u32 before = *counter;
-    *counter += by;
-    return before;
-}
+DEVICE u32 count_up(u32* counter, u32 by) { return races::add(counter, by); }
 
 DEVICE void copy_16_bytes(void* to_shared, const void* from_global, bool present) {
     if (reinterpret_cast<u64>(to_shared) % 16 != 0 || reinterpret_cast<u64>(from_global) % 16 != 0) emulator::fail("a copy is not aligned to 16 bytes");
     emulator::Copy copy{to_shared, from_global, present};
     emulator::block->unseen[emulator::chunk_of(to_shared)] = true;
     // What has come already is carried out again, which changes nothing: it counts as there only when it has been waited for.
+    races::copy_is_under_way(to_shared, present ? from_global : nullptr, 16);
     if (emulator::block->random.below(2) == 0) copy.carry_out();
     emulator::block->fibers[emulator::block->current]->copies.push_back(copy);
 }

@@ -14,8 +14,9 @@ struct Barrier {
     };
 
     Parts parts() const {
+        u64 now = races::peek(&state);
         Parts parts;
-        std::memcpy(&parts, &state, sizeof parts);
+        std::memcpy(&parts, &now, sizeof parts);
         return parts;
     }
 
@@ -23,13 +24,20 @@ struct Barrier {
         if (parts.left == 0 && parts.bytes == 0) {
             parts.left = parts.arrivals;
             ++parts.phase;
+            races::phase_ends(this);
         }
-        std::memcpy(&state, &parts, sizeof parts);
+        u64 now;
+        std::memcpy(&now, &parts, sizeof now);
+        races::poke(&state, now);
     }
 
-    void begin(u32 arrivals) { put({static_cast<unsigned char>(arrivals), static_cast<unsigned char>(arrivals), 0, 0}); }
+    void begin(u32 arrivals) {
+        races::barrier_begins(this);
+        put({static_cast<unsigned char>(arrivals), static_cast<unsigned char>(arrivals), 0, 0});
+    }
 
     void arrive_and_expect(u32 bytes) {
+        races::arrive(this);
         Parts now = parts();
         if (now.left == 0) emulator::fail("more threads arrive at a barrier than were announced");
         --now.left;
@@ -47,6 +55,7 @@ struct Barrier {
 
     void wait(u32 parity) {
         emulator::wait_until([=] { return parts().phase % 2 != parity; });
+        races::acquire(this);
     }
 };
 
@@ -60,8 +69,9 @@ DEVICE void copy_in_bulk(void* to_shared, const void* from_global, u32 bytes, Ba
     if (static_cast<u8*>(to_shared) < shared || static_cast<u8*>(to_shared) + bytes > shared + emulator::block->shared_bytes) {
         emulator::fail("a copy in bulk goes past shared memory");
     }
+    races::BulkCopy begun = races::bulk_copy_begins(to_shared, from_global, bytes, &barrier);
     auto copy = [=, &barrier] {
-        std::memcpy(to_shared, from_global, bytes);
+        races::bulk_copy_ends(begun, to_shared, from_global, bytes);
         barrier.complete(bytes);
     };
     if (emulator::block->random.below(2) == 0) {
@@ -88,15 +98,21 @@ DEVICE void commit_products() {
     fiber.product_groups.push_back(std::move(fiber.products));
     fiber.products.clear();
     fiber.may_multiply = false;
+    ++fiber.groups_of_products;
 }
 
 // A product is the whole warp's, so who has waited for it knows that all lanes have computed theirs.
 template <int Pending> DEVICE void wait_for_products() {
     auto& fiber = *emulator::block->fibers[emulator::block->current];
     while (fiber.product_groups.size() > Pending) {
-        for (const auto& part : fiber.product_groups.front()) part.compute();
+        for (const auto& part : fiber.product_groups.front()) {
+            races::begin_product(part.group);
+            part.compute();
+            races::end_product();
+        }
         fiber.product_groups.pop_front();
     }
+    races::products_are_there(fiber.groups_of_products - static_cast<u32>(fiber.product_groups.size()));
     emulator::arrive_with_warp();
 }
 
@@ -149,13 +165,16 @@ template <u32 Count, typename Left, typename Right> void begin_product(float (&s
             sums[i] = static_cast<float>(sum);
         }
     };
+    u32 group = fiber.groups_of_products + 1;
     if (!follows && block->random.below(2) == 0) {
+        races::begin_product(group);
         compute();
+        races::end_product();
         return;
     }
     // What a product before it has computed by then, it must find there.
     if (!follows) std::fill(sums, sums + Count, NAN);
-    fiber.products.push_back({sums, compute});
+    fiber.products.push_back({sums, group, compute});
 }
 
 } // namespace emulator

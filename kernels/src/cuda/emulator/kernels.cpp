@@ -6,3 +6,4 @@
 #include "layer_norm.cu"
 #include "pool.cu"
 #include "search.cu"
+#include "racing.cu"
