@@ -78,6 +78,7 @@ impl Gpu {
 pub struct CudaDevice {
     name: String,
     lanes: usize,
+    machine: Arc<Driver>,
     encoder: SharedEncoder<Driver>,
 }
 
@@ -98,7 +99,7 @@ impl CudaDevice {
         let GpuDescription { number, name, architecture, .. } = gpu.description();
         let name = format!("gpu {number} ({name}, {architecture})");
         let encoder = driver::guarded("starting the encoder", || SharedEncoder::new(gpu.machine.clone(), model, options))?;
-        Ok(CudaDevice { name, lanes: options.lanes.max(1), encoder })
+        Ok(CudaDevice { name, lanes: options.lanes.max(1), machine: gpu.machine.clone(), encoder })
     }
 }
 
@@ -108,7 +109,14 @@ impl Device for CudaDevice {
     }
 
     fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
+        if self.machine.is_lost() {
+            return Err(GpuError::Lost.into());
+        }
         self.encoder.embed(sequences)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.machine.is_lost() || self.encoder.lost.load(Ordering::Relaxed)
     }
 
     fn batches_in_flight(&self) -> usize {
@@ -135,6 +143,13 @@ impl CudaLane {
             let uploads = Mutex::new(machine.new_queue()?);
             Ok(CudaLane { machine, search, uploads })
         })
+    }
+
+    /// After a failure the GPU may have nothing but failures left for the encoder, too.
+    fn doubt(&self, fault: &GpuError) {
+        if !matches!(fault, GpuError::OutOfMemory { .. }) {
+            self.machine.doubt();
+        }
     }
 }
 
@@ -173,7 +188,8 @@ impl CudaRows {
     /// # Errors
     /// Too little memory, a GPU that fails.
     pub fn reserve(&mut self, rows: usize) -> Result<(), GpuError> {
-        driver::guarded("making room for rows", || self.rows.reserve(&mut self.lane.uploads.lock(), rows))
+        let reserved = driver::guarded("making room for rows", || self.rows.reserve(&mut self.lane.uploads.lock(), rows));
+        reserved.inspect_err(|fault| self.lane.doubt(fault))
     }
 
     /// Adds rows, one after the other, behind those that are there. Searches of other rows go on meanwhile.
@@ -184,7 +200,7 @@ impl CudaRows {
     /// # Panics
     /// If `rows` is not a whole number of rows.
     pub fn append(&mut self, rows: &[f16]) -> Result<(), GpuError> {
-        self.rows.append(&mut self.lane.uploads.lock(), rows)
+        self.rows.append(&mut self.lane.uploads.lock(), rows).inspect_err(|fault| self.lane.doubt(fault))
     }
 
     /// For each query the `k` rows with the largest inner product, as [`crate::exact::top_k`] finds them; scores may differ from its by what f32 rounds. One
@@ -208,7 +224,7 @@ impl CudaRows {
     /// # Panics
     /// As [`CudaRows::top_k`].
     pub fn top_k_of(&self, queries: &[&[f32]], allowed: Option<&[u64]>, k: usize) -> Result<Vec<Vec<Scored>>, GpuError> {
-        self.rows.top_k(&mut self.lane.search.lock(), queries, allowed, k)
+        self.rows.top_k(&mut self.lane.search.lock(), queries, allowed, k).inspect_err(|fault| self.lane.doubt(fault))
     }
 }
 
@@ -224,8 +240,9 @@ fn words_of(allowed: &RoaringBitmap, count: usize) -> Vec<u64> {
 /// An encoder whose lanes threads take in turn.
 struct SharedEncoder<M: Machine> {
     model: Arc<Model>,
-    encoder: GpuEncoder<M>,
+    /// Dropped before the encoder, whose memory their work may still read after a failure.
     free: Mutex<Vec<Lane<M>>>,
+    encoder: GpuEncoder<M>,
     freed: Condvar,
     /// A GPU that has failed once may hold on to wrong results, and is not asked again.
     lost: AtomicBool,

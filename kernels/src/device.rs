@@ -24,6 +24,11 @@ pub trait Device: Send + Sync {
         0
     }
 
+    /// Whether it answers no more, and is to be opened anew.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// How many calls of [`Device::embed`] keep it busy.
     fn batches_in_flight(&self) -> usize {
         1

@@ -5,6 +5,7 @@ use ractor::concurrency::Duration;
 use ragged_kernels::{Device, DeviceError, TokenSequence};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 /// A device, and how many tokens its batches have at most.
 #[derive(Clone)]
@@ -32,6 +33,8 @@ pub struct Spare {
     pub backoff_initial: Duration,
     /// Longest wait.
     pub backoff_max: Duration,
+    /// A batch that is on the other one for so long is given to this one: the other does not answer any more.
+    pub hung_after: Duration,
 }
 
 /// When a device is to be opened again, and how.
@@ -46,8 +49,12 @@ pub struct OpenLater {
 pub struct Devices {
     slot: DeviceSlot,
     standing: Standing,
-    /// How often it was opened again in vain, or failed again at once, since it last worked.
+    /// How often it was opened again in vain, or failed again soon, since it last worked for a while.
     failures: u32,
+    /// How long it was waited before it was last opened again.
+    last_wait: Duration,
+    /// Since when its own device is in use.
+    in_use_since: Instant,
 }
 
 enum Standing {
@@ -67,7 +74,7 @@ impl Devices {
             (None, Some(spare)) => Standing::Lost { failed: None, spare },
             (None, None) => return None,
         };
-        let mut devices = Devices { slot, standing, failures: 0 };
+        let mut devices = Devices { slot, standing, failures: 0, last_wait: Duration::ZERO, in_use_since: Instant::now() };
         let later = devices.open_later();
         Some((devices, later))
     }
@@ -91,6 +98,22 @@ impl Devices {
         matches!(self.standing, Standing::Lost { .. })
     }
 
+    /// Its own device when that is in use, answers no more, and there is another.
+    pub fn lost(&self) -> Option<Arc<dyn Device>> {
+        match &self.standing {
+            Standing::Own { device, spare: Some(_) } if device.device.is_lost() => Some(device.device.clone()),
+            _ => None,
+        }
+    }
+
+    /// After how long a batch on this device hangs: never, when it is not its own that is in use, or there is no other.
+    pub fn hung_after(&self, on: &Arc<dyn Device>) -> Option<Duration> {
+        match &self.standing {
+            Standing::Own { device, spare: Some(spare) } if Arc::ptr_eq(&device.device, on) => Some(spare.hung_after),
+            _ => None,
+        }
+    }
+
     /// Gives up its own device after it has failed, if that is the one in use and there is another.
     pub fn give_up(&mut self, failed: &Arc<dyn Device>) -> Option<OpenLater> {
         let spare = match &self.standing {
@@ -109,6 +132,7 @@ impl Devices {
             Ok(device) => {
                 tracing::info!(device = device.device.name(), "the embedding device works again");
                 *self.slot.lock() = Some(device.clone());
+                self.in_use_since = Instant::now();
                 self.standing = Standing::Own { device, spare: Some(spare.clone()) };
                 None
             }
@@ -120,10 +144,12 @@ impl Devices {
         }
     }
 
-    /// A batch was computed on this device without a failure.
+    /// A batch was computed on this device without a failure. One batch does not say that the device is well: it may fail on others. It counts when the device
+    /// has been there for as long as it was waited for.
     pub fn worked(&mut self, on: &Arc<dyn Device>) {
         if let Standing::Own { device, .. } = &self.standing
             && Arc::ptr_eq(&device.device, on)
+            && self.in_use_since.elapsed() >= self.last_wait
         {
             self.failures = 0;
         }
@@ -135,6 +161,7 @@ impl Devices {
         let wait = spare.backoff_initial.saturating_mul(2u32.saturating_pow(self.failures)).min(spare.backoff_max);
         let (failed, reopen) = (failed.clone(), spare.reopen.clone());
         self.failures = self.failures.saturating_add(1);
+        self.last_wait = wait;
         let open = move || match failed.as_ref().is_some_and(|failed| failed.strong_count() > 0) {
             true => Err("a batch is still on it".to_owned()),
             false => reopen(),
@@ -179,6 +206,11 @@ impl InUse {
     /// Tokens of a batch at most.
     pub fn batch_tokens(&self) -> usize {
         self.batch_tokens
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
     }
 
     /// Embeds a batch; on the spare device when the other one fails.

@@ -8,12 +8,13 @@ use crate::error::{ErrorKind, ServiceError};
 use crate::tenant_seconds::TenantSeconds;
 use prometheus::{Counter, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
 use ractor::concurrency::Duration;
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus};
 use ragged_kernels::{Device, Model, TokenSequence};
 use ragged_raft::ids::TenantId;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 pub use crate::embedding::queue::Urgency;
 
@@ -21,6 +22,10 @@ pub use crate::embedding::queue::Urgency;
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long documents wait: a bound for what has gone wrong, not for a long queue, whose length is limited by itself.
 const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How often it is seen whether a device still answers: a part of the time after which it hangs, within these.
+const LOOK_MIN: Duration = Duration::from_millis(20);
+const LOOK_MAX: Duration = Duration::from_secs(1);
 
 /// The embedding part of a node, for whoever needs vectors.
 #[derive(Clone)]
@@ -89,7 +94,7 @@ impl Embedding {
         let model = self.model.clone();
         let seconds = self.tokenize_seconds.clone();
         let tokenize = move || {
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             let sequences = texts.iter().map(|text| model.tokenizer().encode(text)).collect::<Result<Vec<_>, _>>();
             seconds.observe(begun.elapsed().as_secs_f64());
             sequences
@@ -138,10 +143,8 @@ pub enum EmbedderMessage {
     },
     /// The device has finished a batch.
     BatchDone {
-        /// The batch.
-        items: Vec<Item>,
-        /// Its tokens.
-        tokens: usize,
+        /// The batch's number.
+        number: u64,
         /// One vector a text, one after the other; or what went wrong.
         vectors: Result<Vec<f32>, ServiceError>,
         /// The device that was asked first.
@@ -151,6 +154,8 @@ pub enum EmbedderMessage {
     },
     /// The device was opened again, or could not be.
     Reopened(Result<BatchDevice, String>),
+    /// It is time to see whether the device still answers.
+    Look,
     /// A panic on purpose, to test what stands above.
     #[cfg(test)]
     Panic,
@@ -253,10 +258,24 @@ pub struct EmbedderState {
     queue: Queue,
     requests: HashMap<u64, Request>,
     next_request: u64,
-    /// Batches on the device, and their tokens.
-    batches: usize,
-    batches_tokens: usize,
+    /// Batches on devices, by their numbers.
+    batches: HashMap<u64, UnderWay>,
+    next_batch: u64,
     gauges: Gauges,
+}
+
+/// Texts that are embedded together.
+struct Batch {
+    items: Vec<Item>,
+    sequences: Vec<TokenSequence>,
+    tokens: usize,
+}
+
+/// A batch on a device.
+struct UnderWay {
+    batch: Arc<Batch>,
+    device: Arc<dyn Device>,
+    begun: Instant,
 }
 
 /// What this embedder has added to the gauges that embedders share; taken back when it ends.
@@ -301,6 +320,10 @@ impl Actor for Embedder {
         let devices = Devices::new(arguments.device.clone(), arguments.spare.clone());
         let (devices, later) = devices.ok_or("there is no device to embed on")?;
         open_later(&myself, later);
+        if let Some(spare) = &arguments.spare {
+            let often = (spare.hung_after / 4).clamp(LOOK_MIN, LOOK_MAX);
+            drop(myself.send_interval(often, || EmbedderMessage::Look)); // it ends with the actor
+        }
         arguments.queue.waiting.store(0, Ordering::Relaxed);
         arguments.queue.address.moved_to(myself);
         Ok(EmbedderState {
@@ -310,8 +333,8 @@ impl Actor for Embedder {
             queue: Queue::default(),
             requests: HashMap::new(),
             next_request: 0,
-            batches: 0,
-            batches_tokens: 0,
+            batches: HashMap::new(),
+            next_batch: 0,
         })
     }
 
@@ -323,20 +346,21 @@ impl Actor for Embedder {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             EmbedderMessage::Embed { tenant, urgency, sequences, reply } => state.accept(tenant, urgency, &sequences, reply),
-            EmbedderMessage::BatchDone { items, tokens, vectors, device, device_failed } => {
-                state.batches -= 1;
-                state.batches_tokens -= tokens;
+            EmbedderMessage::BatchDone { number, vectors, device, device_failed } => {
+                // Nothing is under way any more of a batch that hung, and was given to another device.
+                let done = state.batches.remove(&number).map(|under_way| under_way.batch);
                 if device_failed {
                     state.arguments.metrics.failures.inc();
-                    open_later(&myself, state.devices.give_up(&device));
-                    // It may be the last of the device, whose end waits for its GPU.
-                    tokio::task::spawn_blocking(move || drop(device));
+                    state.give_up(&myself, device);
                 } else if vectors.is_ok() {
                     state.devices.worked(&device);
                 }
-                state.deliver(items, vectors);
+                if let Some(batch) = done {
+                    state.deliver(&batch.items, vectors);
+                }
             }
             EmbedderMessage::Reopened(opened) => open_later(&myself, state.devices.reopened(opened)),
+            EmbedderMessage::Look => state.look(&myself),
             #[cfg(test)]
             EmbedderMessage::Panic => panic!("injected"),
         }
@@ -376,37 +400,80 @@ impl EmbedderState {
     fn feed_device(&mut self, myself: &ActorRef<EmbedderMessage>) {
         loop {
             let device = self.devices.current();
-            if self.batches >= device.batches_in_flight() {
+            if self.batches.len() >= device.batches_in_flight() {
                 return;
             }
-            let items = self.queue.take_batch(device.batch_tokens());
+            let mut items = self.queue.take_batch(device.batch_tokens());
             if items.is_empty() {
                 return;
             }
-            let tokens = items.iter().map(|item| item.tokens.len()).sum();
-            self.batches += 1;
-            self.batches_tokens += tokens;
-            let metrics = self.arguments.metrics.clone();
-            let myself = myself.clone();
-            tokio::task::spawn_blocking(move || {
-                if myself.send_message(run_batch(device, items, tokens, &metrics)).is_err() {
-                    tracing::debug!("the embedder ended while its device worked: its callers ask again");
-                }
-            });
+            let sequences: Vec<TokenSequence> = items.iter_mut().map(|item| std::mem::take(&mut item.tokens)).collect();
+            let tokens = sequences.iter().map(TokenSequence::len).sum();
+            self.give(myself, Arc::new(Batch { items, sequences, tokens }), device);
+        }
+    }
+
+    /// Gives a batch to a device.
+    fn give(&mut self, myself: &ActorRef<EmbedderMessage>, batch: Arc<Batch>, device: InUse) {
+        let number = self.next_batch;
+        self.next_batch += 1;
+        self.batches.insert(number, UnderWay { batch: batch.clone(), device: device.device().clone(), begun: Instant::now() });
+        let metrics = self.arguments.metrics.clone();
+        let myself = myself.clone();
+        tokio::task::spawn_blocking(move || {
+            if myself.send_message(run_batch(device, number, &batch, &metrics)).is_err() {
+                tracing::debug!("the embedder ended while its device worked: its callers ask again");
+            }
+        });
+    }
+
+    /// Gives up a device that has failed, if it is the one in use.
+    fn give_up(&mut self, myself: &ActorRef<EmbedderMessage>, device: Arc<dyn Device>) {
+        open_later(myself, self.devices.give_up(&device));
+        // It may be the last of the device, whose end waits for its GPU.
+        tokio::task::spawn_blocking(move || drop(device));
+    }
+
+    /// Gives up a device that has failed without a batch of ours, or that does not come back from one, which is then given to the spare one.
+    fn look(&mut self, myself: &ActorRef<EmbedderMessage>) {
+        if let Some(device) = self.devices.lost() {
+            tracing::warn!(device = device.name(), "the embedding device answers no more; the spare one computes");
+            self.arguments.metrics.failures.inc();
+            self.give_up(myself, device);
+        }
+        let hangs = |under_way: &UnderWay| {
+            self.devices.hung_after(&under_way.device).is_some_and(|hung_after| under_way.begun.elapsed() >= hung_after)
+        };
+        let Some(device) = self.batches.values().find(|under_way| hangs(under_way)).map(|hung| hung.device.clone()) else {
+            return;
+        };
+        tracing::error!(
+            device = device.name(),
+            "the embedding device does not answer; the spare one does. If it stays so, restart the node"
+        );
+        // All that is on it hangs: later batches wait for earlier ones.
+        let on_it = |_: &u64, under_way: &mut UnderWay| Arc::ptr_eq(&under_way.device, &device);
+        let hung: Vec<UnderWay> = self.batches.extract_if(on_it).map(|(_, hung)| hung).collect();
+        self.give_up(myself, device);
+        for UnderWay { batch, .. } in hung {
+            self.arguments.metrics.failures.inc();
+            let device = self.devices.current();
+            self.give(myself, batch, device);
         }
     }
 
     fn report(&mut self) {
-        self.arguments.queue.waiting.store(self.queue.tokens() + self.batches_tokens, Ordering::Relaxed);
+        let under_way: usize = self.batches.values().map(|under_way| under_way.batch.tokens).sum();
+        self.arguments.queue.waiting.store(self.queue.tokens() + under_way, Ordering::Relaxed);
         let lost = self.devices.has_lost_its_own();
         self.arguments.queue.has_lost_its_device.store(lost, Ordering::Relaxed);
-        self.gauges.set(self.queue.tokens() as i64, self.batches as i64, i64::from(lost));
+        self.gauges.set(self.queue.tokens() as i64, self.batches.len() as i64, i64::from(lost));
     }
 
-    fn deliver(&mut self, items: Vec<Item>, vectors: Result<Vec<f32>, ServiceError>) {
+    fn deliver(&mut self, items: &[Item], vectors: Result<Vec<f32>, ServiceError>) {
         let vectors = match vectors {
             Ok(vectors) => vectors,
-            Err(fault) => return self.refuse(&items, &fault),
+            Err(fault) => return self.refuse(items, &fault),
         };
         for (item, vector) in items.iter().zip(vectors.chunks_exact(self.arguments.dimension)) {
             let Some(request) = self.requests.get_mut(&item.request) else { continue };
@@ -437,6 +504,10 @@ fn open_later(myself: &ActorRef<EmbedderMessage>, later: Option<OpenLater>) {
     let myself = myself.clone();
     tokio::spawn(async move {
         tokio::time::sleep(wait).await;
+        // The one that was started in its place opens the device by itself, and may have done so.
+        if myself.get_status() >= ActorStatus::Stopping {
+            return;
+        }
         let opened = tokio::task::spawn_blocking(move || open()).await;
         let opened = opened.unwrap_or_else(|fault| Err(fault.to_string()));
         if myself.send_message(EmbedderMessage::Reopened(opened)).is_err() {
@@ -445,22 +516,22 @@ fn open_later(myself: &ActorRef<EmbedderMessage>, later: Option<OpenLater>) {
     });
 }
 
-fn run_batch(device: InUse, mut items: Vec<Item>, tokens: usize, metrics: &EmbeddingMetrics) -> EmbedderMessage {
-    let sequences: Vec<TokenSequence> = items.iter_mut().map(|item| std::mem::take(&mut item.tokens)).collect();
-    let begun = std::time::Instant::now();
-    let embedded = device.embed(&sequences);
+fn run_batch(device: InUse, number: u64, batch: &Batch, metrics: &EmbeddingMetrics) -> EmbedderMessage {
+    let Batch { items, sequences, tokens } = batch;
+    let begun = Instant::now();
+    let embedded = device.embed(sequences);
     let took = begun.elapsed().as_secs_f64();
     metrics.batch_seconds.observe(took);
     metrics.busy_seconds.inc_by(took);
     metrics.tenants.share_out(took, items.iter().map(|item| item.tenant).zip(sequences.iter().map(TokenSequence::len)));
-    metrics.batch_tokens.observe(tokens as f64);
+    metrics.batch_tokens.observe(*tokens as f64);
     if embedded.vectors.is_ok() {
-        metrics.tokens.inc_by(tokens as u64);
+        metrics.tokens.inc_by(*tokens as u64);
         metrics.texts.inc_by(items.len() as u64);
     }
     let vectors = embedded.vectors.map_err(|fault| ServiceError::internal(format!("embedding failed: {fault}")));
     let (device, device_failed) = (embedded.device, embedded.device_failed);
-    EmbedderMessage::BatchDone { items, tokens, vectors, device, device_failed }
+    EmbedderMessage::BatchDone { number, vectors, device, device_failed }
 }
 
 fn answer<T>(reply: Reply<T>, result: Result<T, ServiceError>) {

@@ -13,6 +13,8 @@ use std::sync::Arc;
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// Longest wait, after it could not be opened again and again.
 const REOPEN_AFTER_MAX: Duration = Duration::from_secs(300);
+/// A batch takes a GPU some hundredths of a second, and the first large one, which tries out ways of computing products, a second or two.
+const HUNG_AFTER: Duration = Duration::from_secs(60);
 
 /// A device that an embedder is to be started with.
 pub struct Opened {
@@ -100,14 +102,18 @@ impl Opening<'_> {
             let (model, kernels, gpu_rows) = (model.clone(), self.kernels.clone(), self.gpu_rows.clone());
             Arc::new(move || {
                 gpu_rows.close(number)?;
-                // SAFETY: the embedder opens its GPU again only when nothing is left of the device that it had; of rows, which are the only other thing that is
-                // put on a GPU, nothing is left once it has been closed to them, and none come before it is shared again below.
-                unsafe { cuda::reset(number) }.map_err(|fault| fault.to_string())?;
+                cuda::reset(number).map_err(|fault| fault.to_string())?;
                 let gpu = OpenGpu::open(&model, number, &kernels).map_err(|fault| fault.to_string())?;
                 Ok(BatchDevice { device: gpu.share(&gpu_rows, number), batch_tokens })
             })
         };
-        let spare = Spare { device: cpu.clone(), reopen, backoff_initial: REOPEN_AFTER, backoff_max: REOPEN_AFTER_MAX };
+        let spare = Spare {
+            device: cpu.clone(),
+            reopen,
+            backoff_initial: REOPEN_AFTER,
+            backoff_max: REOPEN_AFTER_MAX,
+            hung_after: HUNG_AFTER,
+        };
         Opened { embedder: format!("embedder-gpu-{number}"), device, spare: Some(spare) }
     }
 }

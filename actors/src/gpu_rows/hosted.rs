@@ -3,6 +3,7 @@
 use super::device::RowDevice;
 use super::metrics::GpuRowsMetrics;
 use super::seat::{Seat, Seated};
+use super::turns::{Hung, PATIENCE};
 use super::uploads::Errand;
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
@@ -102,15 +103,22 @@ impl Hosted {
     }
 
     /// Does one piece of work at a time; what came of it, and the seconds that it took without the wait for others.
-    pub(super) fn in_turn<T>(&self, work: impl FnOnce() -> T) -> (T, f64) {
+    ///
+    /// # Errors
+    /// The one before it does not end.
+    pub(super) fn in_turn<T>(&self, work: impl FnOnce() -> T) -> Result<(T, f64), Hung> {
         self.turns.fetch_add(1, Ordering::Relaxed);
-        let turn = self.turn.lock();
-        let begun = Instant::now();
-        let done = work();
-        let took = begun.elapsed().as_secs_f64();
-        drop(turn);
+        // Fair: who waits for long waits for one piece of work, not for others that come in between.
+        let turn = self.turn.try_lock_for(PATIENCE);
+        let done = turn.map(|turn| {
+            let begun = Instant::now();
+            let done = work();
+            let took = begun.elapsed().as_secs_f64();
+            parking_lot::MutexGuard::unlock_fair(turn);
+            (done, took)
+        });
         self.turns.fetch_sub(1, Ordering::Relaxed);
-        (done, took)
+        done.ok_or(Hung)
     }
 
     /// Seconds until work of so many seconds would be done, if all that are before it are like it.

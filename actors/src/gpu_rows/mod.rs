@@ -22,6 +22,7 @@ pub use device::{CudaRowDevice, DeviceRows, RowDevice};
 pub use metrics::GpuRowsMetrics;
 pub use seat::Seat;
 pub(crate) use turns::AllowedKey;
+use turns::{Hung, PATIENCE};
 pub use uploads::Vectors;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -29,7 +30,7 @@ use hosted::Hosted;
 use parking_lot::{Mutex, RwLock};
 use prometheus::Registry;
 use ragged_kernels::Scored;
-use ragged_kernels::cuda::HITS_MAX;
+use ragged_kernels::cuda::{GpuError, HITS_MAX};
 use ragged_raft::ids::TenantId;
 use seat::Seated;
 use std::borrow::Cow;
@@ -186,6 +187,10 @@ impl GpuRows {
     }
 }
 
+fn hung() -> GpuError {
+    GpuError::Failed { what: "a search", reason: format!("none has ended for {PATIENCE:?}") }
+}
+
 /// A search among rows.
 pub struct RowSearch<'a> {
     /// As long as a row.
@@ -249,14 +254,24 @@ impl TenantRows {
             return None;
         }
         rows.touch();
-        rows.turns.ask(search.allowed, search.query, asked, &self.gpus.metrics.queued, |asked| {
+        let answer = rows.turns.ask(search.allowed, search.query, asked, &self.gpus.metrics.queued, |asked| {
             self.compute(seat, &rows, asked, (search.bits)().as_deref())
+        });
+        answer.unwrap_or_else(|Hung| {
+            rows.held.gpu().failed(seat, Some(&rows), &hung(), 1);
+            None
         })
     }
 
     fn compute(&self, seat: &Seat, rows: &Arc<Seated>, asked: &[turns::Asked], bits: Option<&[u64]>) -> Option<Vec<Vec<u32>>> {
         let (gpu, metrics) = (rows.held.gpu(), &self.gpus.metrics);
-        let (found, took) = gpu.in_turn(|| rows.top_k(asked, bits));
+        let (found, took) = match gpu.in_turn(|| rows.top_k(asked, bits)) {
+            Ok(done) => done,
+            Err(Hung) => {
+                gpu.failed(seat, Some(rows), &hung(), asked.len());
+                return None;
+            }
+        };
         metrics.batch_queries.observe(asked.len() as f64);
         metrics.batch_seconds.observe(took);
         metrics.busy_seconds.with_label_values(&[&gpu.number.to_string()]).inc_by(took);

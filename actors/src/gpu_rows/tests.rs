@@ -250,3 +250,31 @@ fn a_gpu_that_is_to_be_opened_again_is_given_back_once_nothing_of_it_is_in_use()
     node.host();
     node.bring(&seat);
 }
+
+#[test]
+fn what_a_gpu_does_not_answer_the_processor_does() {
+    let node = Node::new(IN_USE);
+    let seats: [Arc<Seat>; 2] = Default::default();
+    seats.iter().for_each(|seat| node.bring(seat));
+    let searches = || node.fake.searches.load(Ordering::SeqCst);
+    let before = searches();
+    node.fake.stop();
+    std::thread::scope(|scope| {
+        let hung = scope.spawn(|| node.find(&seats[0]));
+        node.until("the search that does not end", || searches() > before);
+        let waiting = [0, 0, 1].map(|seat| {
+            scope.spawn({
+                let (node, seats) = (&node, &seats);
+                move || node.find(&seats[seat])
+            })
+        });
+        assert!(waiting.into_iter().all(|waits| waits.join().unwrap().is_none()));
+        assert!(seats.iter().all(|seat| !seat.is_taken()), "nobody asks it any more");
+        assert!(node.metrics().failures.get() >= 1);
+        assert!(node.rows.gpus.close(0).is_err(), "it is still being searched");
+        node.fake.go_on();
+        assert_eq!(hung.join().unwrap(), Some(vec![99, 98]));
+    });
+    node.until("the end of it", || node.rows.gpus.close(0).is_ok());
+    assert_eq!(node.metrics().queued.get(), 0);
+}

@@ -27,6 +27,11 @@ const QUERY_ROWS: [usize; 4] = [16, 32, 64, 128];
 /// Larger batches have a multiple of this many rows, so that products of few different sizes are planned.
 const ROWS_STEP: usize = 128;
 
+/// Rows of the batch that has so many, and is not a single query.
+pub(crate) fn whole_steps(rows: usize) -> usize {
+    rows.max(1).next_multiple_of(ROWS_STEP)
+}
+
 impl BatchShape {
     /// The smallest shape that these sequences fit into.
     pub(crate) fn of(sequences: &[TokenSequence]) -> Self {
@@ -36,7 +41,7 @@ impl BatchShape {
             Some(rows) => BatchShape { rows, tiles: rows.div_ceil(ATTENTION_TILE), sequences: 1, is_short: rows <= SHORT_TOKENS },
             None => {
                 let is_short = sequences.iter().all(|sequence| sequence.len() <= SHORT_TOKENS);
-                BatchShape { rows: rows.next_multiple_of(ROWS_STEP), tiles, sequences: sequences.len(), is_short }
+                BatchShape { rows: whole_steps(rows), tiles, sequences: sequences.len(), is_short }
             }
         }
     }

@@ -78,13 +78,17 @@ pub fn compile(architecture: &str) -> Result<Vec<u8>, GpuError> {
 fn compile_with_library(architecture: &str) -> Result<Vec<u8>, GpuError> {
     let failed = |log: String| GpuError::Compilation { architecture: architecture.to_owned(), log };
     let program = Program::new().map_err(failed)?;
-    // The architecture itself, not the virtual one, so that what comes out is machine code and a driver has nothing left to compile.
-    let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".to_owned(), "-default-device".to_owned()];
+    let options = options(architecture);
     // SAFETY: the program has been made and is destroyed by its drop only.
     match unsafe { result::compile_program(program.handle, &options) } {
         Ok(()) => program.code().map_err(failed),
         Err(fault) => Err(failed(format!("{fault}: {}", program.log()))),
     }
+}
+
+/// The architecture itself, not the virtual one, so that what comes out is machine code and a driver has nothing left to compile.
+fn options(architecture: &str) -> [String; 3] {
+    [format!("--gpu-architecture={architecture}"), "--std=c++17".to_owned(), "-default-device".to_owned()]
 }
 
 /// A program that is being compiled. Destroyed when it is dropped.
@@ -144,13 +148,14 @@ impl Drop for Program {
 }
 
 fn path_in(folder: &Path, architecture: &str) -> PathBuf {
-    folder.join(format!("kernels-{:016x}-{architecture}.cubin", source_hash()))
+    folder.join(format!("kernels-{:016x}-{architecture}.cubin", source_hash(architecture)))
 }
 
-/// Changes with every source.
-fn source_hash() -> u64 {
-    let all: Vec<u8> = SOURCES.iter().flat_map(|(name, text)| [name.as_bytes(), &[0], text.as_bytes(), &[0]].concat()).collect();
-    xxh3_64(&all)
+/// Changes with every source, and with how they are compiled. Not with the compiler's version: what is kept needs no compiler to be there.
+fn source_hash(architecture: &str) -> u64 {
+    let options = options(architecture);
+    let texts = SOURCES.iter().flat_map(|(name, text)| [*name, *text]).chain(options.iter().map(String::as_str));
+    xxh3_64(&texts.flat_map(|text| [text.as_bytes(), &[0]].concat()).collect::<Vec<u8>>())
 }
 
 /// What is kept at `path`; nothing when there is no file, or one that is not whole.

@@ -15,13 +15,18 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// The architecture whose GPUs multiply by warpgroups.
 const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
 /// The oldest driver that will do.
 const DRIVER_NEEDED: CudaVersion = CudaVersion { major: 12, minor: 0 };
+/// The oldest driver whose GPUs can be asked how long something took: cudarc asks by a function that older ones lack.
+const DRIVER_WITH_TIMERS: CudaVersion = CudaVersion { major: 12, minor: 8 };
+/// What this process has of GPUs, by their numbers. Held while one is opened or reset.
+static CONTEXTS: Mutex<Vec<(usize, Weak<CudaContext>)>> = Mutex::new(Vec::new());
 /// How long memory waits for the end of a recording before it is freed all the same.
 const RECORDING_MAX: Duration = Duration::from_secs(1);
 /// Memory of the processor from which and to which the GPU copies by itself, for each queue and direction.
@@ -51,42 +56,49 @@ pub struct GpuMemory {
     pub total_bytes: u64,
 }
 
-/// The GPUs of this machine that are not too old. Opens none of them.
+/// The GPUs of this machine that can be used. Opens none of them.
 ///
 /// # Errors
-/// [`GpuError::NoDriver`] on a machine without any, which is nothing to worry about.
+/// [`GpuError::NoDriver`] on a machine without any, which is nothing to worry about; GPUs of which none can be used.
 pub fn gpus() -> Result<Vec<GpuDescription>, GpuError> {
     guarded("listing GPUs", || {
         check_driver()?;
-        let mut gpus = Vec::new();
+        let (mut gpus, mut last_fault) = (Vec::new(), None);
         for number in 0..count()? {
             match describe(number) {
                 Ok(description) => gpus.push(description),
-                Err(fault @ GpuError::TooOld { .. }) => tracing::info!(number, %fault, "a GPU is passed over"),
-                Err(fault) => return Err(fault),
+                Err(fault) => {
+                    tracing::warn!(number, %fault, "a GPU is passed over");
+                    last_fault = Some(fault);
+                }
             }
         }
-        Ok(gpus)
+        last_fault.filter(|_| gpus.is_empty()).map_or(Ok(gpus), Err)
     })
 }
 
-/// Makes an end of everything that this process has on a GPU, after it has failed: until then it can only fail again.
+/// Makes an end of what a GPU that has failed has kept of this process: until then it can only fail again.
 ///
 /// # Errors
-/// No driver, no such GPU, a driver that refuses.
-///
-/// # Safety
-/// Nothing that was opened on the GPU is used any more.
-pub unsafe fn reset(number: usize) -> Result<(), GpuError> {
+/// Something that was opened on it is still there; no driver, no such GPU, a driver that refuses.
+pub fn reset(number: usize) -> Result<(), GpuError> {
     guarded("resetting the GPU", || {
         check_driver()?;
         let device = find(number)?;
-        // SAFETY: the device is there, and the caller says that nothing is left that would use what this ends.
+        let mut contexts = CONTEXTS.lock();
+        contexts.retain(|(_, context)| context.strong_count() > 0);
+        if contexts.iter().any(|(there, _)| *there == number) {
+            let reason = "something of this process is still on it".to_owned();
+            return Err(GpuError::Failed { what: "resetting the GPU", reason });
+        }
+        // SAFETY: the device is there, and nothing is left that would use what this ends: memory, streams and kernels have the context until they are freed,
+        // nobody has one, and nobody gets one while the list is locked.
         unsafe { sys::cuDevicePrimaryCtxReset_v2(device) }.result().map_err(|fault| failed("resetting the GPU", fault))
     })
 }
 
-fn check_driver() -> Result<(), GpuError> {
+/// The version of CUDA that the driver is for.
+fn check_driver() -> Result<CudaVersion, GpuError> {
     // SAFETY: loading the library runs its initialisers, which is what it is for.
     if !unsafe { sys::is_culib_present() } {
         return Err(GpuError::NoDriver);
@@ -100,7 +112,7 @@ fn check_driver() -> Result<(), GpuError> {
     if found < DRIVER_NEEDED {
         return Err(GpuError::DriverTooOld { found, needed: DRIVER_NEEDED });
     }
-    Ok(())
+    Ok(found)
 }
 
 fn count() -> Result<usize, GpuError> {
@@ -164,6 +176,9 @@ pub(crate) struct Driver {
     shared_bytes_max: u32,
     /// On which memory is cleared.
     clearing: Arc<CudaStream>,
+    has_timers: bool,
+    /// Whether it was found to answer no more.
+    is_lost: AtomicBool,
     fastest_ways: FastestWays,
     /// Held while work is recorded and while memory is allocated or freed: a recording does not bear what waits for its GPU.
     recording: Arc<Mutex<()>>,
@@ -176,9 +191,12 @@ impl Driver {
     /// No GPU, driver, library or compiler, or one that is too old.
     pub(crate) fn open(number: usize, folder: &Path) -> Result<Self, GpuError> {
         guarded("opening the GPU", || {
-            check_driver()?;
+            let has_timers = check_driver()? >= DRIVER_WITH_TIMERS;
             let description = describe(number)?;
+            let mut contexts = CONTEXTS.lock();
             let context = CudaContext::new(number).map_err(|fault| failed("opening the GPU", fault))?;
+            contexts.push((number, Arc::downgrade(&context)));
+            drop(contexts);
             // Before anything is recorded: cudarc waits for the GPU when it makes the first one.
             let clearing = context.new_stream().map_err(|fault| failed("making a stream", fault))?;
             let module = load_kernels(&context, &description.architecture, folder)?;
@@ -209,6 +227,8 @@ impl Driver {
                 multiprocessors,
                 shared_bytes_max,
                 clearing,
+                has_timers,
+                is_lost: AtomicBool::new(false),
                 fastest_ways: FastestWays::default(),
                 recording: Arc::default(),
             })
@@ -225,6 +245,23 @@ impl Driver {
         self.bind()?;
         let (free, total) = result::mem_get_info().map_err(|fault| failed("asking for the GPU's free memory", fault))?;
         Ok(GpuMemory { free_bytes: free as u64, total_bytes: total as u64 })
+    }
+
+    /// Something has failed that may have been the fault of what was asked, or of the GPU: looks which. A GPU that has failed refuses everything from then on.
+    pub(crate) fn doubt(&self) {
+        let answers = guarded("asking the GPU whether it answers", || {
+            self.bind()?;
+            self.clearing.synchronize().map_err(|fault| failed("the work of the GPU", fault))
+        });
+        if let Err(fault) = answers {
+            tracing::warn!(gpu = self.description.number, %fault, "a GPU is lost");
+            self.is_lost.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it answers no more: it has to be reset.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed)
     }
 
     fn bind(&self) -> Result<(), GpuError> {
@@ -319,16 +356,19 @@ impl Machine for Driver {
     }
 
     fn allocate(&self, bytes: usize) -> Result<DriverMemory, GpuError> {
-        let _not_while_recording = self.recording.lock();
         self.bind()?;
         let bytes = bytes.max(1);
+        let not_while_recording = self.recording.lock();
         // SAFETY: the memory is written over before it is given away.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(|fault| match fault {
             DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => GpuError::OutOfMemory { bytes },
             fault => failed("allocating memory", fault),
         })?;
+        drop(not_while_recording);
         let (context, recording) = (self.context.clone(), self.recording.clone());
         let memory = DriverMemory { context, recording, address, bytes };
+        // Taken after the memory is made, so that it is given back before that is dropped, which takes it as well.
+        let _not_while_recording = self.recording.lock();
         // SAFETY: the memory has this size and is nobody else's; it is given away after the stream's work is done.
         unsafe { result::memset_d8_async(address, 0, bytes, self.clearing.cu_stream()) }
             .map_err(|fault| failed("clearing memory", fault))?;
@@ -347,7 +387,8 @@ impl Machine for Driver {
             };
             let (outgoing, incoming) = (staging()?, staging()?);
             drop(not_while_recording);
-            let products = Products::new(&self.context, self.fastest_ways.clone(), |bytes| self.allocate(bytes))?;
+            let products =
+                Products::new(&self.context, self.has_timers, self.fastest_ways.clone(), |bytes| self.allocate(bytes))?;
             Ok(DriverQueue { stream, products, outgoing, outgoing_used: 0, incoming })
         })
     }

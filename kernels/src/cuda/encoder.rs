@@ -21,6 +21,8 @@ const SEQUENCES_MAX: usize = 4_096;
 const LANES: usize = 2 * super::BATCHES_IN_FLIGHT;
 /// Sequences whose vectors are fetched together: their parts follow one another without the processor waiting between them.
 const FLIGHT_SEQUENCES: usize = 4_096;
+/// So often it is tried again to record the work of queries. What else goes on on a GPU can spoil a recording.
+const REFUSALS_MAX: u32 = 8;
 /// Rows of the hidden state that a warp holds in its registers have at most this many values.
 const HIDDEN_SIZE_MAX: usize = 1_024;
 /// Threads of the blocks that take a warp for each row.
@@ -122,8 +124,10 @@ pub(crate) struct Lane<M: Machine> {
     context: M::Memory,
     intermediate: M::Memory,
     vectors: M::Memory,
-    /// The work of single queries, by shape; nothing for a shape whose work could not be recorded.
-    recordings: HashMap<BatchShape, Option<M::Recording>>,
+    /// The work of single queries, by shape.
+    recordings: HashMap<BatchShape, M::Recording>,
+    /// How often some could not be recorded.
+    refusals: u32,
 }
 
 #[repr(C)]
@@ -188,7 +192,8 @@ impl<M: Machine> GpuEncoder<M> {
         let words = uploader.embeddings()?;
         let layers = (0..configuration.layers).map(|index| uploader.layer(index)).collect::<Result<_, _>>()?;
         model.weights().release_pages();
-        Ok(GpuEncoder { machine, model, kernels, rows: options.rows, words, layers })
+        let rows = batch::whole_steps(options.rows);
+        Ok(GpuEncoder { machine, model, kernels, rows, words, layers })
     }
 
     /// Rows that pass through together.
@@ -199,7 +204,7 @@ impl<M: Machine> GpuEncoder<M> {
     /// Buffers for one batch at a time.
     pub(crate) fn new_lane(&self) -> Result<Lane<M>, GpuError> {
         let EncoderConfiguration { hidden_size, intermediate_size, positions, .. } = *self.model.configuration();
-        let rows = self.rows.max(positions.next_multiple_of(128));
+        let rows = self.rows.max(batch::whole_steps(positions));
         let shape =
             BatchShape { rows, tiles: rows / batch::ATTENTION_TILE + SEQUENCES_MAX, sequences: SEQUENCES_MAX, is_short: false };
         let halves = |columns: usize| self.machine.allocate(rows * columns * size_of::<f16>());
@@ -212,6 +217,7 @@ impl<M: Machine> GpuEncoder<M> {
             intermediate: halves(intermediate_size)?,
             vectors: self.machine.allocate(FLIGHT_SEQUENCES * hidden_size * size_of::<f32>())?,
             recordings: HashMap::new(),
+            refusals: 0,
         })
     }
 
@@ -249,19 +255,23 @@ impl<M: Machine> GpuEncoder<M> {
         if !shape.is_query() || done > 0 {
             return self.encode(lane, shape, done);
         }
-        let Lane { queue, recordings, .. } = lane;
-        let Some(recording) = recordings.get(&shape) else {
-            // The first time plans its products, which cannot be done while they are recorded.
-            self.encode(lane, shape, 0)?;
-            let recording = self.record(lane, shape);
-            let recording = recording.inspect_err(|fault| tracing::warn!(%fault, "queries are given to the GPU step by step"));
-            lane.recordings.insert(shape, recording.ok());
-            return Ok(());
-        };
-        let Some(recording) = recording else { return self.encode(lane, shape, 0) };
-        // SAFETY: the recording names the memory of its lane and of this encoder, and both are there until the queue's work is done: `embed` waits for it,
-        // and memory is freed in the order of the work.
-        unsafe { self.machine.replay(queue, recording) }
+        if let Some(recording) = lane.recordings.get(&shape) {
+            // SAFETY: the recording names the memory of its lane and of this encoder, and both are there until the queue's work is done: `embed` waits for
+            // it, and where that failed the lane waits before it frees anything, and is dropped before the encoder.
+            return unsafe { self.machine.replay(&mut lane.queue, recording) };
+        }
+        // The first time plans its products, which cannot be done while they are recorded.
+        self.encode(lane, shape, 0)?;
+        if lane.refusals < REFUSALS_MAX {
+            match self.record(lane, shape) {
+                Ok(recording) => drop(lane.recordings.insert(shape, recording)),
+                Err(fault) => {
+                    lane.refusals += 1;
+                    tracing::warn!(%fault, refusals = lane.refusals, "a query was given to the GPU step by step");
+                }
+            }
+        }
+        Ok(())
     }
 
     fn record(&self, lane: &mut Lane<M>, shape: BatchShape) -> Result<M::Recording, GpuError> {

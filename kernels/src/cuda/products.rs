@@ -8,13 +8,14 @@ use super::machine::{DeviceMemory, GpuError, Product, ProductEnd};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasLtEpilogue_t as Epilogue, cublasLtMatmulDescAttributes_t as Attribute};
 use cudarc::driver::sys as sys_driver;
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
 use half::f16;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t as Algorithm;
 
@@ -36,6 +37,8 @@ pub(super) type FastestWays = Arc<Mutex<HashMap<Size, Algorithm>>>;
 /// The library, for the products of one queue.
 pub(super) struct Products {
     context: Arc<CudaContext>,
+    /// Whether the GPU can be asked how long something took.
+    has_timers: bool,
     handle: sys::cublasLtHandle_t,
     workspace: DriverMemory,
     /// Few: batches have a multiple of 128 rows, up to a limit.
@@ -58,6 +61,7 @@ pub(super) struct Size {
 impl Products {
     pub(super) fn new(
         context: &Arc<CudaContext>,
+        has_timers: bool,
         fastest_ways: FastestWays,
         workspace: impl FnOnce(usize) -> Result<DriverMemory, GpuError>,
     ) -> Result<Self, GpuError> {
@@ -68,7 +72,7 @@ impl Products {
         context.bind_to_thread().map_err(|fault| failed("turning to the GPU", fault))?;
         let workspace = workspace(WORKSPACE_BYTES)?;
         let handle = result::create_handle().map_err(|fault| failed("starting cuBLASLt", fault))?;
-        Ok(Products { context: context.clone(), handle, workspace, plans: HashMap::new(), fastest_ways })
+        Ok(Products { context: context.clone(), has_timers, handle, workspace, plans: HashMap::new(), fastest_ways })
     }
 
     /// Computes a product. The first large one of a size tries several ways, for which `allocate` gives memory.
@@ -91,12 +95,21 @@ impl Products {
                 match fastest.get(&size).copied() {
                     Some(way) => plan.algorithm = way,
                     None => match allocate(rows * outputs * size_of::<f16>()) {
-                        // SAFETY: the caller's promise, and `out` is as large as what it stands for; it is freed after the work is done, which the timing
-                        // waits for.
-                        Ok(out) => unsafe {
-                            plan.algorithm = self.fastest(stream, &plan, &Product { out: out.address(), ..*product }, &ways)?;
+                        Ok(out) => {
+                            let elsewhere = Product { out: out.address(), ..*product };
+                            // SAFETY: the caller's promise, and `out` is as large as what it stands for; it is freed after the work is done, which the
+                            // timing waits for, as the freeing does where that has failed.
+                            let tried =
+                                guarded("timing matrix products", || unsafe { self.fastest(stream, &plan, &elsewhere, &ways) });
+                            match tried {
+                                Ok(way) => plan.algorithm = way,
+                                // A GPU that has failed says so again at the product itself.
+                                Err(fault) => {
+                                    tracing::warn!(%fault, "products are computed in the way that cuBLASLt thinks best")
+                                }
+                            }
                             fastest.insert(size, plan.algorithm);
-                        },
+                        }
                         // What is tried is no more than what may be faster.
                         Err(GpuError::OutOfMemory { bytes }) => {
                             tracing::info!(bytes, "too little memory on the GPU to try ways of computing a product");
@@ -123,21 +136,20 @@ impl Products {
         product: &Product,
         ways: &[Algorithm],
     ) -> Result<Algorithm, GpuError> {
-        let timing = |fault| failed("timing a matrix product", fault);
-        let event = || self.context.new_event(Some(sys_driver::CUevent_flags::CU_EVENT_DEFAULT)).map_err(timing);
-        let (begun, ended) = (event()?, event()?);
+        let stopwatch = Stopwatch::new(&self.context, self.has_timers)?;
         let mut best = (f32::INFINITY, ways[0]);
         // All ways in turn, so that a clock that rises meanwhile is fair to each. The first turn is not counted.
         for trial in 0..=TRIALS {
             for way in ways {
-                begun.record(stream).map_err(timing)?;
                 // SAFETY: the caller's promise.
-                if let Err(fault) = unsafe { self.compute(stream, plan, product, way) } {
-                    tracing::debug!(%fault, "a way of computing a product that is passed over");
-                    continue;
-                }
-                ended.record(stream).map_err(timing)?;
-                let milliseconds = begun.elapsed_ms(&ended).map_err(timing)?;
+                let timed = stopwatch.time(stream, || unsafe { self.compute(stream, plan, product, way) })?;
+                let milliseconds = match timed {
+                    Ok(milliseconds) => milliseconds,
+                    Err(fault) => {
+                        tracing::debug!(%fault, "a way of computing a product that is passed over");
+                        continue;
+                    }
+                };
                 if trial > 0 && milliseconds < best.0 {
                     best = (milliseconds, *way);
                 }
@@ -192,6 +204,51 @@ impl Drop for Products {
             tracing::debug!(%fault, "cuBLASLt is not ended in order");
         }
     }
+}
+
+/// Says how long a GPU takes.
+enum Stopwatch {
+    /// By its own clock.
+    Events(CudaEvent, CudaEvent),
+    /// By the processor's, which counts the launch, too.
+    Clock,
+}
+
+impl Stopwatch {
+    fn new(context: &Arc<CudaContext>, has_timers: bool) -> Result<Self, GpuError> {
+        if !has_timers {
+            return Ok(Stopwatch::Clock);
+        }
+        let event = || context.new_event(Some(sys_driver::CUevent_flags::CU_EVENT_DEFAULT)).map_err(timing_failed);
+        Ok(Stopwatch::Events(event()?, event()?))
+    }
+
+    /// Milliseconds that the work takes; or why there is none.
+    fn time(&self, stream: &CudaStream, work: impl FnOnce() -> Result<(), GpuError>) -> Result<Result<f32, GpuError>, GpuError> {
+        match self {
+            Stopwatch::Events(begun, ended) => {
+                begun.record(stream).map_err(timing_failed)?;
+                if let Err(fault) = work() {
+                    return Ok(Err(fault));
+                }
+                ended.record(stream).map_err(timing_failed)?;
+                begun.elapsed_ms(ended).map(Ok).map_err(timing_failed)
+            }
+            Stopwatch::Clock => {
+                stream.synchronize().map_err(timing_failed)?;
+                let begun = Instant::now();
+                if let Err(fault) = work() {
+                    return Ok(Err(fault));
+                }
+                stream.synchronize().map_err(timing_failed)?;
+                Ok(Ok(begun.elapsed().as_secs_f32() * 1e3))
+            }
+        }
+    }
+}
+
+fn timing_failed(fault: DriverError) -> GpuError {
+    failed("timing a matrix product", fault)
 }
 
 /// How a product of one size is computed.

@@ -304,7 +304,16 @@ impl<M: Machine> GpuRows<M> {
         for queries in queries.chunks(QUERIES_MAX) {
             let scoring = self.scoring(queries.len());
             let mut search = Search { rows: self, lane, scoring, queries, filtered: allowed.is_some(), k };
-            hits.extend(search.run()?);
+            match search.run() {
+                Ok(found) => hits.extend(found),
+                Err(fault) => {
+                    // What was begun may still read the rows, and these may be freed as soon as this returns.
+                    if let Err(fault) = self.machine.download(&mut lane.queue, &lane.queries, 0, &mut []) {
+                        tracing::debug!(%fault, "what was begun of a search has failed");
+                    }
+                    return Err(fault);
+                }
+            }
         }
         Ok(hits)
     }
@@ -376,7 +385,8 @@ impl<M: Machine> Search<'_, M> {
         let mut first = 0;
         if self.rows.count() > CAPACITY {
             // As many rows as that is expected to let through fill a quarter of the room.
-            let sample = (4 * self.k * self.rows.count() / CAPACITY).clamp(SAMPLE_MIN, CAPACITY) / OCTET;
+            let wanted = 4 * self.k * self.rows.count() / CAPACITY;
+            let sample = wanted.clamp(SAMPLE_MIN, CAPACITY) / OCTET;
             let step = octets.div_ceil(sample);
             let looked_at = octets.div_ceil(step);
             // Few rows for many queries: blocks of fewer columns, so that there are blocks for all multiprocessors.
@@ -385,7 +395,8 @@ impl<M: Machine> Search<'_, M> {
             self.score(0..octets, step, true)?;
             self.scoring = all;
             self.select(looked_at * OCTET)?;
-            if self.queries.len() >= REFINED_QUERIES {
+            // A sample that is smaller than is wanted lets more through than there is room for, if all rows are looked at next.
+            if self.queries.len() >= REFINED_QUERIES || wanted > CAPACITY {
                 first = (octets / REFINING_PART).next_multiple_of(GROUP_ROWS / OCTET);
                 self.score(0..first, 1, false)?;
                 self.select(0)?;
@@ -510,7 +521,7 @@ impl<M: Machine> Search<'_, M> {
 
     fn launch(&mut self, kernel: Kernel, shape: LaunchShape, arguments: &impl NoUninit) -> Result<(), GpuError> {
         // SAFETY: the callers give each kernel its own structure and the shape that its source asks for; the lane's memory is made for the most queries and
-        // the slabs for all rows, and both live until the queue's work is done, because `fetch` waits for it.
+        // the slabs for all rows, and both live until the queue's work is done, because `fetch` waits for it, and `top_k` where that is not come to.
         unsafe { self.rows.machine.launch(&mut self.lane.queue, kernel, shape, bytemuck::bytes_of(arguments)) }
     }
 }

@@ -13,6 +13,7 @@ struct Numbered {
     at_once: usize,
     fails: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
+    is_lost: Arc<AtomicBool>,
     /// Where its batches wait for one another.
     gate: Option<Arc<std::sync::Barrier>>,
     computing: AtomicUsize,
@@ -26,6 +27,7 @@ impl Numbered {
             at_once: 1,
             fails: Arc::default(),
             panics: Arc::default(),
+            is_lost: Arc::default(),
             gate: None,
             computing: AtomicUsize::new(0),
             most_at_once: AtomicUsize::new(0),
@@ -55,6 +57,10 @@ impl Device for Numbered {
             return Err(DeviceError::EmptySequence { sequence });
         }
         Ok(sequences.iter().flat_map(|sequence| [sequence.len() as f32, self.number]).collect())
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::SeqCst)
     }
 
     fn batches_in_flight(&self) -> usize {
@@ -116,7 +122,8 @@ fn slot(device: Arc<dyn Device>) -> DeviceSlot {
 
 fn spare(device: Arc<dyn Device>, reopen: OpenDevice) -> Option<Spare> {
     let device = batches_of_ten(device);
-    Some(Spare { device, reopen, backoff_initial: Duration::from_millis(5), backoff_max: Duration::from_millis(40) })
+    let (backoff_initial, backoff_max) = (Duration::from_millis(5), Duration::from_millis(40));
+    Some(Spare { device, reopen, backoff_initial, backoff_max, hung_after: Duration::from_secs(60) })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -256,4 +263,86 @@ async fn an_embedder_that_is_started_again_knows_that_its_device_has_failed() {
     let running = Running { queue, metrics, actor };
     running.until("opened again", || reopened.load(Ordering::SeqCst) == 1 && slot.lock().is_some()).await;
     assert_eq!(running.embed(&[5]).await.unwrap(), [[5.0, 3.0]]);
+}
+
+/// Opens a device of number 3 each time, and counts that.
+fn counted(opened: &Arc<AtomicUsize>) -> OpenDevice {
+    let opened = opened.clone();
+    Arc::new(move || {
+        opened.fetch_add(1, Ordering::SeqCst);
+        Ok(batches_of_ten(Arc::new(Numbered::new(3.0))))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_hangs_is_given_up_and_its_batches_are_embedded_by_the_spare_one() {
+    // Two batches come and wait for a third.
+    let gate = Arc::new(std::sync::Barrier::new(3));
+    let own = Numbered { at_once: 2, gate: Some(gate.clone()), ..Numbered::new(1.0) };
+    let opened = Arc::new(AtomicUsize::new(0));
+    let spare = spare(Arc::new(Numbered::new(2.0)), counted(&opened));
+    let hung_after = Duration::from_millis(200);
+    let running = Running::start(Arc::new(own), spare.map(|spare| Spare { hung_after, ..spare })).await;
+    assert_eq!(running.embed(&[9, 8]).await.unwrap(), [[9.0, 2.0], [8.0, 2.0]]);
+    assert_eq!((running.metrics.failures.get(), running.metrics.devices_lost.get()), (2, 1));
+    assert_eq!(running.embed(&[7]).await.unwrap(), [[7.0, 2.0]]);
+    assert_eq!(opened.load(Ordering::SeqCst), 0, "it is not opened again while something is on it");
+
+    // It comes back, and what it has found meanwhile is nobody's any more.
+    tokio::task::spawn_blocking(move || gate.wait()).await.unwrap();
+    running.until("the device is back", || running.metrics.devices_lost.get() == 0).await;
+    assert_eq!(running.embed(&[6]).await.unwrap(), [[6.0, 3.0]]);
+    assert_eq!(running.metrics.batches.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_was_lost_by_others_is_opened_again_though_nothing_is_embedded() {
+    let own = Numbered::new(1.0);
+    let is_lost = own.is_lost.clone();
+    let opened = Arc::new(AtomicUsize::new(0));
+    let spare = spare(Arc::new(Numbered::new(2.0)), counted(&opened));
+    let hung_after = Duration::from_millis(200);
+    let running = Running::start(Arc::new(own), spare.map(|spare| Spare { hung_after, ..spare })).await;
+    is_lost.store(true, Ordering::SeqCst);
+    running.until("opened again", || opened.load(Ordering::SeqCst) == 1).await;
+    running.until("in use", || running.metrics.devices_lost.get() == 0).await;
+    assert_eq!(running.embed(&[6]).await.unwrap(), [[6.0, 3.0]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_embedder_that_has_ended_opens_no_device() {
+    let own = Numbered::new(1.0);
+    own.fails.store(true, Ordering::SeqCst);
+    let opened = Arc::new(AtomicUsize::new(0));
+    let spare = spare(Arc::new(Numbered::new(2.0)), counted(&opened));
+    let backoff_initial = Duration::from_millis(200);
+    let running =
+        Running::start(Arc::new(own), spare.map(|spare| Spare { backoff_initial, backoff_max: backoff_initial, ..spare })).await;
+    assert_eq!(running.embed(&[4]).await.unwrap(), [[4.0, 2.0]]);
+    running.actor.stop_and_wait(None, None).await.unwrap();
+    tokio::time::sleep(3 * backoff_initial).await;
+    assert_eq!(opened.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_device_that_fails_again_soon_is_waited_for_longer_though_it_worked_in_between() {
+    let device = || -> Arc<dyn Device> { Arc::new(Numbered::new(1.0)) };
+    let opened = Arc::new(AtomicUsize::new(0));
+    let spare = spare(device(), counted(&opened)).map(|spare| Spare { backoff_max: Duration::from_secs(600), ..spare });
+    let (mut devices, _) = Devices::new(slot(device()), spare).unwrap();
+    let mut waits = Vec::new();
+    for _ in 0..6 {
+        let own = devices.current().device().clone();
+        devices.worked(&own);
+        let later = devices.give_up(&own).unwrap();
+        drop(own);
+        waits.push(later.wait.as_millis());
+        assert!(devices.reopened((later.open)()).is_none());
+    }
+    assert_eq!(waits, [5, 10, 20, 40, 80, 160]);
+    // Once it has worked for as long as it was waited for, it is as good as any.
+    std::thread::sleep(Duration::from_millis(170));
+    let own = devices.current().device().clone();
+    devices.worked(&own);
+    assert_eq!(devices.give_up(&own).unwrap().wait.as_millis(), 5);
 }
