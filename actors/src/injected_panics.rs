@@ -1,5 +1,6 @@
 //! A panic in every kind of actor: it is started again, and nothing that was acknowledged is lost.
 
+use crate::account_seconds::Account;
 use crate::cluster::reconciler::ReconcilerSettings;
 use crate::embedding::{EmbedderMessage, Urgency};
 use crate::engine::{ClusterOptions, Engine, EngineOptions, Limits};
@@ -124,7 +125,16 @@ async fn a_panic_in_every_kind_of_actor_loses_no_acknowledged_write() {
         upload(&own, stored).await;
         stored += 1;
         engine.parts.embedding_address().cast(EmbedderMessage::Panic);
-        assert_eq!(engine.parts.embedding.embed(DEFAULT_TENANT, Urgency::Query, vec!["again".into()]).await.unwrap().len(), 1);
+        assert_eq!(
+            engine
+                .parts
+                .embedding
+                .embed(&Account::of_tenant(DEFAULT_TENANT), Urgency::Query, vec!["again".into()])
+                .await
+                .unwrap()
+                .len(),
+            1
+        );
         for shard in engine.parts.shards.ids().map(|shard| engine.parts.shards.address(shard).unwrap().clone()) {
             shard.cast(ShardMessage::Panic);
         }
@@ -175,6 +185,15 @@ async fn a_supervisor_that_panics_is_restarted_with_its_children() {
     while engine.parts.embedding_address().current().is_none_or(|actor| actor.get_id() == before) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(engine.parts.embedding.embed(DEFAULT_TENANT, Urgency::Query, vec!["again".into()]).await.unwrap().len(), 1);
+    assert_eq!(
+        engine
+            .parts
+            .embedding
+            .embed(&Account::of_tenant(DEFAULT_TENANT), Urgency::Query, vec!["again".into()])
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     engine.stop(Duration::from_secs(5)).await;
 }

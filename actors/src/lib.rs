@@ -6,6 +6,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps fails, and says where
 
+pub mod account_seconds;
 pub mod address;
 pub mod cluster;
 pub mod embedding;
@@ -26,7 +27,6 @@ pub mod session;
 pub mod shard;
 pub mod shards;
 pub mod supervision;
-pub mod tenant_seconds;
 pub mod token;
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A search: asks the collection's shards, merges their rankings, and fetches what the hits show.
 
+use crate::account_seconds::Account;
 use crate::embedding::Embedding;
 use crate::error::{ErrorKind, ServiceError};
 use crate::filter::Filter;
@@ -158,10 +159,15 @@ impl Searcher {
     }
 
     /// Runs a search.
-    pub async fn search(&self, collection: Arc<Collection>, search: Search) -> Result<SearchOutcome, ServiceError> {
+    pub async fn search(
+        &self,
+        account: &Account,
+        collection: Arc<Collection>,
+        search: Search,
+    ) -> Result<SearchOutcome, ServiceError> {
         let mode = check(&search, &collection)?;
         let timer = self.seconds.with_label_values(&[mode.name()]).start_timer();
-        let query = Arc::new(self.partition_query(&search, mode, &collection).await?);
+        let query = Arc::new(self.partition_query(account, &search, mode, &collection).await?);
         let page = Arc::new(Page {
             mode,
             weights: search.weights,
@@ -202,6 +208,7 @@ impl Searcher {
 
     async fn partition_query(
         &self,
+        account: &Account,
         search: &Search,
         mode: Mode,
         collection: &Collection,
@@ -215,7 +222,7 @@ impl Searcher {
             }
             (_, None, Some(query)) => {
                 self.pipeline.check_model(collection)?;
-                Some(Box::pin(self.embedding.embed_query(collection.tenant, query)).await?.to_vec())
+                Some(Box::pin(self.embedding.embed_query(account, query)).await?.to_vec())
             }
             (_, None, None) => None,
         };

@@ -1,5 +1,6 @@
 //! What one authenticated request may do. The tenant is bound here, from the credential, and nowhere else.
 
+use crate::account_seconds::Account;
 use crate::cluster::services::Services;
 use crate::engine::{Engine, Parts};
 use crate::error::{ErrorKind, ServiceError};
@@ -129,6 +130,11 @@ impl Session {
         self.principal.tenant
     }
 
+    /// Whose seconds of devices the request's are.
+    fn account(&self) -> Account {
+        Account { tenant: self.principal.tenant, key: Some(self.principal.key_id.as_str().into()) }
+    }
+
     async fn find(&self, name: &str) -> Result<Arc<Collection>, ServiceError> {
         check_name(name)?;
         let found = self.parts.meta.find_collection(self.tenant(), name).await?;
@@ -254,7 +260,7 @@ impl Session {
         for (position, result) in pipeline.chunk(&collection, documents).await?.into_iter().enumerate() {
             chunked.push(result.map_err(|fault| at_document(position, fault))?);
         }
-        let prepared = pipeline.embed(&collection, chunked).await?;
+        let prepared = pipeline.embed(&self.account(), &collection, chunked).await?;
         let uploaded = pipeline.store(&collection, prepared, idempotency).await?;
         Ok(Uploaded { documents: uploaded.documents, token: uploaded.token.reveal()? })
     }
@@ -318,7 +324,7 @@ impl Session {
 
     /// Begins an import.
     pub async fn import(&self, collection: &str) -> Result<Import, ServiceError> {
-        Ok(Import::new(self.parts.pipeline.clone(), self.find(collection).await?))
+        Ok(Import::new(self.account(), self.parts.pipeline.clone(), self.find(collection).await?))
     }
 
     /// A document with its text.
@@ -448,7 +454,7 @@ impl Session {
 
     /// Searches a collection.
     pub async fn search(&self, collection: &str, search: Search) -> Result<SearchOutcome, ServiceError> {
-        self.parts.searcher.search(self.find(collection).await?, search).await
+        self.parts.searcher.search(&self.account(), self.find(collection).await?, search).await
     }
 
     /// Jobs, newest first, and where to go on.

@@ -185,6 +185,10 @@ pub struct Embedded {
     pub device: Arc<dyn Device>,
     /// Whether that is to be given up.
     pub device_failed: bool,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// The device that answered in its place, and the seconds that this took.
+    pub by_spare: Option<(Arc<dyn Device>, f64)>,
 }
 
 /// Who is to blame for a failure.
@@ -215,20 +219,35 @@ impl InUse {
 
     /// Embeds a batch; on the spare device when the other one fails.
     pub fn embed(self, sequences: &[TokenSequence]) -> Embedded {
-        let (fault, blame) = match embed_on(&self.device, sequences) {
-            Ok(vectors) => return Embedded { vectors: Ok(vectors), device: self.device, device_failed: false },
+        let (outcome, seconds) = timed(|| embed_on(&self.device, sequences));
+        let of_device =
+            |vectors, device_failed| Embedded { vectors, device: self.device.clone(), device_failed, seconds, by_spare: None };
+        let (fault, blame) = match outcome {
+            Ok(vectors) => return of_device(Ok(vectors), false),
             Err(failure) => failure,
         };
         let device_failed = matches!(blame, Blame::Device);
-        let vectors = match (&self.spare, blame) {
+        match (self.spare, blame) {
             (Some(spare), Blame::Device | Blame::Limits) => {
-                tracing::warn!(device = self.device.name(), fault, "the embedding device failed; the spare one answers");
-                embed_on(spare, sequences).map_err(|(fault, _)| fault)
+                match device_failed {
+                    true => {
+                        tracing::warn!(device = self.device.name(), fault, "the embedding device failed; the spare one answers")
+                    }
+                    false => tracing::info!(device = self.device.name(), fault, "texts are embedded by the spare device"),
+                }
+                let (outcome, seconds) = timed(|| embed_on(&spare, sequences));
+                let vectors = outcome.map_err(|(fault, _)| fault);
+                Embedded { by_spare: Some((spare, seconds)), ..of_device(vectors, device_failed) }
             }
-            _ => Err(fault),
-        };
-        Embedded { vectors, device: self.device, device_failed }
+            _ => of_device(Err(fault), device_failed),
+        }
     }
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
+    let begun = Instant::now();
+    let done = work();
+    (done, begun.elapsed().as_secs_f64())
 }
 
 fn embed_on(device: &Arc<dyn Device>, sequences: &[TokenSequence]) -> Result<Vec<f32>, (String, Blame)> {

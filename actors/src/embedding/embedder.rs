@@ -1,16 +1,15 @@
 //! The actor of one embedding device: queues texts, and feeds the device as many batches as keep it busy.
 
+use crate::account_seconds::{Account, AccountSeconds};
 use crate::address::{Address, Repeat, Reply};
 use crate::embedding::devices::{BatchDevice, DeviceSlot, Devices, InUse, OpenLater, Spare};
 use crate::embedding::query_cache::QueryCache;
 use crate::embedding::queue::{Item, Queue};
 use crate::error::{ErrorKind, ServiceError};
-use crate::tenant_seconds::TenantSeconds;
-use prometheus::{Counter, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry};
+use prometheus::{CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Opts, Registry};
 use ractor::concurrency::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus};
 use ragged_kernels::{Device, Model, TokenSequence};
-use ragged_raft::ids::TenantId;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -76,18 +75,18 @@ impl Embedding {
     }
 
     /// The vector of a query, from memory when the tenant has asked the same lately.
-    pub async fn embed_query(&self, tenant: TenantId, query: &str) -> Result<Arc<[f32]>, ServiceError> {
-        if let Some(known) = self.queries.get(tenant, query) {
+    pub async fn embed_query(&self, account: &Account, query: &str) -> Result<Arc<[f32]>, ServiceError> {
+        if let Some(known) = self.queries.get(account.tenant, query) {
             return Ok(known);
         }
-        let embedded = self.embed(tenant, Urgency::Query, vec![query.to_owned()]).await?.pop();
+        let embedded = self.embed(account, Urgency::Query, vec![query.to_owned()]).await?.pop();
         let vector: Arc<[f32]> = embedded.ok_or_else(|| ServiceError::internal("a query was embedded into nothing"))?.into();
-        self.queries.keep(tenant, query, &vector);
+        self.queries.keep(account.tenant, query, &vector);
         Ok(vector)
     }
 
     /// Vectors of texts, each of the model's dimension and of length 1, in the texts' order.
-    pub async fn embed(&self, tenant: TenantId, urgency: Urgency, texts: Vec<String>) -> Result<Vec<Vec<f32>>, ServiceError> {
+    pub async fn embed(&self, account: &Account, urgency: Urgency, texts: Vec<String>) -> Result<Vec<Vec<f32>>, ServiceError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
@@ -114,7 +113,12 @@ impl Embedding {
         queue.waiting.fetch_add(sequences.iter().map(TokenSequence::len).sum(), Ordering::Relaxed);
         queue
             .address
-            .call(limit, Repeat::Safe, |reply| EmbedderMessage::Embed { tenant, urgency, sequences: sequences.clone(), reply })
+            .call(limit, Repeat::Safe, |reply| EmbedderMessage::Embed {
+                account: account.clone(),
+                urgency,
+                sequences: sequences.clone(),
+                reply,
+            })
             .await
     }
 }
@@ -132,8 +136,8 @@ fn least_busy(queues: &[EmbedderQueue]) -> &EmbedderQueue {
 pub enum EmbedderMessage {
     /// Asks for the vectors of texts.
     Embed {
-        /// Whose turn it is counted as.
-        tenant: TenantId,
+        /// Whose turn and whose seconds it is counted as.
+        account: Account,
         /// How soon they are needed.
         urgency: Urgency,
         /// The texts' tokens.
@@ -193,16 +197,18 @@ pub struct EmbeddingMetrics {
     pub failures: IntCounter,
     /// Devices that have failed and could not be opened again yet.
     pub devices_lost: IntGauge,
-    /// Seconds that batches waited or computed on devices, added up: on GPUs more than time passes, because batches overlap.
-    pub busy_seconds: Counter,
-    /// The same of each tenant: batches' seconds shared out by tokens.
-    tenants: TenantSeconds,
+    /// Seconds that each text waited for a device.
+    pub queue_seconds: Histogram,
+    /// Seconds of batches on each device, added up: on GPUs more than time passes, because batches overlap.
+    pub busy_seconds: CounterVec,
+    /// The same of each account: batches' seconds shared out by tokens.
+    tenants: AccountSeconds,
     /// Seconds in which each request's texts became tokens.
     pub tokenize_seconds: Histogram,
-    /// Tokens of each batch.
-    pub batch_tokens: Histogram,
-    /// Seconds that each batch took.
-    pub batch_seconds: Histogram,
+    /// Tokens of the batches of each device.
+    pub batch_tokens: HistogramVec,
+    /// Seconds that they took.
+    pub batch_seconds: HistogramVec,
 }
 
 impl EmbeddingMetrics {
@@ -215,8 +221,15 @@ impl EmbeddingMetrics {
             batches: IntGauge::new("ragged_embedding_batches", "Batches that are on a device.")?,
             failures: IntCounter::new("ragged_embedding_failures_total", "Batches that a device failed on.")?,
             devices_lost: IntGauge::new("ragged_embedding_devices_lost", "Devices that have failed and are not back.")?,
-            busy_seconds: Counter::with_opts(Opts::new("ragged_embedding_busy_seconds_total", "Seconds of batches on devices."))?,
-            tenants: TenantSeconds::register(
+            queue_seconds: Histogram::with_opts(
+                HistogramOpts::new("ragged_embedding_queue_seconds", "Time that a text waited for a device.")
+                    .buckets(prometheus::exponential_buckets(50e-6, 2.0, 20)?),
+            )?,
+            busy_seconds: CounterVec::new(
+                Opts::new("ragged_embedding_busy_seconds_total", "Seconds of batches on a device."),
+                &["device"],
+            )?,
+            tenants: AccountSeconds::register(
                 "ragged_embedding_tenant_seconds_total",
                 "Seconds of batches on devices, by whose tokens they were.",
                 registry,
@@ -225,14 +238,16 @@ impl EmbeddingMetrics {
                 HistogramOpts::new("ragged_embedding_tokenize_seconds", "Time in which a request's texts became tokens.")
                     .buckets(prometheus::exponential_buckets(20e-6, 2.0, 14)?),
             )?,
-            batch_tokens: Histogram::with_opts(
+            batch_tokens: HistogramVec::new(
                 HistogramOpts::new("ragged_embedding_batch_tokens", "Tokens of a batch.")
                     .buckets(prometheus::exponential_buckets(8.0, 2.0, 14)?),
+                &["device"],
             )?,
-            batch_seconds: Histogram::with_opts(HistogramOpts::new(
-                "ragged_embedding_batch_seconds",
-                "Time of a batch on the device.",
-            ))?,
+            batch_seconds: HistogramVec::new(
+                HistogramOpts::new("ragged_embedding_batch_seconds", "Time of a batch on a device.")
+                    .buckets(prometheus::exponential_buckets(100e-6, 2.0, 18)?),
+                &["device"],
+            )?,
         };
         registry.register(Box::new(metrics.tokens.clone()))?;
         registry.register(Box::new(metrics.texts.clone()))?;
@@ -240,11 +255,20 @@ impl EmbeddingMetrics {
         registry.register(Box::new(metrics.batches.clone()))?;
         registry.register(Box::new(metrics.failures.clone()))?;
         registry.register(Box::new(metrics.devices_lost.clone()))?;
+        registry.register(Box::new(metrics.queue_seconds.clone()))?;
         registry.register(Box::new(metrics.busy_seconds.clone()))?;
         registry.register(Box::new(metrics.tokenize_seconds.clone()))?;
         registry.register(Box::new(metrics.batch_tokens.clone()))?;
         registry.register(Box::new(metrics.batch_seconds.clone()))?;
         Ok(metrics)
+    }
+
+    /// A batch was on a device for so long.
+    fn count_batch(&self, device: &dyn Device, tokens: usize, seconds: f64) {
+        let device = &[device.name()];
+        self.batch_seconds.with_label_values(device).observe(seconds);
+        self.busy_seconds.with_label_values(device).inc_by(seconds);
+        self.batch_tokens.with_label_values(device).observe(tokens as f64);
     }
 }
 
@@ -345,7 +369,7 @@ impl Actor for Embedder {
         state: &mut EmbedderState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            EmbedderMessage::Embed { tenant, urgency, sequences, reply } => state.accept(tenant, urgency, &sequences, reply),
+            EmbedderMessage::Embed { account, urgency, sequences, reply } => state.accept(&account, urgency, &sequences, reply),
             EmbedderMessage::BatchDone { number, vectors, device, device_failed } => {
                 // Nothing is under way any more of a batch that hung, and was given to another device.
                 let done = state.batches.remove(&number).map(|under_way| under_way.batch);
@@ -371,7 +395,7 @@ impl Actor for Embedder {
 }
 
 impl EmbedderState {
-    fn accept(&mut self, tenant: TenantId, urgency: Urgency, sequences: &[TokenSequence], reply: Reply<Vec<Vec<f32>>>) {
+    fn accept(&mut self, account: &Account, urgency: Urgency, sequences: &[TokenSequence], reply: Reply<Vec<Vec<f32>>>) {
         let tokens: usize = sequences.iter().map(TokenSequence::len).sum();
         if self.queue.tokens() > 0 && self.queue.tokens() + tokens > self.arguments.queued_tokens_max {
             self.drop_abandoned();
@@ -383,10 +407,11 @@ impl EmbedderState {
             answer(reply, Err(ServiceError::new(ErrorKind::Unavailable, "embedding_overloaded", detail)));
             return;
         }
-        let request = self.next_request;
+        let (request, since) = (self.next_request, Instant::now());
         self.next_request += 1;
         for (position, tokens) in sequences.iter().enumerate() {
-            self.queue.push(urgency, Item { tenant, request, position, tokens: tokens.clone() });
+            let (account, tokens) = (account.clone(), tokens.clone());
+            self.queue.push(urgency, Item { account, request, position, tokens, since });
         }
         self.requests.insert(request, Request { sequences: sequences.len(), vectors: vec![Vec::new(); sequences.len()], reply });
     }
@@ -409,6 +434,7 @@ impl EmbedderState {
             }
             let sequences: Vec<TokenSequence> = items.iter_mut().map(|item| std::mem::take(&mut item.tokens)).collect();
             let tokens = sequences.iter().map(TokenSequence::len).sum();
+            items.iter().for_each(|item| self.arguments.metrics.queue_seconds.observe(item.since.elapsed().as_secs_f64()));
             self.give(myself, Arc::new(Batch { items, sequences, tokens }), device);
         }
     }
@@ -518,13 +544,14 @@ fn open_later(myself: &ActorRef<EmbedderMessage>, later: Option<OpenLater>) {
 
 fn run_batch(device: InUse, number: u64, batch: &Batch, metrics: &EmbeddingMetrics) -> EmbedderMessage {
     let Batch { items, sequences, tokens } = batch;
-    let begun = Instant::now();
     let embedded = device.embed(sequences);
-    let took = begun.elapsed().as_secs_f64();
-    metrics.batch_seconds.observe(took);
-    metrics.busy_seconds.inc_by(took);
-    metrics.tenants.share_out(took, items.iter().map(|item| item.tenant).zip(sequences.iter().map(TokenSequence::len)));
-    metrics.batch_tokens.observe(*tokens as f64);
+    let mut seconds = embedded.seconds;
+    metrics.count_batch(embedded.device.as_ref(), *tokens, embedded.seconds);
+    if let Some((spare, by_spare)) = &embedded.by_spare {
+        metrics.count_batch(spare.as_ref(), *tokens, *by_spare);
+        seconds += by_spare;
+    }
+    metrics.tenants.share_out(seconds, items.iter().map(|item| &item.account).zip(sequences.iter().map(TokenSequence::len)));
     if embedded.vectors.is_ok() {
         metrics.tokens.inc_by(*tokens as u64);
         metrics.texts.inc_by(items.len() as u64);

@@ -1,8 +1,10 @@
 //! The queue of an embedder: by urgency, then fairly by tenant, out in batches by token count.
 
+use crate::account_seconds::Account;
 use ragged_kernels::TokenSequence;
 use ragged_raft::ids::TenantId;
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 /// How soon a text is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,13 +19,15 @@ pub enum Urgency {
 #[derive(Debug)]
 pub struct Item {
     /// Whose text it is.
-    pub tenant: TenantId,
+    pub account: Account,
     /// The request that it belongs to.
     pub request: u64,
     /// Its place in the request.
     pub position: usize,
     /// Its tokens.
     pub tokens: TokenSequence,
+    /// Since when it waits.
+    pub since: Instant,
 }
 
 /// Texts that wait for the device.
@@ -91,9 +95,9 @@ impl Queue {
 
 impl Lane {
     fn push(&mut self, item: Item) {
-        let items = self.waiting.entry(item.tenant).or_default();
+        let items = self.waiting.entry(item.account.tenant).or_default();
         if items.is_empty() {
-            self.turns.push_back(item.tenant);
+            self.turns.push_back(item.account.tenant);
         }
         items.push_back(item);
     }
@@ -121,7 +125,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn item(tenant: u64, request: u64, tokens: usize) -> Item {
-        Item { tenant: TenantId(tenant), request, position: 0, tokens: TokenSequence(vec![7; tokens]) }
+        let (account, tokens) = (Account::of_tenant(TenantId(tenant)), TokenSequence(vec![7; tokens]));
+        Item { account, request, position: 0, tokens, since: Instant::now() }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is counted of searches on GPUs.
 
-use crate::tenant_seconds::TenantSeconds;
+use crate::account_seconds::AccountSeconds;
 use prometheus::{CounterVec, Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// The counters. Copies count together. GPUs are labelled by their numbers.
@@ -12,7 +12,7 @@ pub struct GpuRowsMetrics {
     pub(super) rows_bytes: IntGaugeVec,
     pub(super) busy_seconds: CounterVec,
     /// Seconds by whose searches they were.
-    pub tenant_seconds: TenantSeconds,
+    pub tenant_seconds: AccountSeconds,
     pub(super) queued: IntGauge,
     pub(super) batch_queries: Histogram,
     pub(super) batch_seconds: Histogram,
@@ -38,7 +38,7 @@ impl GpuRowsMetrics {
             encoder_bytes: of_each("ragged_gpu_encoder_bytes", "Memory of a GPU that the encoder has.")?,
             rows_bytes: of_each("ragged_gpu_rows_bytes", "Memory of a GPU that rows of segments have.")?,
             busy_seconds: CounterVec::new(busy, &["gpu"])?,
-            tenant_seconds: TenantSeconds::register(
+            tenant_seconds: AccountSeconds::register(
                 "ragged_gpu_search_tenant_seconds_total",
                 "Seconds that GPUs searched rows, by whose rows they were.",
                 registry,

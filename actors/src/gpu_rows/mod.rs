@@ -25,6 +25,7 @@ pub(crate) use turns::AllowedKey;
 use turns::{Hung, PATIENCE};
 pub use uploads::Vectors;
 
+use crate::account_seconds::Account;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use hosted::Hosted;
 use parking_lot::{Mutex, RwLock};
@@ -228,13 +229,13 @@ impl RowSearch<'_> {
 #[derive(Clone)]
 pub struct TenantRows {
     gpus: Arc<GpuRows>,
-    tenant: TenantId,
+    account: Account,
 }
 
 impl TenantRows {
     /// For the searches of a tenant.
     pub fn new(gpus: Arc<GpuRows>, tenant: TenantId) -> Self {
-        TenantRows { gpus, tenant }
+        TenantRows { gpus, account: Account::of_tenant(tenant) }
     }
 
     /// Whether there is a GPU.
@@ -275,7 +276,7 @@ impl TenantRows {
         metrics.batch_queries.observe(asked.len() as f64);
         metrics.batch_seconds.observe(took);
         metrics.busy_seconds.with_label_values(&[&gpu.number.to_string()]).inc_by(took);
-        metrics.tenant_seconds.add(self.tenant, took);
+        metrics.tenant_seconds.add(&self.account, took);
         let positions = |(asked, found): (&turns::Asked, Vec<Scored>)| {
             found.into_iter().take(asked.wanted).map(|scored| scored.position).collect()
         };

@@ -1,5 +1,6 @@
 //! An import: a stream of documents of any length, in bounded memory.
 
+use crate::account_seconds::Account;
 use crate::error::ServiceError;
 use crate::ingest::document::UploadDocument;
 use crate::ingest::pipeline::Pipeline;
@@ -22,6 +23,7 @@ const REFUSALS_LISTED_MAX: usize = 1000;
 
 /// An import in progress. Dropping it stops it; what was stored until then stays.
 pub struct Import {
+    account: Account,
     pipeline: Pipeline,
     collection: Arc<Collection>,
     batch: Vec<(u64, UploadDocument)>,
@@ -64,9 +66,10 @@ struct BatchOutcome {
 }
 
 impl Import {
-    /// An import into this collection.
-    pub fn new(pipeline: Pipeline, collection: Arc<Collection>) -> Self {
+    /// An import into this collection, on somebody's account.
+    pub fn new(account: Account, pipeline: Pipeline, collection: Arc<Collection>) -> Self {
         Import {
+            account,
             pipeline,
             collection,
             batch: Vec::new(),
@@ -121,10 +124,10 @@ impl Import {
             if mutant::is_on(Mutant::ImportAnswersEarly) {
                 self.outcome.accepted += batch.len() as u64;
             }
-            let (pipeline, collection) = (self.pipeline.clone(), self.collection.clone());
+            let (account, pipeline, collection) = (self.account.clone(), self.pipeline.clone(), self.collection.clone());
             let (stored, stored_after) = oneshot::channel();
             let turn = Turn { before: self.stored_before.replace(stored_after), _stored: stored };
-            self.running.spawn(tracing::Instrument::in_current_span(run_batch(pipeline, collection, batch, turn)));
+            self.running.spawn(tracing::Instrument::in_current_span(run_batch(account, pipeline, collection, batch, turn)));
         }
         Ok(())
     }
@@ -154,6 +157,7 @@ struct Turn {
 }
 
 async fn run_batch(
+    account: Account,
     pipeline: Pipeline,
     collection: Arc<Collection>,
     batch: Vec<(u64, UploadDocument)>,
@@ -168,7 +172,7 @@ async fn run_batch(
             Err(refusal) => outcome.refused.push(ImportRefusal { line, code: refusal.code.into(), detail: refusal.detail }),
         }
     }
-    let prepared = pipeline.embed(&collection, chunked).await?;
+    let prepared = pipeline.embed(&account, &collection, chunked).await?;
     if let Some(before) = turn.before {
         let _ = before.await; // ends by being dropped
     }

@@ -1,5 +1,6 @@
 //! The actor of jobs: uploads that nobody waits for. A job is durable before it is accepted, and whoever starts after a crash goes on with it.
 
+use crate::account_seconds::Account;
 use crate::address::{Address, Repeat, Reply};
 use crate::cluster::links::Lane;
 use crate::cluster::wire::{Answer, Call};
@@ -439,7 +440,7 @@ impl JobRun {
                 return Ok(JobStage::Cancelled);
             }
             let key = slice_key(&progress.job, &documents);
-            let prepared = pipeline.embed(collection, documents).await?;
+            let prepared = pipeline.embed(&Account::of_tenant(collection.tenant), collection, documents).await?;
             let stored =
                 pipeline.store(collection, prepared, Some(Idempotency::new("jobs", collection, &key, key.as_bytes()))).await?;
             failpoints::hit(Point::JobSliceStored);

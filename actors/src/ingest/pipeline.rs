@@ -1,5 +1,6 @@
 //! The way of documents from an upload into the shards: parsed, chunked, embedded, replicated.
 
+use crate::account_seconds::Account;
 use crate::embedding::{Embedding, Urgency};
 use crate::error::{ErrorKind, ServiceError};
 use crate::ingest::chunk::{Chunker, embedded_text, whole};
@@ -109,6 +110,7 @@ impl Pipeline {
     /// Gives chunks their vectors.
     pub async fn embed(
         &self,
+        account: &Account,
         collection: &Collection,
         documents: Vec<ChunkedDocument>,
     ) -> Result<Vec<PreparedDocument>, ServiceError> {
@@ -120,7 +122,7 @@ impl Pipeline {
         if !texts.is_empty() {
             self.check_model(collection)?;
         }
-        let mut vectors = self.embedding.embed(collection.tenant, Urgency::Document, texts).await?;
+        let mut vectors = self.embedding.embed(account, Urgency::Document, texts).await?;
         if mutant::is_on(Mutant::VectorsSwapped) {
             vectors.reverse();
         }

@@ -8,11 +8,12 @@ use libloading::Library;
 use parking_lot::Mutex;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ops::Range;
-use std::os::fd::IntoRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// How the library's functions are called: grid, threads, shared memory, arguments and their size, seed. They return what is wrong with the kernel, or null.
 type Launch = unsafe extern "C" fn(*const u32, *const u32, u32, *const u8, u32, u64) -> *const c_char;
@@ -65,18 +66,14 @@ impl Emulator {
     }
 }
 
-/// The kernels, compiled once for each process of tests.
+/// The kernels.
 fn library() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     LIBRARY.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let file = compile(folder.path());
+        let file = compiled();
         // SAFETY: the library has no initialisers that do anything.
         let library = unsafe { Library::new(&file) }.unwrap();
-        // The folder goes, but an open file can be read as long as the process is there: for the lines of source of what is reported.
-        let open = std::fs::File::open(&file).unwrap();
-        let file = CString::new(format!("/proc/{}/fd/{}", std::process::id(), open.into_raw_fd())).unwrap();
-        let memory = arena();
+        let (memory, file) = (arena(), CString::new(file.into_os_string().into_vec()).unwrap());
         // SAFETY: the function has this type and copies the text.
         unsafe {
             let memory_is = library.get::<MemoryIs>(b"memory_is").expect("the library finds races");
@@ -84,6 +81,33 @@ fn library() -> &'static Library {
         }
         library
     })
+}
+
+/// The library's file, beside the tests: compiled when there is none of these sources.
+fn compiled() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let name = format!("libragged_kernels_emulated-{:016x}.so", source_hash());
+    let file = tests.parent().unwrap().join(name);
+    if !file.exists() {
+        let folder = tempfile::tempdir_in(tests.parent().unwrap()).unwrap();
+        // Other processes may do the same: each finds a whole file.
+        std::fs::rename(compile(folder.path()), &file).unwrap();
+    }
+    file
+}
+
+/// Changes with every source.
+fn source_hash() -> u64 {
+    let mut files: Vec<PathBuf> = ["cu", "src/cuda/emulator", "src/cuda/emulator.rs"]
+        .map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
+        .iter()
+        .flat_map(|path| match path.is_dir() {
+            true => std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect(),
+            false => vec![path.clone()],
+        })
+        .collect();
+    files.sort();
+    xxh3_64(&files.iter().flat_map(|file| std::fs::read(file).unwrap()).collect::<Vec<u8>>())
 }
 
 /// Compiles the kernels so that they report what they read and write, and what looks at that so that it does not.
@@ -103,8 +127,7 @@ fn compile(folder: &Path) -> PathBuf {
             .arg(&emulator);
         compiler
     };
-    let (kernels, races, library) =
-        (folder.join("kernels.o"), folder.join("races.o"), folder.join("libragged_kernels_emulated.so"));
+    let (kernels, races, library) = (folder.join("kernels.o"), folder.join("races.o"), folder.join("emulated.so"));
     run(compiler()
         .args(["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-c"])
         .arg(emulator.join("kernels.cpp"))

@@ -43,12 +43,12 @@ const SELECT_SHARED_BYTES: u32 = 256 * 4 + 24;
 const WARP: u32 = 32;
 /// Queries that are searched for together.
 const QUERIES_MAX: usize = 256;
-/// Candidates that a query has room for.
-const CAPACITY: usize = 32_768;
+/// Candidates that a query has room for. Fewer in tests, whose sets of rows are as much smaller.
+const CAPACITY: usize = if cfg!(test) { 4_096 } else { 32_768 };
 /// Hits that can be asked for.
 pub const HITS_MAX: usize = CAPACITY / 2;
 /// Rows of the smallest sample.
-const SAMPLE_MIN: usize = 4_096;
+const SAMPLE_MIN: usize = CAPACITY / 8;
 /// Queries of a block that scores a sample, at most.
 const SAMPLE_COLUMNS: usize = 64;
 /// From so many queries on a first part of the rows is searched for a better threshold than the sample's: each candidate less is worth more than the time of
@@ -645,6 +645,47 @@ mod tests {
             let (gpu, mut lane) = gpu(&rows, dimension, 3);
             let hits = gpu.top_k(&mut lane, &[&query], None, k).unwrap();
             assert_same(&hits[0], &crate::exact::top_k(&query, &rows, dimension, None, k), 1e-5);
+        }
+    }
+
+    /// So many rows that each block has several times as many tiles as it holds.
+    #[test]
+    fn tiles_of_long_rows_are_replaced_again_and_again() {
+        for (dimension, count, queries) in [(250, 3_000, 5), (390, 1_500, 70)] {
+            let rows = crate::exact::to_f16(&vectors(8, count, dimension));
+            let (gpu, mut lane) = gpu(&rows, dimension, 2);
+            assert!(count / GROUP_ROWS * padded(dimension) / TILE_VALUES > 4 * STAGES_MAX);
+            check(&gpu, &mut lane, &rows, queries, 9);
+        }
+    }
+
+    /// Every way of scoring, one after the other, with a sample, a first part for a better threshold, and the rest.
+    #[test]
+    fn any_number_of_queries_goes_through_all_passes() {
+        let (dimension, count) = (40, CAPACITY + 300);
+        let rows = crate::exact::to_f16(&vectors(11, count, dimension));
+        for has_warpgroups in [true, false] {
+            let mut machine = Emulator::new(4);
+            machine.has_warpgroups = has_warpgroups;
+            let (gpu, mut lane) = gpu_of(machine, &rows, dimension, 2);
+            let kernels: Vec<Kernel> = [1, 20, 100, 200].map(|queries| gpu.scoring(queries).kernel).to_vec();
+            match has_warpgroups {
+                true => assert_eq!(kernels, [Kernel::Scan8, Kernel::Scan64, Kernel::Scan128, Kernel::Scan256]),
+                false => assert_eq!(kernels, [Kernel::Score8, Kernel::Score32, Kernel::Score128, Kernel::Score128]),
+            }
+            for queries in [1, REFINED_QUERIES, 100, 200] {
+                check(&gpu, &mut lane, &rows, queries, 5);
+            }
+        }
+    }
+
+    fn check(gpu: &GpuRows<Emulator>, lane: &mut SearchLane<Emulator>, rows: &[f16], queries: usize, k: usize) {
+        let dimension = gpu.dimension;
+        let asked = vectors(queries as u64, queries, dimension);
+        let asked: Vec<&[f32]> = asked.chunks_exact(dimension).collect();
+        let hits = gpu.top_k(lane, &asked, None, k).unwrap();
+        for (query, hits) in asked.iter().zip(&hits) {
+            assert_same(hits, &crate::exact::top_k(query, rows, dimension, None, k), 1e-5 * dimension as f32);
         }
     }
 

@@ -1,5 +1,8 @@
 //! Where tests find the model and the shared data, and how they say that something is not there.
 
+#[allow(dead_code)]
+pub mod tiny_model;
+
 use std::io::Write;
 use std::path::PathBuf;
 

@@ -4,12 +4,14 @@ use super::*;
 use crate::embedding::devices::OpenDevice;
 use parking_lot::Mutex;
 use ragged_kernels::{DeviceError, GpuError};
+use ragged_raft::ids::TenantId;
 use std::sync::atomic::AtomicBool;
 use tokio::time::timeout;
 
 /// A device whose vectors are their sequence's length and its own number.
 struct Numbered {
     number: f32,
+    name: String,
     at_once: usize,
     fails: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
@@ -24,6 +26,7 @@ impl Numbered {
     fn new(number: f32) -> Self {
         Numbered {
             number,
+            name: format!("device {number}"),
             at_once: 1,
             fails: Arc::default(),
             panics: Arc::default(),
@@ -37,7 +40,7 @@ impl Numbered {
 
 impl Device for Numbered {
     fn name(&self) -> &str {
-        "numbered"
+        &self.name
     }
 
     fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
@@ -93,7 +96,7 @@ impl Running {
     async fn embed(&self, lengths: &[usize]) -> Result<Vec<Vec<f32>>, ServiceError> {
         let sequences = Arc::new(lengths.iter().map(|length| TokenSequence(vec![7; *length])).collect::<Vec<_>>());
         let ask = |reply| EmbedderMessage::Embed {
-            tenant: TenantId(1),
+            account: Account { tenant: TenantId(1), key: Some("key".into()) },
             urgency: Urgency::Document,
             sequences: sequences.clone(),
             reply,
@@ -156,6 +159,19 @@ async fn a_failed_device_is_stood_in_for_and_opened_again_and_no_request_is_lost
         assert_eq!(vectors, [[9.0, 2.0], [8.0, 2.0], [7.0, 2.0]]);
         running.until("opened again in vain, more than once", || attempts.load(Ordering::SeqCst) >= 3).await;
         assert_eq!((running.metrics.failures.get(), running.metrics.devices_lost.get()), (1, 1));
+        // Of [3, 4] one batch; of [9, 8, 7] one on each of both, and two on the other.
+        let counted = |device: &str| {
+            let (tokens, seconds) = (&running.metrics.batch_tokens, &running.metrics.batch_seconds);
+            let (tokens, seconds) = (tokens.with_label_values(&[device]), seconds.with_label_values(&[device]));
+            let busy = running.metrics.busy_seconds.with_label_values(&[device]).get();
+            assert!((seconds.get_sample_sum() - busy).abs() < 1e-9);
+            (tokens.get_sample_count(), tokens.get_sample_sum(), busy)
+        };
+        let ((own, own_tokens, own_busy), (spare, spare_tokens, spare_busy)) = (counted("device 1"), counted("device 2"));
+        assert_eq!((own, own_tokens, spare, spare_tokens), (2, 16.0, 3, 24.0));
+        let spent = running.metrics.tenants.spent("1", "key");
+        assert!((spent - own_busy - spare_busy).abs() < 1e-9 && spent > 0.0, "{spent} {own_busy} {spare_busy}");
+        assert_eq!(running.metrics.queue_seconds.get_sample_count(), 5);
         assert_eq!(running.embed(&[5]).await.unwrap(), [[5.0, 2.0]]);
 
         may_open.store(true, Ordering::SeqCst);

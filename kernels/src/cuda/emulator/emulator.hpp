@@ -85,6 +85,7 @@ struct Block {
     u8* shared = nullptr; // in it, from a multiple of 1,024 on
     u32 shared_bytes = 0;
     std::vector<std::function<void()>> copies_under_way; // in bulk
+    std::vector<const void*> unknown_barriers; // to copies: they were begun and not published
     std::vector<bool> unseen; // by products, of each 16 bytes of shared memory: a thread has copied there and has not shown it
     ucontext_t scheduler;
     std::function<void()> kernel;
@@ -166,6 +167,7 @@ inline void run_block() {
     if (!block->copies_under_way.empty()) fail("a block ends before its copies");
     std::memset(block->shared, 0xff, block->shared_bytes);
     block->unseen.assign(block->shared_bytes / 16, false);
+    block->unknown_barriers.clear();
     races::begin_block(threads, block->shared, block->shared_bytes);
     for (auto& fiber : block->fibers) {
         fiber->standing = Standing::Ready;

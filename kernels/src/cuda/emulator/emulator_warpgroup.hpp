@@ -33,6 +33,7 @@ struct Barrier {
 
     void begin(u32 arrivals) {
         races::barrier_begins(this);
+        emulator::block->unknown_barriers.push_back(this);
         put({static_cast<unsigned char>(arrivals), static_cast<unsigned char>(arrivals), 0, 0});
     }
 
@@ -59,7 +60,7 @@ struct Barrier {
     }
 };
 
-DEVICE void publish_barriers() {}
+DEVICE void publish_barriers() { emulator::block->unknown_barriers.clear(); }
 
 DEVICE void copy_in_bulk(void* to_shared, const void* from_global, u32 bytes, Barrier& barrier) {
     if (reinterpret_cast<u64>(to_shared) % 16 != 0 || reinterpret_cast<u64>(from_global) % 16 != 0 || bytes % 16 != 0) {
@@ -70,6 +71,8 @@ DEVICE void copy_in_bulk(void* to_shared, const void* from_global, u32 bytes, Ba
         emulator::fail("a copy in bulk goes past shared memory");
     }
     races::BulkCopy begun = races::bulk_copy_begins(to_shared, from_global, bytes, &barrier);
+    auto& unknown = emulator::block->unknown_barriers;
+    if (std::find(unknown.begin(), unknown.end(), &barrier) != unknown.end()) emulator::fail("a copy is to report to a barrier that was not published");
     auto copy = [=, &barrier] {
         races::bulk_copy_ends(begun, to_shared, from_global, bytes);
         barrier.complete(bytes);

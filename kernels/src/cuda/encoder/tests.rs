@@ -221,7 +221,7 @@ proptest! {
     }
 
     #[test]
-    fn sequences_are_pooled(seed in any::<u64>(), lengths in proptest::collection::vec(1usize..30, 1..6), groups in 1usize..=64, cls in any::<bool>()) {
+    fn sequences_are_pooled(seed in any::<u64>(), lengths in proptest::collection::vec(1usize..30, 1..6), groups in 1usize..=128, cls in any::<bool>()) {
         let mut random = StdRng::seed_from_u64(seed);
         let (size, rows) = (groups * 8, lengths.iter().sum::<usize>());
         let values = halves(&mut random, rows * size);
@@ -236,7 +236,8 @@ proptest! {
             size: size as u32, first_only: u32::from(cls),
         };
         let shared_bytes = POOL_THREADS / WARP * size as u32 * 4;
-        ground.launch(Kernel::Pool512, LaunchShape { grid: [lengths.len() as u32, 1], threads: POOL_THREADS, shared_bytes }, &arguments);
+        let kernel = if size <= 512 { Kernel::Pool512 } else { Kernel::Pool1024 };
+        ground.launch(kernel, LaunchShape { grid: [lengths.len() as u32, 1], threads: POOL_THREADS, shared_bytes }, &arguments);
         let found: Vec<f32> = ground.get(&vectors, lengths.len() * size);
         for (number, found) in found.chunks_exact(size).enumerate() {
             let first = firsts[number] as usize;
