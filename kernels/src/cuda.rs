@@ -5,6 +5,7 @@
 //! one for tests that runs the kernels on the processor.
 
 mod batch;
+mod comparison;
 mod compiler;
 mod driver;
 mod encoder;
@@ -16,11 +17,12 @@ mod search;
 #[cfg(test)]
 mod emulator;
 
+pub use comparison::{KernelComparison, compare_attention, compare_kernels, compare_products};
 pub use compiler::{compile, is_compiler_present};
 pub use driver::{GpuDescription, GpuMemory, gpus, reset};
 pub use encoder::attention_alone::AttentionWork;
 pub use encoder::{AttentionWay, EncoderOptions};
-pub use limits::{Limits, compare_attention, measure_attention, measure_limits};
+pub use limits::{Limits, measure_attention, measure_limits};
 pub use machine::{CudaVersion, GpuError};
 pub use search::HITS_MAX;
 

@@ -4,7 +4,7 @@ use crate::embedding::choices::{DeviceChoice, PrecisionChoice};
 use crate::embedding::devices::{BatchDevice, OpenDevice, Spare};
 use crate::gpu_rows::{CudaRowDevice, GpuRows};
 use ractor::concurrency::Duration;
-use ragged_kernels::cuda::{self, Gpu, GpuError};
+use ragged_kernels::cuda::{self, Gpu, GpuDescription, GpuError};
 use ragged_kernels::{CpuDevice, CudaDevice, Device, DeviceError, Model};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,24 +57,8 @@ impl Opening<'_> {
         let cpu = BatchDevice { device: cpu, batch_tokens: self.batch_tokens };
         let gpus = match self.choice {
             DeviceChoice::Cpu => Vec::new(),
-            DeviceChoice::Auto => match self.open_gpus(model, &cpu, &[]) {
-                Ok(gpus) => gpus,
-                Err(GpuError::NoDriver) => {
-                    tracing::debug!("there is no NVIDIA driver: the processor embeds");
-                    Vec::new()
-                }
-                Err(fault) => {
-                    tracing::warn!("the GPU cannot be used, the processor embeds: {fault}");
-                    Vec::new()
-                }
-            },
-            DeviceChoice::Gpus(numbers) => {
-                let gpus = self.open_gpus(model, &cpu, numbers)?;
-                if gpus.is_empty() {
-                    return Err(GpuError::NoSuchGpu { wanted: 0, there: 0 }.into());
-                }
-                gpus
-            }
+            DeviceChoice::Auto => self.open_usable_gpus(model, &cpu),
+            DeviceChoice::Gpus(numbers) => self.open_gpus(model, &cpu, numbers)?,
         };
         if !gpus.is_empty() {
             return Ok(gpus);
@@ -82,12 +66,45 @@ impl Opening<'_> {
         Ok(vec![Opened { embedder: "embedder-cpu".to_owned(), device: cpu, spare: None }])
     }
 
-    /// Opens the GPUs of these numbers; all when none is named.
+    /// Opens the GPUs that can be used, which may be none. One line in the log says what is used, or why it is not.
+    fn open_usable_gpus(&self, model: &Arc<Model>, cpu: &BatchDevice) -> Vec<Opened> {
+        let there = match cuda::gpus() {
+            Ok(there) => there,
+            Err(GpuError::NoDriver) => {
+                tracing::info!("there is no NVIDIA driver: the processor embeds");
+                return Vec::new();
+            }
+            Err(fault) => {
+                tracing::warn!("no GPU can be used, the processor embeds: {fault}");
+                return Vec::new();
+            }
+        };
+        if there.is_empty() {
+            tracing::info!("there is no NVIDIA GPU: the processor embeds");
+        }
+        let open = |gpu: GpuDescription| match OpenGpu::open(model, gpu.number, &self.kernels) {
+            Ok(open) => Some(self.embed_on(model, cpu, gpu.number, open)),
+            Err(fault) => {
+                tracing::warn!(
+                    gpu = gpu.number,
+                    name = gpu.name,
+                    "the GPU cannot be used, others and the processor embed: {fault}"
+                );
+                None
+            }
+        };
+        there.into_iter().filter_map(open).collect()
+    }
+
+    /// Opens the GPUs of these numbers; all when none is named. At least one.
     fn open_gpus(&self, model: &Arc<Model>, cpu: &BatchDevice, numbers: &[usize]) -> Result<Vec<Opened>, GpuError> {
         let all: Vec<usize> = match numbers {
             [] => cuda::gpus()?.iter().map(|gpu| gpu.number).collect(),
             named => named.to_vec(),
         };
+        if all.is_empty() {
+            return Err(GpuError::NoSuchGpu { wanted: 0, there: 0 });
+        }
         let open = |number| Ok((number, OpenGpu::open(model, number, &self.kernels)?));
         let opened = all.into_iter().map(open).collect::<Result<Vec<_>, GpuError>>()?;
         // Rows come to them once all are open: when one cannot be, none is used.

@@ -62,6 +62,13 @@ impl Drop for Held {
     }
 }
 
+/// Nobody has rows on it any more: it was closed, and another one of its number comes after that.
+impl Drop for Hosted {
+    fn drop(&mut self) {
+        self.show_nothing();
+    }
+}
+
 /// How long to leave alone what has failed so often in a row.
 pub(super) fn backoff(failures: u32) -> Duration {
     BACKOFF.0.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1))).min(BACKOFF.1)
@@ -152,6 +159,21 @@ impl Hosted {
         let used = memory.total_bytes.saturating_sub(memory.free_bytes);
         self.metrics.memory_used_bytes.with_label_values(labels).set(gauge(used));
         self.metrics.encoder_bytes.with_label_values(labels).set(gauge(self.encoder_bytes));
+    }
+
+    /// Nothing is said of its memory any more.
+    fn show_nothing(&self) {
+        let number = self.number.to_string();
+        for gauge in [
+            &self.metrics.memory_total_bytes,
+            &self.metrics.memory_used_bytes,
+            &self.metrics.encoder_bytes,
+            &self.metrics.rows_bytes,
+        ] {
+            if let Err(fault) = gauge.remove_label_values(&[&number]) {
+                tracing::debug!(%fault, "a GPU's gauge was not there");
+            }
+        }
     }
 
     fn show_held(&self, bytes: usize) {

@@ -244,7 +244,10 @@ fn a_gpu_that_is_to_be_opened_again_is_given_back_once_nothing_of_it_is_in_use()
         node.fake.go_on();
         assert_eq!(search.join().unwrap(), Some(vec![99, 98]), "what was under way is answered");
     });
+    let gauges = || prometheus::core::Collector::collect(&node.metrics().rows_bytes)[0].get_metric().len();
+    assert_eq!(gauges(), 1);
     node.until("closed", || node.rows.gpus.close(0).is_ok());
+    assert_eq!(gauges(), 0, "nothing is said of a GPU that is not there");
     assert_eq!((closed_in_vain.into_inner(), node.sets(), Arc::strong_count(&node.fake)), (3, 0, 1));
     assert!(node.rows.gpus.memory().is_empty());
     node.host();

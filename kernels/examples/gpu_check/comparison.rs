@@ -1,11 +1,14 @@
 //! The GPU's results beside the processor's.
 
 use half::f16;
-use ragged_kernels::cuda::{AttentionWay, AttentionWork, CudaRows, Gpu, compare_attention};
+use ragged_kernels::cuda::{AttentionWay, AttentionWork, CudaRows, Gpu, KernelComparison};
+use ragged_kernels::cuda::{compare_attention, compare_kernels, compare_products, reset};
 use ragged_kernels::{CpuDevice, CudaDevice, Device, DeviceError, Model, Scored, TokenSequence, exact};
 use roaring::RoaringBitmap;
 use serde_json::{Value, json};
 use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
 
 /// How near vectors must be.
 pub const COSINE_MIN: f64 = 0.9995;
@@ -36,7 +39,8 @@ pub fn run(gpu: &Gpu, device: &CudaDevice, cpu: &CpuDevice, model: &Model, small
         ("512 of 256 tokens", vec![256.min(longest); 512]),
         ("10,000 of 1 to 40 tokens", (0..10_000).map(|number| 1 + number % 40).collect()),
     ];
-    let mut results = Vec::new();
+    let mut results = run_kernels(gpu)?;
+    results.extend(compare_products(gpu)?.into_iter().map(kernel));
     for (name, lengths) in batches.into_iter().filter(|(_, lengths)| !small || lengths.len() <= SMALL_BATCH) {
         let sequences = sequences(&lengths);
         let least = least_cosine(&device.embed(&sequences)?, &cpu.embed(&sequences)?, model.dimension());
@@ -47,6 +51,38 @@ pub fn run(gpu: &Gpu, device: &CudaDevice, cpu: &CpuDevice, model: &Model, small
     results.extend(run_attention(gpu, small)?);
     results.extend(run_searches(gpu, small)?);
     Ok(results)
+}
+
+/// The kernels that use no library of CUDA's, each by itself.
+pub fn run_kernels(gpu: &Gpu) -> Result<Vec<Value>, Box<dyn Error>> {
+    Ok(compare_kernels(gpu)?.into_iter().map(kernel).collect())
+}
+
+fn kernel(compared: KernelComparison) -> Value {
+    let KernelComparison { name, difference, allowed } = compared;
+    report(&name, difference <= allowed, json!({ "largest_difference": difference }))
+}
+
+/// A GPU that was reset as after a failure: not while something is on it, and then as good as before, also for threads that had turned to it.
+pub fn after_reset(number: usize, kernels: &Path, model: &Arc<Model>, cpu: &CpuDevice) -> Result<Value, Box<dyn Error>> {
+    let sequences = sequences(&[16, 100, 9]);
+    let expected = cpu.embed(&sequences)?;
+    let open = || CudaDevice::new(&Gpu::open(number, kernels)?, model.clone());
+    let mut cosines = Vec::new();
+    let device = open()?;
+    cosines.push(least_cosine(&device.embed(&sequences)?, &expected, model.dimension()));
+    let is_refused = reset(number).is_err();
+    cosines.push(least_cosine(&device.embed(&sequences)?, &expected, model.dimension()));
+    drop(device);
+    reset(number)?;
+    let device = open()?;
+    cosines.push(least_cosine(&device.embed(&sequences)?, &expected, model.dimension()));
+    let passed = is_refused && cosines.iter().all(|cosine| *cosine >= COSINE_MIN);
+    Ok(report(
+        "a reset: refused while in use, and the encoder after it",
+        passed,
+        json!({ "refused": is_refused, "least_cosines": cosines }),
+    ))
 }
 
 /// The kernels of attention beside one another, over every length of a few blocks, short sequences alone, and sequences of many steps.

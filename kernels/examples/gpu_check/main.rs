@@ -5,7 +5,7 @@
 //! gpu_check pack MODEL_DIR FOLDER    a model with its weights as halves, small enough to be carried to a GPU machine
 //! gpu_check run MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER] [--peer]
 //! gpu_check compare MODEL_DIR [--gpu N] [--kernels FOLDER]    small comparisons only, for compute-sanitizer
-//! gpu_check compare-searches MODEL_DIR [--gpu N] [--kernels FOLDER]    those of searches alone, which use no library that a sanitizer stumbles over
+//! gpu_check compare-own MODEL_DIR [--gpu N] [--kernels FOLDER]    kernels by themselves and searches, without products of a library that sanitizers stumble over
 //! gpu_check measure MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER]    the speeds only
 //! gpu_check ways MODEL_DIR [--gpu N] [--json FILE] [--kernels FOLDER]    the kernels of attention, and the encoder's ways of working, beside one another
 //! gpu_check profile MODEL_DIR [--gpu N] [--kernels FOLDER]    each kind of work a few times and nothing else, for a profiler
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         ["pack", model, folder] => pack::pack(Path::new(model), Path::new(folder)).map(|()| true),
         ["run", model, rest @ ..] => Options::read(model, rest).and_then(|options| run(&options)),
         ["compare", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare(&options)),
-        ["compare-searches", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare_searches(&options)),
+        ["compare-own", model, rest @ ..] => Options::read(model, rest).and_then(|options| compare_own(&options)),
         ["measure", model, rest @ ..] => Options::read(model, rest).and_then(|options| measure(&options)),
         ["ways", model, rest @ ..] => Options::read(model, rest).and_then(|options| ways(&options)),
         ["profile", model, rest @ ..] => Options::read(model, rest).and_then(|options| profile(&options)),
@@ -129,10 +129,11 @@ fn compare(options: &Options) -> Result<bool, Box<dyn Error>> {
     Ok(all_passed(&comparison::run(&gpu, &device, &cpu, &model, true)?))
 }
 
-/// Whether the small comparisons of searches passed.
-fn compare_searches(options: &Options) -> Result<bool, Box<dyn Error>> {
+/// Whether the comparisons of kernels and the small ones of searches passed.
+fn compare_own(options: &Options) -> Result<bool, Box<dyn Error>> {
     let gpu = Gpu::open(options.gpu, &options.kernels)?;
-    Ok(all_passed(&comparison::run_searches(&gpu, true)?))
+    let searches = comparison::run_searches(&gpu, true)?;
+    Ok(all_passed(&searches) & all_passed(&comparison::run_kernels(&gpu)?))
 }
 
 /// Work for a profiler to look at: one full part of the encoder, and searches of one and of many queries.
@@ -195,7 +196,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     println!("\ncomparisons with the processor");
     let mut comparisons = comparison::run(gpu, device, cpu, model, false)?;
     comparisons.push(beside::run(gpu, model, cpu)?);
-    let passed = all_passed(&comparisons);
+    let mut passed = all_passed(&comparisons);
     findings.add("comparisons", comparisons)?;
     let encoder = measure_all(&ground, &mut findings)?;
     if options.peer {
@@ -205,6 +206,13 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         });
         findings.add("sentence_transformers", peer)?;
     }
+    // In the end: what follows a reset that goes wrong would say nothing.
+    let Ground { gpu, model, device, cpu } = ground;
+    drop((device, gpu));
+    println!("\nafter a reset");
+    let reset = comparison::after_reset(options.gpu, &options.kernels, &model, &cpu)?;
+    passed &= reset["passed"] == true;
+    findings.add("reset", reset)?;
     println!("\n{}", if passed { "all comparisons passed" } else { "COMPARISONS FAILED" });
     Ok(passed)
 }

@@ -13,7 +13,9 @@ const ENCODER_REPEATS: usize = 7;
 const UNCOUNTED: usize = 3;
 const QUERY_REPEATS: usize = 500;
 const SEARCH_REPEATS: usize = 15;
-const SEARCH_ROWS: usize = 1_000_000;
+/// Rows that are searched: a part of them first, then more.
+const SEARCH_ROWS: [usize; 3] = [10_000, 100_000, MOST_ROWS];
+const MOST_ROWS: usize = 1_000_000;
 const SEARCH_DIMENSION: usize = 384;
 const HITS: usize = 10;
 
@@ -134,46 +136,62 @@ pub fn query(device: &CudaDevice) -> Result<Value, Box<dyn Error>> {
     Ok(json!({ "tokens": 16, "median_seconds": at(0.5), "p95_seconds": at(0.95) }))
 }
 
-/// Queries a second of exact search, by batch.
+/// Queries a second of exact search, by rows and batch.
 pub fn search(gpu: &Gpu, limits: &Limits) -> Result<Vec<Value>, Box<dyn Error>> {
-    println!("\nexact search, {HITS} of {SEARCH_ROWS} rows of {SEARCH_DIMENSION} halves (median of {SEARCH_REPEATS})");
-    println!("  {:>6} {:>12} {:>10} {:>20} {:>22}", "batch", "queries/s", "ms", "of the copy's rate", "of the product's rate");
-    let rows = million_rows(gpu)?;
-    let bytes = (SEARCH_ROWS * SEARCH_DIMENSION * size_of::<f16>()) as f64;
+    println!("\nexact search, {HITS} of rows of {SEARCH_DIMENSION} halves (median of {SEARCH_REPEATS})");
+    println!(
+        "  {:>9} {:>6} {:>12} {:>10} {:>20} {:>22}",
+        "rows", "batch", "queries/s", "ms", "of the copy's rate", "of the product's rate"
+    );
+    let mut rows = CudaRows::new(gpu, SEARCH_DIMENSION)?;
+    let mut results = Vec::new();
+    for count in SEARCH_ROWS {
+        append_up_to(&mut rows, count)?;
+        results.extend(search_of(&rows, limits)?);
+    }
+    Ok(results)
+}
+
+fn search_of(rows: &CudaRows, limits: &Limits) -> Result<Vec<Value>, Box<dyn Error>> {
+    let count = rows.count();
+    let bytes = (count * SEARCH_DIMENSION * size_of::<f16>()) as f64;
     let mut results = Vec::new();
     for batch in [1, 4, 16, 64, 256] {
         let queries = noise(batch * SEARCH_DIMENSION, 77);
         let queries: Vec<&[f32]> = queries.chunks_exact(SEARCH_DIMENSION).collect();
         let seconds = median(SEARCH_REPEATS, || rows.top_k(&queries, None, HITS).map(drop))?;
         let of_copy = bytes / seconds / limits.copy_bytes_per_second;
-        let of_product = 2.0 * (SEARCH_ROWS * SEARCH_DIMENSION * batch) as f64 / seconds / limits.product_per_second;
+        let of_product = 2.0 * (count * SEARCH_DIMENSION * batch) as f64 / seconds / limits.product_per_second;
         let per_second = batch as f64 / seconds;
         println!(
-            "  {batch:>6} {per_second:>12.0} {:>10.3} {:>18.1} % {:>20.1} %",
+            "  {count:>9} {batch:>6} {per_second:>12.0} {:>10.3} {:>18.1} % {:>20.1} %",
             seconds * 1e3,
             of_copy * 100.0,
             of_product * 100.0
         );
         results.push(json!({
-            "batch": batch, "queries_per_second": per_second, "seconds": seconds, "of_copy_rate": of_copy, "of_product_rate": of_product,
+            "rows": count, "batch": batch, "queries_per_second": per_second, "seconds": seconds, "of_copy_rate": of_copy, "of_product_rate": of_product,
         }));
     }
     Ok(results)
 }
 
-fn million_rows(gpu: &Gpu) -> Result<CudaRows, Box<dyn Error>> {
-    let mut rows = CudaRows::new(gpu, SEARCH_DIMENSION)?;
-    let part = SEARCH_ROWS / 10;
-    for number in 0..10 {
-        let halves: Vec<f16> = noise(part * SEARCH_DIMENSION, number).into_iter().map(f16::from_f32).collect();
+/// Adds rows until there are so many.
+fn append_up_to(rows: &mut CudaRows, count: usize) -> Result<(), Box<dyn Error>> {
+    const PART: usize = 100_000;
+    while rows.count() < count {
+        let there = rows.count();
+        let part = PART.min(count - there);
+        let halves: Vec<f16> = noise(part * SEARCH_DIMENSION, there as u64).into_iter().map(f16::from_f32).collect();
         rows.append(&halves)?;
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// A part of the encoder as large as they get, a query, and searches of one and of many, twice each.
 pub fn one_of_each(gpu: &Gpu, device: &CudaDevice) -> Result<(), Box<dyn Error>> {
-    let rows = million_rows(gpu)?;
+    let mut rows = CudaRows::new(gpu, SEARCH_DIMENSION)?;
+    append_up_to(&mut rows, MOST_ROWS)?;
     let queries = noise(256 * SEARCH_DIMENSION, 77);
     let queries: Vec<&[f32]> = queries.chunks_exact(SEARCH_DIMENSION).collect();
     for _ in 0..2 {

@@ -347,7 +347,7 @@ impl<M: Machine> Pass<'_, M> {
             epsilon: self.configuration.layer_norm_epsilon,
             unused: 0,
         };
-        self.launch(self.kernels.embed, self.warps_for(1), &arguments)
+        self.launch(self.kernels.embed, row_shape(self.shape.rows as u32, 1), &arguments)
     }
 
     fn attend(&mut self, tensors: &Tensors<M>) -> Result<(), GpuError> {
@@ -385,9 +385,7 @@ impl<M: Machine> Pass<'_, M> {
             size,
             first_only: u32::from(self.configuration.pooling == Pooling::Cls),
         };
-        let shared_bytes = POOL_THREADS / WARP * size * size_of::<f32>() as u32;
-        let shape = LaunchShape { grid: [self.shape.sequences as u32, 1], threads: POOL_THREADS, shared_bytes };
-        self.launch(self.kernels.pool, shape, &arguments)
+        self.launch(self.kernels.pool, pooling_shape(self.shape.sequences as u32, size), &arguments)
     }
 
     fn normalize(&mut self, tensors: &Tensors<M>, norm: usize) -> Result<(), GpuError> {
@@ -400,13 +398,7 @@ impl<M: Machine> Pass<'_, M> {
             epsilon: self.configuration.layer_norm_epsilon,
             unused: 0,
         };
-        self.launch(self.kernels.layer_norm, self.warps_for(NORMALIZED_ROWS), &arguments)
-    }
-
-    /// Warps enough for all rows when each takes so many.
-    fn warps_for(&self, rows_of_warp: u32) -> LaunchShape {
-        let blocks = (self.shape.rows as u32).div_ceil(ROW_THREADS / WARP * rows_of_warp);
-        LaunchShape { grid: [blocks, 1], threads: ROW_THREADS, shared_bytes: 0 }
+        self.launch(self.kernels.layer_norm, row_shape(self.shape.rows as u32, NORMALIZED_ROWS), &arguments)
     }
 
     /// Address of a word of the batch's description.
@@ -434,6 +426,18 @@ impl<M: Machine> Pass<'_, M> {
         // SAFETY: as for `launch`; the tensors have the configuration's shapes, which `Weights` has checked.
         unsafe { self.machine.multiply(self.queue, &product) }
     }
+}
+
+/// Warps enough for all rows when each takes so many.
+fn row_shape(rows: u32, rows_of_warp: u32) -> LaunchShape {
+    let blocks = rows.div_ceil(ROW_THREADS / WARP * rows_of_warp);
+    LaunchShape { grid: [blocks, 1], threads: ROW_THREADS, shared_bytes: 0 }
+}
+
+/// A block for each sequence, whose warps share a row of sums each.
+fn pooling_shape(sequences: u32, size: u32) -> LaunchShape {
+    let shared_bytes = POOL_THREADS / WARP * size * size_of::<f32>() as u32;
+    LaunchShape { grid: [sequences, 1], threads: POOL_THREADS, shared_bytes }
 }
 
 /// What of attention is computed how.
@@ -618,6 +622,7 @@ impl Parts {
     }
 }
 
+pub(crate) mod alone;
 pub(crate) mod attention_alone;
 
 #[cfg(test)]

@@ -43,14 +43,6 @@ pub fn measure_attention(gpu: &Gpu, work: &AttentionWork, way: AttentionWay) -> 
     guarded("measuring attention", || attention_alone::seconds(gpu.machine.as_ref(), work, way))
 }
 
-/// By how much the results of two ways of computing attention differ at most; infinite where one of them is no number.
-///
-/// # Errors
-/// As [`measure_attention`].
-pub fn compare_attention(gpu: &Gpu, work: &AttentionWork, ways: [AttentionWay; 2]) -> Result<f32, GpuError> {
-    guarded("comparing attention", || attention_alone::difference(gpu.machine.as_ref(), work, ways))
-}
-
 fn measure_product(gpu: &Gpu) -> Result<f64, GpuError> {
     let machine = gpu.machine.as_ref();
     let mut queue = machine.new_queue()?;
@@ -106,14 +98,28 @@ pub(super) fn seconds_of(mut work: impl FnMut(bool) -> Result<(), GpuError>) -> 
     Ok(best)
 }
 
-/// Halves between -1 and 1, by xorshift.
+/// Numbers between -1 and 1, by xorshift: the same for the same seed.
+pub(super) struct Noise(u64);
+
+impl Noise {
+    pub(super) fn new(seed: u64) -> Self {
+        // Never 0, which would stay so.
+        Noise(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x9e37_79b9_7f4a_7c15 | 1)
+    }
+}
+
+impl Iterator for Noise {
+    type Item = f32;
+
+    fn next(&mut self) -> Option<f32> {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        Some((self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
+    }
+}
+
+/// So many of them as halves.
 pub(super) fn noise(count: usize) -> Vec<f16> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        f16::from_f32((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
-    };
-    (0..count).map(|_| next()).collect()
+    Noise::new(0).take(count).map(f16::from_f32).collect()
 }

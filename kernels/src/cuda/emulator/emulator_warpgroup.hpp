@@ -149,8 +149,10 @@ inline void check(const Factor& factor) {
     if (offset % (SWIZZLED_ROWS * factor.row_bytes) >= factor.row_bytes) fail("a factor does not begin in the first of eight rows");
 }
 
-// Begins what this lane computes of a product: its sums are computed at once or when they are waited for, by lot, and are not numbers until then.
-template <u32 Count, typename Left, typename Right> void begin_product(float (&sums)[Count], bool keeps, Left left, Right right) {
+// Begins what this lane computes of a product: its sums are computed at once or when they are waited for, by lot, and are not numbers until then. `read` reads
+// what the lane does not need and the product may read for it all the same.
+template <u32 Count, typename Left, typename Right, typename Read>
+void begin_product(float (&sums)[Count], bool keeps, Left left, Right right, Read read) {
     Fiber& fiber = *block->fibers[block->current];
     if (!fiber.may_multiply) fail("products are begun without a fence");
     u32 thread = block->current % WARPGROUP;
@@ -161,6 +163,7 @@ template <u32 Count, typename Left, typename Right> void begin_product(float (&s
     std::vector<float> before;
     if (keeps && !follows) before.assign(sums, sums + Count);
     auto compute = [=, &sums] {
+        read();
         for (u32 i = 0; i < Count; ++i) {
             u32 row = thread / WARP * 16 + thread % WARP / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
             double sum = !keeps ? 0.0 : follows ? sums[i] : before[i];
@@ -188,7 +191,14 @@ DEVICE void warpgroup_multiply(float (&sums)[Columns / 2], const void* a, const 
     emulator::check(rows);
     emulator::check(columns);
     emulator::begin_product(sums, keeps, [=](u32 row, u32 k) { return emulator::value_of(rows, row, k); },
-                            [=](u32 k, u32 column) { return emulator::value_of(columns, column, k); });
+                            [=](u32 k, u32 column) { return emulator::value_of(columns, column, k); },
+                            // Which warp reads which rows of the first factor is nowhere said: each reads those of all.
+                            [=, lane = emulator::block->current % WARP] {
+                                for (u32 row = lane / 4; row < WARPGROUP / 2; row += SWIZZLED_ROWS) {
+                                    volatile float value = emulator::value_of(rows, row, lane % 4 * 4);
+                                    static_cast<void>(value);
+                                }
+                            });
 }
 
 template <u32 Columns> DEVICE void warpgroup_multiply_registers(float (&sums)[Columns / 2], const u32 (&a)[4], const void* b) {
@@ -207,5 +217,5 @@ template <u32 Columns> DEVICE void warpgroup_multiply_registers(float (&sums)[Co
                                 u32 holder = row % 8 * 4 + k % 8 / 2, part = k / 8 * 2 + row % 16 / 8;
                                 return half_to_float(emulator::half_of(lanes[holder][part], k % 2));
                             },
-                            [=](u32 k, u32 column) { return emulator::value_of(by_columns, k, column); });
+                            [=](u32 k, u32 column) { return emulator::value_of(by_columns, k, column); }, [] {});
 }
