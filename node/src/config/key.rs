@@ -219,7 +219,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Integer,
         default: "4096",
         unit: "tokens",
-        meaning: "Tokens of a batch at most: larger ones are faster in all, and a search waits longer behind one. GPUs take at least 32768.",
+        meaning: "Tokens of a batch at most: larger ones are faster in all, and a search waits longer behind one. GPUs take at least 49152.",
     },
     Key {
         path: "search.threads",
