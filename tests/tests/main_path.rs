@@ -41,6 +41,28 @@ async fn documents_are_found_by_meaning_by_words_and_by_both() -> Result<()> {
     Ok(())
 }
 
+/// Whoever has something embedded is told apart by the id of the key, which is no secret.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_of_devices_is_counted_by_key() -> Result<()> {
+    let node = Node::start().await?;
+    handbook(&node).await?;
+    found(&node, json!({"query": "a pet", "mode": "dense"})).await?;
+    let key = node.key()?;
+    let [_, id, secret] = key.split('_').collect::<Vec<_>>()[..] else { anyhow::bail!("a key has three parts") };
+    let metrics =
+        reqwest::Client::new().get(node.url("/metrics")).bearer_auth(&key).send().await?.error_for_status()?.text().await?;
+    let value = |name: &str, label: &str| -> f64 {
+        let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    let of_key = value("ragged_embedding_tenant_seconds_total{", &format!("key=\"{id}\""));
+    let of_devices = value("ragged_embedding_busy_seconds_total{", "device=\"");
+    ensure!(of_key > 0.0 && (of_key - of_devices).abs() < 1e-6, "{of_key} {of_devices}: {metrics}");
+    ensure!(value("ragged_embedding_queue_seconds_count", "") >= 5.0, "four documents and a query have waited: {metrics}");
+    ensure!(!metrics.contains(secret), "a secret is among the metrics");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hit_says_what_it_is_and_where() -> Result<()> {
     let node = Node::start().await?;
