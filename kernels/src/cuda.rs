@@ -19,7 +19,7 @@ mod emulator;
 
 pub use comparison::{KernelComparison, compare_attention, compare_kernels, compare_products};
 pub use compiler::{compile, is_compiler_present};
-pub use driver::{GpuDescription, GpuMemory, gpus, reset};
+pub use driver::{GpuDescription, GpuMemory, gpu_count, gpus, reset};
 pub use encoder::attention_alone::AttentionWork;
 pub use encoder::{AttentionWay, EncoderOptions};
 pub use limits::{Limits, measure_attention, measure_limits};
@@ -65,6 +65,11 @@ impl Gpu {
     /// What it is.
     pub fn description(&self) -> &GpuDescription {
         self.machine.description()
+    }
+
+    /// It was found not to answer any more: nothing is embedded on it from now on, and its embedder opens it again.
+    pub fn lose(&self) {
+        self.machine.lose();
     }
 
     /// How much of its memory is free, whoever has the rest.

@@ -11,13 +11,13 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attr
 use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, PinnedHostSlice};
 use cudarc::nvrtc::Ptx;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The architecture whose GPUs multiply by warpgroups.
 const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
@@ -25,8 +25,16 @@ const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
 const DRIVER_NEEDED: CudaVersion = CudaVersion { major: 12, minor: 0 };
 /// The oldest driver whose GPUs can be asked how long something took: cudarc asks by a function that older ones lack.
 const DRIVER_WITH_TIMERS: CudaVersion = CudaVersion { major: 12, minor: 8 };
-/// What this process has of GPUs, by their numbers. Held while one is opened or reset.
-static CONTEXTS: Mutex<Vec<(usize, Weak<CudaContext>)>> = Mutex::new(Vec::new());
+/// What this process has of each GPU, by its number. A GPU's list is held while it is opened or reset.
+static CONTEXTS: Mutex<BTreeMap<usize, Contexts>> = Mutex::new(BTreeMap::new());
+/// How long a reset waits for the end of a context that nobody has any more.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
+
+type Contexts = Arc<Mutex<Vec<Weak<CudaContext>>>>;
+
+fn contexts_of(number: usize) -> Contexts {
+    CONTEXTS.lock().entry(number).or_default().clone()
+}
 /// How long memory waits for the end of a recording before it is freed all the same.
 const RECORDING_MAX: Duration = Duration::from_secs(1);
 /// Memory of the processor from which and to which the GPU copies by itself, for each queue and direction.
@@ -85,16 +93,32 @@ pub fn reset(number: usize) -> Result<(), GpuError> {
     guarded("resetting the GPU", || {
         check_driver()?;
         let device = find(number)?;
-        let mut contexts = CONTEXTS.lock();
-        contexts.retain(|(_, context)| context.strong_count() > 0);
-        if contexts.iter().any(|(there, _)| *there == number) {
+        let contexts = contexts_of(number);
+        let mut contexts = contexts.lock();
+        contexts.retain(|context| context.strong_count() > 0);
+        if !contexts.is_empty() {
             let reason = "something of this process is still on it".to_owned();
             return Err(GpuError::Failed { what: "resetting the GPU", reason });
         }
+        wait_for_release(device);
         // SAFETY: the device is there, and nothing is left that would use what this ends: memory, streams and kernels have the context until they are freed,
         // nobody has one, and nobody gets one while the list is locked.
         unsafe { sys::cuDevicePrimaryCtxReset_v2(device) }.result().map_err(|fault| failed("resetting the GPU", fault))
     })
+}
+
+/// Whoever had the last context may be about to release it: that must not meet the next one.
+fn wait_for_release(device: sys::CUdevice) {
+    let begun = Instant::now();
+    let is_there = || {
+        let (mut flags, mut is_active) = (0, 0);
+        // SAFETY: the device is there, and both are written to variables of their types.
+        let asked = unsafe { sys::cuDevicePrimaryCtxGetState(device, &mut flags, &mut is_active) };
+        asked.result().is_ok() && is_active != 0
+    };
+    while is_there() && begun.elapsed() < RELEASE_MAX {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// The version of CUDA that the driver is for.
@@ -113,6 +137,17 @@ fn check_driver() -> Result<CudaVersion, GpuError> {
         return Err(GpuError::DriverTooOld { found, needed: DRIVER_NEEDED });
     }
     Ok(found)
+}
+
+/// How many GPUs there are, whatever they are good for.
+///
+/// # Errors
+/// [`GpuError::NoDriver`] on a machine without any; a driver that is too old or fails.
+pub fn gpu_count() -> Result<usize, GpuError> {
+    guarded("counting GPUs", || {
+        check_driver()?;
+        count()
+    })
 }
 
 fn count() -> Result<usize, GpuError> {
@@ -193,9 +228,10 @@ impl Driver {
         guarded("opening the GPU", || {
             let has_timers = check_driver()? >= DRIVER_WITH_TIMERS;
             let description = describe(number)?;
-            let mut contexts = CONTEXTS.lock();
+            let contexts = contexts_of(number);
+            let mut contexts = contexts.lock();
             let context = CudaContext::new(number).map_err(|fault| failed("opening the GPU", fault))?;
-            contexts.push((number, Arc::downgrade(&context)));
+            contexts.push(Arc::downgrade(&context));
             drop(contexts);
             // Before anything is recorded: cudarc waits for the GPU when it makes the first one.
             let clearing = context.new_stream().map_err(|fault| failed("making a stream", fault))?;
@@ -255,8 +291,13 @@ impl Driver {
         });
         if let Err(fault) = answers {
             tracing::warn!(gpu = self.description.number, %fault, "a GPU is lost");
-            self.is_lost.store(true, Ordering::Relaxed);
+            self.lose();
         }
+    }
+
+    /// It does not answer any more.
+    pub(crate) fn lose(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
     }
 
     /// Whether it answers no more: it has to be reset.

@@ -21,6 +21,9 @@ type Launch = unsafe extern "C" fn(*const u32, *const u32, u32, *const u8, u32, 
 /// Tells the library where the GPU's memory begins and ends, and where its own file is.
 type MemoryIs = unsafe extern "C" fn(*const c_void, *const c_void, *const c_char);
 
+/// What a launch says that is refused because a test wants it.
+pub(crate) const REFUSAL: &str = "as the test wants it";
+
 /// A GPU on the processor.
 pub(crate) struct Emulator {
     library: &'static Library,
@@ -269,7 +272,7 @@ impl Machine for Emulator {
         assert!(shape.shared_bytes <= self.shared_bytes_max());
         let left = self.launches_left.load(Ordering::Relaxed);
         if left == 0 {
-            return Err(GpuError::Failed { what: "a launch", reason: "as the test wants it".to_owned() });
+            return Err(GpuError::Failed { what: "a launch", reason: REFUSAL.to_owned() });
         }
         self.launches_left.store(left - 1, Ordering::Relaxed);
         match &mut queue.recording {
@@ -371,6 +374,7 @@ mod tests {
             ("racing_between_blocks", "another block"),
             ("racing_to_count", "addition"),
             ("racing_with_a_copy", "shared memory"),
+            ("racing_with_a_copy_between_barriers", "not waited for"),
             ("racing_with_a_later_copy", "shared memory"),
             ("racing_with_a_copy_in_bulk", "a copy in bulk"),
             ("racing_with_a_later_copy_in_bulk", "a copy in bulk"),

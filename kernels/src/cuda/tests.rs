@@ -1,6 +1,6 @@
 //! The encoder on the emulated GPU: the vectors of the processor, and what becomes of faults.
 
-use super::emulator::Emulator;
+use super::emulator::{Emulator, REFUSAL};
 use super::*;
 use crate::cpu::CpuDevice;
 use crate::precision::Precision;
@@ -123,7 +123,9 @@ fn work_that_fails_anywhere_in_a_batch_is_an_error() {
         machine.launches_left.store(usize::MAX, Ordering::Relaxed);
         match embedded {
             Ok(_) => return assert!(launches > 5, "{launches}"),
-            Err(fault) => assert!(matches!(fault, DeviceError::Gpu(GpuError::Failed { .. })), "{fault}"),
+            // A race would be a failure of another kind.
+            Err(DeviceError::Gpu(GpuError::Failed { reason, .. })) if reason == REFUSAL => {}
+            Err(fault) => panic!("{fault}"),
         }
         assert!(matches!(gpu.embed(&sequences), Err(DeviceError::Gpu(GpuError::Lost))));
     }

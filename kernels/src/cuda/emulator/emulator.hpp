@@ -44,7 +44,7 @@ struct Copy {
     void* to;
     const void* from;
     bool present;
-    void carry_out() const { races::copy(to, present ? from : nullptr, 16); }
+    const void* source() const { return present ? from : nullptr; }
 };
 
 // Part of a product by a warpgroup that is begun: what one lane computes of it.
@@ -362,8 +362,8 @@ DEVICE void copy_16_bytes(void* to_shared, const void* from_global, bool present
     emulator::Copy copy{to_shared, from_global, present};
     emulator::block->unseen[emulator::chunk_of(to_shared)] = true;
     // What has come already is carried out again, which changes nothing: it counts as there only when it has been waited for.
-    races::copy_is_under_way(to_shared, present ? from_global : nullptr, 16);
-    if (emulator::block->random.below(2) == 0) copy.carry_out();
+    races::copy_begins(to_shared, copy.source(), 16);
+    if (emulator::block->random.below(2) == 0) races::copy_comes(to_shared, copy.source(), 16);
     emulator::block->fibers[emulator::block->current]->copies.push_back(copy);
 }
 
@@ -377,7 +377,7 @@ template <int Pending> DEVICE void wait_for_copies() {
     auto& fiber = *emulator::block->fibers[emulator::block->current];
     while (fiber.groups.size() > Pending) {
         for (const auto& copy : fiber.groups.front()) {
-            copy.carry_out();
+            races::copy_ends(copy.to, copy.source(), 16);
             fiber.arrived.push_back(copy.to);
         }
         fiber.groups.pop_front();

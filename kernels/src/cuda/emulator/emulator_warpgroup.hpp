@@ -55,8 +55,10 @@ struct Barrier {
     }
 
     void wait(u32 parity) {
+        u32 ended = parts().phase, awaited = ended % 2 == parity ? ended : ended - 1;
         emulator::wait_until([=] { return parts().phase % 2 != parity; });
-        races::acquire(this);
+        // Before the first phase there is one that has ended already.
+        if (ended != 0 || awaited == 0) races::acquire(this, awaited);
     }
 };
 

@@ -52,7 +52,10 @@ class Accesses {
 
     void add(Moment access, const Clock& clock, const void* at) {
         code = at;
+        // What a product reads may come later than what a later product of the warp has read.
+        if (access.who == last.who) access.when = std::max(access.when, last.when);
         if (of_all) {
+            access.when = std::max(access.when, (*of_all)[access.who]);
             (*of_all)[access.who] = access.when;
         } else if (!last.is_known_to(clock) && last.who != access.who) {
             of_all = std::make_unique<Clock>(clock.size(), 0);
@@ -83,6 +86,7 @@ struct Cell {
     u64 block = 0; // whose accesses these are
     Accesses of_block[KINDS];
     const void* by_earlier_blocks[KINDS] = {}; // the code of one such access
+    const void* awaited = nullptr;             // the code that asked for a copy to here, which has not been waited for
 };
 
 struct Page {
@@ -90,8 +94,8 @@ struct Page {
 };
 
 struct BlockBarrier {
-    Clock told, seen; // in the phase that runs; in those that have ended
-    u32 phase = 0;
+    Clock told;              // up to now
+    std::vector<Clock> seen; // when each phase ended
 };
 
 struct Detector {
@@ -131,6 +135,7 @@ struct Detector {
 
     void begin_cell(Cell& cell) {
         if (cell.block == block) return;
+        cell.awaited = nullptr;
         for (u32 kind = 0; kind < KINDS; ++kind) {
             if (!cell.of_block[kind].empty()) cell.by_earlier_blocks[kind] = cell.of_block[kind].where();
             cell.of_block[kind].clear();
@@ -143,6 +148,7 @@ struct Detector {
         for (u64 at = address / CELL_BYTES * CELL_BYTES; at < address + bytes; at += CELL_BYTES) {
             Cell& there = cell(at);
             begin_cell(there);
+            if (there.awaited != nullptr) tell(kind, at, moment, code, Write, "a copy that was not waited for", there.awaited);
             for (u32 other = 0; other < KINDS; ++other) {
                 if (may_meet(kind, static_cast<Kind>(other))) continue;
                 if (there.by_earlier_blocks[other] != nullptr) {
@@ -179,6 +185,12 @@ struct Detector {
         access(Write, reinterpret_cast<u64>(to), bytes, bulk_moments[copy.number], bulk_copies[copy.number], code);
     }
 
+    // A copy to there was asked for by this code; null: it was waited for.
+    void await(const void* place, u32 bytes, const void* code) {
+        u64 address = reinterpret_cast<u64>(place);
+        for (u64 at = address; at < address + bytes; at += CELL_BYTES) cell(at).awaited = code;
+    }
+
     std::string name(u32 who) const {
         if (who < threads) return "thread " + std::to_string(who);
         if (who < threads + BARRIERS) return "a copy in bulk";
@@ -191,7 +203,7 @@ struct Detector {
         if (dladdr(code, &where) == 0) return "?";
         char command[4096];
         u64 offset = reinterpret_cast<u64>(code) - reinterpret_cast<u64>(where.dli_fbase) - 1;
-        std::snprintf(command, sizeof command, "addr2line -Cfpise %s 0x%llx 2>/dev/null", library.c_str(), offset);
+        std::snprintf(command, sizeof command, "addr2line -Cfpise '%s' 0x%llx 2>/dev/null", library.c_str(), offset);
         std::string lines;
         if (FILE* output = popen(command, "r")) {
             for (int read = std::fgetc(output); read != EOF; read = std::fgetc(output)) lines += static_cast<char>(read);
@@ -214,7 +226,7 @@ struct Detector {
         auto [place, is_new] = barrier_numbers.try_emplace(barrier, static_cast<u32>(barriers.size()));
         if (is_new) {
             if (barriers.size() == BARRIERS) std::fprintf(stderr, "a block has more barriers than races are looked for with\n"), std::abort();
-            barriers.push_back({Clock(width(), 0), Clock(width(), 0)});
+            barriers.push_back({Clock(width(), 0), {}});
         }
         return place->second;
     }
@@ -270,21 +282,27 @@ void meet(u32 first, u32 count) {
     }
 }
 
-void copy_is_under_way(void* to, const void* from, u32 bytes) {
+void copy_begins(void* to, const void* from, u32 bytes) {
     const void* code = __builtin_return_address(0);
     if (from != nullptr) detector.access_by_running(Read, from, bytes, code);
     detector.access_by_running(Write, to, bytes, code);
+    detector.await(to, bytes, code);
 }
 
-void copy(void* to, const void* from, u32 bytes) {
-    const void* code = __builtin_return_address(0);
+void copy_comes(void* to, const void* from, u32 bytes) {
     if (from != nullptr) {
-        detector.access_by_running(Read, from, bytes, code);
         std::memcpy(to, from, bytes);
     } else {
         std::memset(to, 0, bytes);
     }
+}
+
+void copy_ends(void* to, const void* from, u32 bytes) {
+    const void* code = __builtin_return_address(0);
+    detector.await(to, bytes, nullptr);
+    if (from != nullptr) detector.access_by_running(Read, from, bytes, code);
     detector.access_by_running(Write, to, bytes, code);
+    copy_comes(to, from, bytes);
 }
 
 u32 add(u32* to, u32 value) {
@@ -313,19 +331,19 @@ void arrive(const void* barrier) {
 void phase_ends(const void* barrier) {
     u32 number = detector.barrier_number(barrier);
     BlockBarrier& there = detector.barriers[number];
-    there.told[detector.of_copies(number)] = ++there.phase;
-    join(there.seen, there.told);
+    there.told[detector.of_copies(number)] = static_cast<u32>(there.seen.size() + 1);
+    there.seen.push_back(there.told);
 }
 
-void acquire(const void* barrier) {
+void acquire(const void* barrier, u32 phase) {
     detector.access_by_running(Addition, barrier, sizeof(u64), __builtin_return_address(0));
-    join(detector.clocks[detector.running], detector.barriers[detector.barrier_number(barrier)].seen);
+    join(detector.clocks[detector.running], detector.barriers[detector.barrier_number(barrier)].seen.at(phase));
 }
 
 BulkCopy bulk_copy_begins(void* to, const void* from, u32 bytes, const void* barrier) {
     u32 number = detector.barrier_number(barrier);
     detector.bulk_copies.push_back(detector.clocks[detector.running]);
-    detector.bulk_moments.push_back({detector.of_copies(number), detector.barriers[number].phase + 1});
+    detector.bulk_moments.push_back({detector.of_copies(number), static_cast<u32>(detector.barriers[number].seen.size() + 1)});
     BulkCopy copy{static_cast<u32>(detector.bulk_copies.size() - 1)};
     detector.access_by_bulk_copy(copy, to, from, bytes, __builtin_return_address(0));
     return copy;

@@ -26,9 +26,13 @@ void run_nobody();
 // All threads of the block, or so many from `first` on, are where they wait for one another.
 void meet(u32 first, u32 count);
 
-// Both are the thread's that runs. The places are read and written by a copy that is under way, or only now.
-void copy_is_under_way(void* to, const void* from, u32 bytes);
-void copy(void* to, const void* from, u32 bytes);
+// The thread that runs has asked for a copy, which may come at any time until it has waited for it; zeros when there is no `from`. Nobody may touch the place until
+// then, whatever barriers there are.
+void copy_begins(void* to, const void* from, u32 bytes);
+// It comes, and may come once more.
+void copy_comes(void* to, const void* from, u32 bytes);
+// It comes for the last time, and was waited for.
+void copy_ends(void* to, const void* from, u32 bytes);
 
 // An atomic addition.
 u32 add(u32* to, u32 value);
@@ -37,11 +41,11 @@ u32 add(u32* to, u32 value);
 u64 peek(const u64* state);
 void poke(u64* state, u64 value);
 
-// The thread begins a barrier, tells it what it knows, and is told what all others told it in the phases that have ended.
+// The thread begins a barrier, tells it what it knows, and is told what all others had told it when a phase ended, which are counted from 0.
 void barrier_begins(const void* barrier);
 void arrive(const void* barrier);
 void phase_ends(const void* barrier);
-void acquire(const void* barrier);
+void acquire(const void* barrier, u32 phase);
 
 // A copy in bulk by the thread that runs: until the phase of the barrier has ended that it is in now.
 struct BulkCopy {

@@ -59,6 +59,19 @@ KERNEL(racing_with_a_copy, RacingArguments) {
     if (read == 0xffffffff) shared[0] = read;
 }
 
+// Barriers are of no use to whoever reads what was not waited for.
+KERNEL(racing_with_a_copy_between_barriers, RacingArguments) {
+    u32* shared = reinterpret_cast<u32*>(shared_memory());
+    copy_16_bytes(shared + 4 * threadIdx.x, arguments.memory, true);
+    commit_copies();
+    if (arguments.is_right) wait_for_copies<0>();
+    synchronize_block();
+    u32 read = shared[(4 * threadIdx.x + 4 * WARP) % (4 * blockDim.x)];
+    synchronize_block();
+    wait_for_copies<0>();
+    if (read == 0xffffffff) shared[0] = read;
+}
+
 // A copy is asked for when nobody reads its place any more, though it may come much later.
 KERNEL(racing_with_a_later_copy, RacingArguments) {
     u32* shared = reinterpret_cast<u32*>(shared_memory());
