@@ -6,8 +6,10 @@ use ragged_raft::ids::TenantId;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Accounts that are counted each for itself.
-const KNOWN_MAX: usize = 1_000;
+/// Tenants that are counted each for itself.
+const TENANTS_MAX: usize = 1_000;
+/// Keys of a tenant that are.
+const KEYS_MAX: usize = 32;
 /// The name under which the others are.
 const OTHERS: &str = "others";
 
@@ -27,11 +29,12 @@ impl Account {
     }
 }
 
-/// Seconds by account. Accounts beyond a number of them are counted together, under nobody's name. Copies count together.
+/// Seconds by account. Tenants beyond a number of them are counted together, under nobody's name, and keys of a tenant beyond a number of them as the tenant's own.
+/// Copies count together.
 #[derive(Clone)]
 pub struct AccountSeconds {
     seconds: CounterVec,
-    known: Arc<Mutex<HashSet<Account>>>,
+    known: Arc<Mutex<HashMap<TenantId, HashSet<Arc<str>>>>>,
 }
 
 impl AccountSeconds {
@@ -61,10 +64,13 @@ impl AccountSeconds {
 
     fn of(&self, account: &Account) -> Counter {
         let mut known = self.known.lock();
-        let is_known = known.contains(account) || known.len() < KNOWN_MAX && known.insert(account.clone());
-        drop(known);
-        let (tenant, key) = (account.tenant.0.to_string(), account.key.as_deref().unwrap_or_default());
-        self.seconds.with_label_values(&if is_known { [tenant.as_str(), key] } else { [OTHERS, ""] })
+        if known.len() >= TENANTS_MAX && !known.contains_key(&account.tenant) {
+            return self.seconds.with_label_values(&[OTHERS, ""]);
+        }
+        let keys = known.entry(account.tenant).or_default();
+        let is_known = |key: &&Arc<str>| keys.contains(*key) || keys.len() < KEYS_MAX && keys.insert((*key).clone());
+        let key = account.key.as_ref().filter(is_known);
+        self.seconds.with_label_values(&[account.tenant.0.to_string().as_str(), key.map_or("", |key| key)])
     }
 
     #[cfg(test)]
@@ -78,16 +84,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_is_shared_out_by_tokens_and_accounts_beyond_the_limit_together() {
+    fn a_batch_is_shared_out_by_tokens_and_what_is_beyond_the_limits_together() {
         let shares = AccountSeconds::register("seconds", "seconds", &Registry::new()).unwrap();
         let [seven, eight] = [7, 8].map(|tenant| Account::of_tenant(TenantId(tenant)));
         let key = Account { key: Some("a".into()), ..seven.clone() };
         shares.share_out(5.0, [(&seven, 10), (&eight, 20), (&seven, 10), (&key, 10)].into_iter());
         assert_eq!((shares.spent("7", ""), shares.spent("8", ""), shares.spent("7", "a")), (2.0, 2.0, 1.0));
-        for tenant in 100..100 + KNOWN_MAX as u64 {
+        for tenant in 100..100 + TENANTS_MAX as u64 {
             shares.share_out(1.0, [(&Account::of_tenant(TenantId(tenant)), 1)].into_iter());
         }
-        assert_eq!((shares.spent("100", ""), shares.spent(OTHERS, "")), (1.0, 3.0));
+        assert_eq!((shares.spent("100", ""), shares.spent(OTHERS, "")), (1.0, 2.0));
+        for number in 0..KEYS_MAX + 5 {
+            shares.add(&Account { key: Some(number.to_string().into()), ..eight.clone() }, 1.0);
+        }
+        assert_eq!((shares.spent("8", "0"), shares.spent("8", "")), (1.0, 2.0 + 5.0));
         shares.add(&key, 1.0);
         assert_eq!(shares.spent("7", "a"), 2.0);
     }

@@ -4,6 +4,7 @@ use parking_lot::Mutex;
 use ractor::concurrency::Duration;
 use ragged_kernels::{Device, DeviceError, TokenSequence};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -86,10 +87,14 @@ impl Devices {
                 device: device.device.clone(),
                 batch_tokens: device.batch_tokens,
                 spare: spare.as_ref().map(|spare| spare.device.device.clone()),
+                has_answered: Arc::default(),
             },
-            Standing::Lost { spare, .. } => {
-                InUse { device: spare.device.device.clone(), batch_tokens: spare.device.batch_tokens, spare: None }
-            }
+            Standing::Lost { spare, .. } => InUse {
+                device: spare.device.device.clone(),
+                batch_tokens: spare.device.batch_tokens,
+                spare: None,
+                has_answered: Arc::default(),
+            },
         }
     }
 
@@ -106,12 +111,10 @@ impl Devices {
         }
     }
 
-    /// After how long a batch on this device hangs: never, when it is not its own that is in use, or there is no other.
+    /// After how long a batch hangs that this device, or one before it, was given: never, when that is the spare one, or there is none.
     pub fn hung_after(&self, on: &Arc<dyn Device>) -> Option<Duration> {
-        match &self.standing {
-            Standing::Own { device, spare: Some(spare) } if Arc::ptr_eq(&device.device, on) => Some(spare.hung_after),
-            _ => None,
-        }
+        let (Standing::Own { spare: Some(spare), .. } | Standing::Lost { spare, .. }) = &self.standing else { return None };
+        Some(spare.hung_after).filter(|_| !Arc::ptr_eq(&spare.device.device, on))
     }
 
     /// Gives up its own device after it has failed, if that is the one in use and there is another.
@@ -175,6 +178,8 @@ pub struct InUse {
     device: Arc<dyn Device>,
     batch_tokens: usize,
     spare: Option<Arc<dyn Device>>,
+    /// The device has come back, whatever with: what the spare one does then takes its own time.
+    has_answered: Arc<AtomicBool>,
 }
 
 /// What came of a batch.
@@ -217,9 +222,15 @@ impl InUse {
         &self.device
     }
 
+    /// Becomes true when the device comes back from the batch.
+    pub fn has_answered(&self) -> &Arc<AtomicBool> {
+        &self.has_answered
+    }
+
     /// Embeds a batch; on the spare device when the other one fails.
     pub fn embed(self, sequences: &[TokenSequence]) -> Embedded {
         let (outcome, seconds) = timed(|| embed_on(&self.device, sequences));
+        self.has_answered.store(true, Ordering::Relaxed);
         let of_device =
             |vectors, device_failed| Embedded { vectors, device: self.device.clone(), device_failed, seconds, by_spare: None };
         let (fault, blame) = match outcome {

@@ -299,6 +299,8 @@ struct Batch {
 struct UnderWay {
     batch: Arc<Batch>,
     device: Arc<dyn Device>,
+    /// Whether the device has come back from it.
+    has_answered: Arc<AtomicBool>,
     begun: Instant,
 }
 
@@ -372,16 +374,23 @@ impl Actor for Embedder {
             EmbedderMessage::Embed { account, urgency, sequences, reply } => state.accept(&account, urgency, &sequences, reply),
             EmbedderMessage::BatchDone { number, vectors, device, device_failed } => {
                 // Nothing is under way any more of a batch that hung, and was given to another device.
-                let done = state.batches.remove(&number).map(|under_way| under_way.batch);
+                let done = state.batches.remove(&number);
+                if let Some(UnderWay { batch, .. }) = &done {
+                    state.arguments.metrics.failures.inc_by(u64::from(device_failed));
+                    if vectors.is_ok() {
+                        state.arguments.metrics.tokens.inc_by(batch.tokens as u64);
+                        state.arguments.metrics.texts.inc_by(batch.items.len() as u64);
+                    }
+                }
                 if device_failed {
-                    state.arguments.metrics.failures.inc();
-                    state.give_up(&myself, device);
+                    open_later(&myself, state.devices.give_up(&device));
                 } else if vectors.is_ok() {
                     state.devices.worked(&device);
                 }
-                if let Some(batch) = done {
+                if let Some(UnderWay { batch, .. }) = &done {
                     state.deliver(&batch.items, vectors);
                 }
+                drop_elsewhere((device, done));
             }
             EmbedderMessage::Reopened(opened) => open_later(&myself, state.devices.reopened(opened)),
             EmbedderMessage::Look => state.look(&myself),
@@ -425,7 +434,9 @@ impl EmbedderState {
     fn feed_device(&mut self, myself: &ActorRef<EmbedderMessage>) {
         loop {
             let device = self.devices.current();
-            if self.batches.len() >= device.batches_in_flight() {
+            // What hangs on another one is nothing to it.
+            let on_it = |under_way: &&UnderWay| Arc::ptr_eq(&under_way.device, device.device());
+            if self.batches.values().filter(on_it).count() >= device.batches_in_flight() {
                 return;
             }
             let mut items = self.queue.take_batch(device.batch_tokens());
@@ -443,7 +454,13 @@ impl EmbedderState {
     fn give(&mut self, myself: &ActorRef<EmbedderMessage>, batch: Arc<Batch>, device: InUse) {
         let number = self.next_batch;
         self.next_batch += 1;
-        self.batches.insert(number, UnderWay { batch: batch.clone(), device: device.device().clone(), begun: Instant::now() });
+        let under_way = UnderWay {
+            batch: batch.clone(),
+            device: device.device().clone(),
+            has_answered: device.has_answered().clone(),
+            begun: Instant::now(),
+        };
+        self.batches.insert(number, under_way);
         let metrics = self.arguments.metrics.clone();
         let myself = myself.clone();
         tokio::task::spawn_blocking(move || {
@@ -453,38 +470,47 @@ impl EmbedderState {
         });
     }
 
-    /// Gives up a device that has failed, if it is the one in use.
-    fn give_up(&mut self, myself: &ActorRef<EmbedderMessage>, device: Arc<dyn Device>) {
+    /// Gives up a device that does not come back from a batch, or that was lost to others. The batches are given to the spare one.
+    fn look(&mut self, myself: &ActorRef<EmbedderMessage>) {
+        self.hand_over_what_hangs(myself);
+        let Some(device) = self.devices.lost() else { return };
+        tracing::warn!(device = device.name(), "the embedding device answers no more; the spare one computes");
+        // A batch that is on it says by itself that it has failed.
+        let is_idle = !self.batches.values().any(|under_way| Arc::ptr_eq(&under_way.device, &device));
+        self.arguments.metrics.failures.inc_by(u64::from(is_idle));
         open_later(myself, self.devices.give_up(&device));
-        // It may be the last of the device, whose end waits for its GPU.
-        tokio::task::spawn_blocking(move || drop(device));
+        drop_elsewhere(device);
     }
 
-    /// Gives up a device that has failed without a batch of ours, or that does not come back from one, which is then given to the spare one.
-    fn look(&mut self, myself: &ActorRef<EmbedderMessage>) {
-        if let Some(device) = self.devices.lost() {
-            tracing::warn!(device = device.name(), "the embedding device answers no more; the spare one computes");
-            self.arguments.metrics.failures.inc();
-            self.give_up(myself, device);
-        }
+    fn hand_over_what_hangs(&mut self, myself: &ActorRef<EmbedderMessage>) {
+        let is_out = |under_way: &UnderWay| !under_way.has_answered.load(Ordering::Relaxed);
         let hangs = |under_way: &UnderWay| {
-            self.devices.hung_after(&under_way.device).is_some_and(|hung_after| under_way.begun.elapsed() >= hung_after)
+            let hung_after = self.devices.hung_after(&under_way.device);
+            is_out(under_way) && hung_after.is_some_and(|hung_after| under_way.begun.elapsed() >= hung_after)
         };
-        let Some(device) = self.batches.values().find(|under_way| hangs(under_way)).map(|hung| hung.device.clone()) else {
-            return;
-        };
-        tracing::error!(
-            device = device.name(),
-            "the embedding device does not answer; the spare one does. If it stays so, restart the node"
-        );
-        // All that is on it hangs: later batches wait for earlier ones.
-        let on_it = |_: &u64, under_way: &mut UnderWay| Arc::ptr_eq(&under_way.device, &device);
-        let hung: Vec<UnderWay> = self.batches.extract_if(on_it).map(|(_, hung)| hung).collect();
-        self.give_up(myself, device);
-        for UnderWay { batch, .. } in hung {
-            self.arguments.metrics.failures.inc();
-            let device = self.devices.current();
-            self.give(myself, batch, device);
+        let hung: Vec<Arc<dyn Device>> = self.batches.values().filter(|one| hangs(one)).map(|one| one.device.clone()).collect();
+        for device in hung {
+            // All that is on it hangs: later batches wait for earlier ones.
+            let is_on_it = |_: &u64, under_way: &mut UnderWay| is_out(under_way) && Arc::ptr_eq(&under_way.device, &device);
+            let taken: Vec<UnderWay> = self.batches.extract_if(is_on_it).map(|(_, hung)| hung).collect();
+            if taken.is_empty() {
+                continue; // with another batch before
+            }
+            tracing::error!(
+                device = device.name(),
+                batches = taken.len(),
+                "the embedding device does not answer; the spare one does. If it stays so, restart the node"
+            );
+            open_later(myself, self.devices.give_up(&device));
+            self.arguments.metrics.failures.inc_by(taken.len() as u64);
+            self.drop_abandoned();
+            for UnderWay { batch, .. } in &taken {
+                if batch.items.iter().any(|item| self.requests.contains_key(&item.request)) {
+                    let device = self.devices.current();
+                    self.give(myself, batch.clone(), device);
+                }
+            }
+            drop_elsewhere((device, taken));
         }
     }
 
@@ -536,10 +562,16 @@ fn open_later(myself: &ActorRef<EmbedderMessage>, later: Option<OpenLater>) {
         }
         let opened = tokio::task::spawn_blocking(move || open()).await;
         let opened = opened.unwrap_or_else(|fault| Err(fault.to_string()));
-        if myself.send_message(EmbedderMessage::Reopened(opened)).is_err() {
+        if let Err(unsent) = myself.send_message(EmbedderMessage::Reopened(opened)) {
             tracing::debug!("the embedder ended while its device was opened: the next one begins with its own");
+            drop_elsewhere(unsent);
         }
     });
+}
+
+/// Drops what may be the last of a device, whose end waits for its GPU.
+fn drop_elsewhere(last: impl Send + 'static) {
+    tokio::task::spawn_blocking(move || drop(last));
 }
 
 fn run_batch(device: InUse, number: u64, batch: &Batch, metrics: &EmbeddingMetrics) -> EmbedderMessage {
@@ -552,10 +584,6 @@ fn run_batch(device: InUse, number: u64, batch: &Batch, metrics: &EmbeddingMetri
         seconds += by_spare;
     }
     metrics.tenants.share_out(seconds, items.iter().map(|item| &item.account).zip(sequences.iter().map(TokenSequence::len)));
-    if embedded.vectors.is_ok() {
-        metrics.tokens.inc_by(*tokens as u64);
-        metrics.texts.inc_by(items.len() as u64);
-    }
     let vectors = embedded.vectors.map_err(|fault| ServiceError::internal(format!("embedding failed: {fault}")));
     let (device, device_failed) = (embedded.device, embedded.device_failed);
     EmbedderMessage::BatchDone { number, vectors, device, device_failed }

@@ -13,8 +13,9 @@ use std::sync::Arc;
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// Longest wait, after it could not be opened again and again.
 const REOPEN_AFTER_MAX: Duration = Duration::from_secs(300);
-/// A batch takes a GPU some hundredths of a second, and the first large one, which tries out ways of computing products, a second or two.
-const HUNG_AFTER: Duration = Duration::from_secs(60);
+/// A batch takes a GPU some hundredths of a second, or of a large model a second, and the first large one, which tries out ways of computing products, some
+/// seconds. Queries wait for half a minute.
+const HUNG_AFTER: Duration = Duration::from_secs(20);
 
 /// A device that an embedder is to be started with.
 pub struct Opened {
@@ -96,17 +97,25 @@ impl Opening<'_> {
         there.into_iter().filter_map(open).collect()
     }
 
-    /// Opens the GPUs of these numbers; all when none is named. At least one.
+    /// Opens the GPUs of these numbers; when none is named, all that are not too old. At least one.
     fn open_gpus(&self, model: &Arc<Model>, cpu: &BatchDevice, numbers: &[usize]) -> Result<Vec<Opened>, GpuError> {
         let all: Vec<usize> = match numbers {
-            [] => cuda::gpus()?.iter().map(|gpu| gpu.number).collect(),
+            [] => (0..cuda::gpu_count()?).collect(),
             named => named.to_vec(),
         };
-        if all.is_empty() {
+        let mut opened = Vec::new();
+        for number in all {
+            match OpenGpu::open(model, number, &self.kernels) {
+                Ok(gpu) => opened.push((number, gpu)),
+                Err(fault @ GpuError::TooOld { .. }) if numbers.is_empty() => {
+                    tracing::info!(number, %fault, "a GPU is passed over")
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        if opened.is_empty() {
             return Err(GpuError::NoSuchGpu { wanted: 0, there: 0 });
         }
-        let open = |number| Ok((number, OpenGpu::open(model, number, &self.kernels)?));
-        let opened = all.into_iter().map(open).collect::<Result<Vec<_>, GpuError>>()?;
         // Rows come to them once all are open: when one cannot be, none is used.
         Ok(opened.into_iter().map(|(number, gpu)| self.embed_on(model, cpu, number, gpu)).collect())
     }

@@ -29,6 +29,9 @@ pub trait RowDevice: Send + Sync {
     /// Room for so many rows of so many values, of which none is there yet.
     fn make_room(&self, rows: usize, dimension: usize) -> Result<Box<dyn DeviceRows>, GpuError>;
 
+    /// It does not answer any more: whoever opened it is to do so again.
+    fn lose(&self);
+
     /// Seconds that going through so many bytes of rows takes, roughly, for one query or for some.
     fn seconds(&self, bytes: usize) -> f64;
 }
@@ -82,6 +85,10 @@ impl RowDevice for CudaRowDevice {
         let mut on_gpu = CudaRows::with_lane(self.lane()?, dimension);
         on_gpu.reserve(rows)?;
         Ok(Box::new(on_gpu))
+    }
+
+    fn lose(&self) {
+        self.gpu.lose();
     }
 
     fn seconds(&self, bytes: usize) -> f64 {

@@ -18,6 +18,8 @@ pub(crate) struct FakeGpu {
     pub(crate) panics: AtomicBool,
     /// There is no memory for rows, nor for searches.
     pub(crate) is_full: AtomicBool,
+    /// It was said to answer no more.
+    pub(crate) is_lost: AtomicBool,
     /// Searches that it was asked for.
     pub(crate) searches: AtomicUsize,
     /// Sets of rows that it has.
@@ -29,7 +31,7 @@ pub(crate) struct FakeGpu {
 }
 
 impl FakeGpu {
-    /// Has uploads and searches wait.
+    /// Has uploads, searches and whoever frees rows wait.
     pub(crate) fn stop(&self) {
         *self.stopped.lock() = true;
     }
@@ -61,6 +63,7 @@ struct FakeRows {
 
 impl Drop for FakeRows {
     fn drop(&mut self) {
+        self.gpu.wait();
         self.gpu.sets.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -82,6 +85,10 @@ impl RowDevice for FakeDevice {
         self.0.memory_for(self.bytes_of(rows, dimension))?;
         self.0.sets.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(FakeRows { gpu: self.0.clone(), dimension, rows: Vec::new() }))
+    }
+
+    fn lose(&self) {
+        self.0.is_lost.store(true, Ordering::SeqCst);
     }
 
     fn seconds(&self, _bytes: usize) -> f64 {

@@ -34,6 +34,8 @@ pub(super) struct Hosted {
     memory: Mutex<GpuMemory>,
     /// It is about to be opened again, and takes no more rows.
     is_closing: AtomicBool,
+    /// Rows that left when it did not answer any more: to free them would wait for it.
+    left_behind: Mutex<Vec<Arc<Seated>>>,
 }
 
 #[derive(Default)]
@@ -97,6 +99,7 @@ impl Hosted {
             standing: Mutex::default(),
             memory: Mutex::new(memory),
             is_closing: AtomicBool::new(false),
+            left_behind: Mutex::default(),
         };
         hosted.show_memory(memory);
         hosted.show_held(0);
@@ -249,12 +252,34 @@ impl Hosted {
         }
     }
 
-    /// Rows leave, and no others come: the GPU is about to be opened again.
+    /// Rows leave, and no others come: the GPU is about to be opened again. Those of a search that does not end stay, with all that left when it did not.
     pub(super) fn close(&self) {
         self.is_closing.store(true, Ordering::Relaxed);
         for (seat, rows) in self.seated() {
             drop(seat.leave(&rows));
         }
+        let mut left_behind = self.left_behind.lock();
+        if left_behind.iter().all(|rows| Arc::strong_count(rows) == 1) {
+            let freed = std::mem::take(&mut *left_behind);
+            drop(left_behind);
+            drop(freed);
+        }
+    }
+
+    /// It does not come back from a search, which others wait for: nobody asks it any more.
+    pub(super) fn hangs(&self, searches: usize) {
+        self.metrics.failures.inc_by(searches as u64);
+        if self.is_closing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::error!(
+            gpu = self.number,
+            device = self.device.name(),
+            "a GPU does not come back from a search: the processor searches. If it stays so, restart the node"
+        );
+        self.device.lose();
+        let mut left_behind = self.left_behind.lock();
+        left_behind.extend(self.seated().into_iter().filter_map(|(seat, rows)| seat.leave(&rows)));
     }
 
     /// The GPU has failed on rows, which so many searches asked: they are left to the processor for a while, with all others when it was not for want of memory.

@@ -22,7 +22,7 @@ pub use device::{CudaRowDevice, DeviceRows, RowDevice};
 pub use metrics::GpuRowsMetrics;
 pub use seat::Seat;
 pub(crate) use turns::AllowedKey;
-use turns::{Hung, PATIENCE};
+use turns::Hung;
 pub use uploads::Vectors;
 
 use crate::account_seconds::Account;
@@ -31,7 +31,7 @@ use hosted::Hosted;
 use parking_lot::{Mutex, RwLock};
 use prometheus::Registry;
 use ragged_kernels::Scored;
-use ragged_kernels::cuda::{GpuError, HITS_MAX};
+use ragged_kernels::cuda::HITS_MAX;
 use ragged_raft::ids::TenantId;
 use seat::Seated;
 use std::borrow::Cow;
@@ -188,10 +188,6 @@ impl GpuRows {
     }
 }
 
-fn hung() -> GpuError {
-    GpuError::Failed { what: "a search", reason: format!("none has ended for {PATIENCE:?}") }
-}
-
 /// A search among rows.
 pub struct RowSearch<'a> {
     /// As long as a row.
@@ -259,7 +255,7 @@ impl TenantRows {
             self.compute(seat, &rows, asked, (search.bits)().as_deref())
         });
         answer.unwrap_or_else(|Hung| {
-            rows.held.gpu().failed(seat, Some(&rows), &hung(), 1);
+            rows.held.gpu().hangs(1);
             None
         })
     }
@@ -269,7 +265,7 @@ impl TenantRows {
         let (found, took) = match gpu.in_turn(|| rows.top_k(asked, bits)) {
             Ok(done) => done,
             Err(Hung) => {
-                gpu.failed(seat, Some(rows), &hung(), asked.len());
+                gpu.hangs(asked.len());
                 return None;
             }
         };

@@ -274,10 +274,14 @@ fn what_a_gpu_does_not_answer_the_processor_does() {
         assert!(waiting.into_iter().all(|waits| waits.join().unwrap().is_none()));
         assert!(seats.iter().all(|seat| !seat.is_taken()), "nobody asks it any more");
         assert!(node.metrics().failures.get() >= 1);
+        // Nothing of it is freed as long as it hangs, and what others bring and free goes on.
+        assert!(node.fake.is_lost.load(Ordering::SeqCst) && node.sets() == 2);
         assert!(node.rows.gpus.close(0).is_err(), "it is still being searched");
         node.fake.go_on();
         assert_eq!(hung.join().unwrap(), Some(vec![99, 98]));
     });
     node.until("the end of it", || node.rows.gpus.close(0).is_ok());
-    assert_eq!(node.metrics().queued.get(), 0);
+    assert_eq!((node.metrics().queued.get(), node.sets()), (0, 0));
+    node.host();
+    seats.iter().for_each(|seat| node.bring(seat));
 }

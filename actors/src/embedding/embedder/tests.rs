@@ -18,6 +18,9 @@ struct Numbered {
     is_lost: Arc<AtomicBool>,
     /// Where its batches wait for one another.
     gate: Option<Arc<std::sync::Barrier>>,
+    /// Only batches of a first text of so many tokens wait there.
+    gated: Option<usize>,
+    batches: AtomicUsize,
     computing: AtomicUsize,
     most_at_once: AtomicUsize,
 }
@@ -32,6 +35,8 @@ impl Numbered {
             panics: Arc::default(),
             is_lost: Arc::default(),
             gate: None,
+            gated: None,
+            batches: AtomicUsize::new(0),
             computing: AtomicUsize::new(0),
             most_at_once: AtomicUsize::new(0),
         }
@@ -46,7 +51,10 @@ impl Device for Numbered {
     fn embed(&self, sequences: &[TokenSequence]) -> Result<Vec<f32>, DeviceError> {
         let computing = self.computing.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_at_once.fetch_max(computing, Ordering::SeqCst);
-        if let Some(gate) = &self.gate {
+        self.batches.fetch_add(1, Ordering::SeqCst);
+        if let Some(gate) = &self.gate
+            && self.gated.is_none_or(|gated| sequences[0].len() == gated)
+        {
             gate.wait();
         }
         self.computing.fetch_sub(1, Ordering::SeqCst);
@@ -361,4 +369,47 @@ fn a_device_that_fails_again_soon_is_waited_for_longer_though_it_worked_in_betwe
     let own = devices.current().device().clone();
     devices.worked(&own);
     assert_eq!(devices.give_up(&own).unwrap().wait.as_millis(), 5);
+}
+
+/// One batch of two hangs; the other fails, which gives the device up before the first is missed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_hangs_on_a_device_that_was_given_up_is_embedded_all_the_same() {
+    let gate = Arc::new(std::sync::Barrier::new(2));
+    let own = Arc::new(Numbered { at_once: 2, gate: Some(gate.clone()), gated: Some(9), ..Numbered::new(1.0) });
+    own.fails.store(true, Ordering::SeqCst);
+    let opened = Arc::new(AtomicUsize::new(0));
+    let spare = spare(Arc::new(Numbered::new(2.0)), counted(&opened));
+    let hung_after = Duration::from_millis(300);
+    let running = Running::start(own, spare.map(|spare| Spare { hung_after, ..spare })).await;
+    let (hung, failed) = tokio::join!(running.embed(&[9]), running.embed(&[8]));
+    assert_eq!((hung.unwrap(), failed.unwrap()), (vec![vec![9.0, 2.0]], vec![vec![8.0, 2.0]]));
+    // The spare one is fed whatever hangs.
+    assert_eq!(running.embed(&[7]).await.unwrap(), [[7.0, 2.0]]);
+    assert_eq!((running.metrics.failures.get(), running.metrics.texts.get()), (2, 3));
+    tokio::task::spawn_blocking(move || gate.wait()).await.unwrap();
+    running.until("the device is back", || running.metrics.devices_lost.get() == 0).await;
+    assert_eq!((running.metrics.failures.get(), running.metrics.texts.get()), (2, 3), "what came too late is not counted again");
+}
+
+/// A spare device that takes longer than a device may hang: the one before it has answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_device_may_take_its_time() {
+    let own = Numbered::new(1.0);
+    own.fails.store(true, Ordering::SeqCst);
+    let gate = Arc::new(std::sync::Barrier::new(2));
+    let other = Arc::new(Numbered { gate: Some(gate.clone()), ..Numbered::new(2.0) });
+    let spare = spare(other.clone(), counted(&Arc::default()));
+    let hung_after = Duration::from_millis(100);
+    let running = Running::start(
+        Arc::new(own),
+        spare.map(|spare| Spare { hung_after, backoff_initial: Duration::from_secs(600), ..spare }),
+    )
+    .await;
+    let slowly = async move {
+        tokio::time::sleep(4 * hung_after).await;
+        tokio::task::spawn_blocking(move || gate.wait()).await.unwrap();
+    };
+    let (embedded, ()) = tokio::join!(running.embed(&[5]), slowly);
+    assert_eq!(embedded.unwrap(), [[5.0, 2.0]]);
+    assert_eq!((running.metrics.failures.get(), other.batches.load(Ordering::SeqCst)), (1, 1));
 }
