@@ -12,6 +12,7 @@ mod encoder;
 mod limits;
 mod machine;
 mod products;
+mod rows;
 mod search;
 
 #[cfg(test)]
@@ -36,7 +37,8 @@ use half::f16;
 use machine::Machine;
 use parking_lot::{Condvar, Mutex};
 use roaring::RoaringBitmap;
-use search::{GpuRows, SearchLane};
+use rows::GpuRows;
+use search::SearchLane;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -182,7 +184,7 @@ impl CudaRows {
 
     /// Bytes that so many rows take in the GPU's memory, when room is made for all of them at once.
     pub fn bytes_of(rows: usize, dimension: usize) -> usize {
-        search::bytes_of(rows, dimension)
+        rows::bytes_of(rows, dimension)
     }
 
     /// Number of rows.

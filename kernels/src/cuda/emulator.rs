@@ -5,21 +5,19 @@
 use super::machine::{DeviceMemory, GpuError, Kernel, LaunchShape, Machine, Product, ProductEnd};
 use half::f16;
 use libloading::Library;
+use library::library;
 use parking_lot::Mutex;
-use std::ffi::{CStr, CString, c_char, c_void};
-use std::ops::Range;
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use xxhash_rust::xxh3::xxh3_64;
+
+mod library;
+mod memory;
+mod tests;
+
+pub(crate) use memory::GuardedMemory;
 
 /// How the library's functions are called: grid, threads, shared memory, arguments and their size, seed. They return what is wrong with the kernel, or null.
 type Launch = unsafe extern "C" fn(*const u32, *const u32, u32, *const u8, u32, u64) -> *const c_char;
-
-/// Tells the library where the GPU's memory begins and ends, and where its own file is.
-type MemoryIs = unsafe extern "C" fn(*const c_void, *const c_void, *const c_char);
 
 /// What a launch says that is refused because a test wants it.
 pub(crate) const REFUSAL: &str = "as the test wants it";
@@ -65,138 +63,6 @@ impl Emulator {
             let wrong =
                 launch(grid.as_ptr(), threads.as_ptr(), shape.shared_bytes, arguments.as_ptr(), arguments.len() as u32, seed);
             (!wrong.is_null()).then(|| format!("{name}: {}", CStr::from_ptr(wrong).to_string_lossy()))
-        }
-    }
-}
-
-/// The kernels.
-fn library() -> &'static Library {
-    static LIBRARY: OnceLock<Library> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let file = compiled();
-        // SAFETY: the library has no initialisers that do anything.
-        let library = unsafe { Library::new(&file) }.unwrap();
-        let (memory, file) = (arena(), CString::new(file.into_os_string().into_vec()).unwrap());
-        // SAFETY: the function has this type and copies the text.
-        unsafe {
-            let memory_is = library.get::<MemoryIs>(b"memory_is").expect("the library finds races");
-            memory_is(memory.start as *const c_void, memory.end as *const c_void, file.as_ptr());
-        }
-        library
-    })
-}
-
-/// The library's file, beside the tests: compiled when there is none of these sources.
-fn compiled() -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let name = format!("libragged_kernels_emulated-{:016x}.so", source_hash());
-    let file = tests.parent().unwrap().join(name);
-    if !file.exists() {
-        let folder = tempfile::tempdir_in(tests.parent().unwrap()).unwrap();
-        // Other processes may do the same: each finds a whole file.
-        std::fs::rename(compile(folder.path()), &file).unwrap();
-    }
-    file
-}
-
-/// Changes with every source.
-fn source_hash() -> u64 {
-    let mut files: Vec<PathBuf> = ["cu", "src/cuda/emulator", "src/cuda/emulator.rs"]
-        .map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
-        .iter()
-        .flat_map(|path| match path.is_dir() {
-            true => std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect(),
-            false => vec![path.clone()],
-        })
-        .collect();
-    files.sort();
-    xxh3_64(&files.iter().flat_map(|file| std::fs::read(file).unwrap()).collect::<Vec<u8>>())
-}
-
-/// Compiles the kernels so that they report what they read and write, and what looks at that so that it does not.
-fn compile(folder: &Path) -> PathBuf {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let emulator = sources.join("src/cuda/emulator");
-    let run = |command: &mut Command| {
-        let done = command.output().expect("a C++ compiler is there: `make setup` installs it");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    };
-    let compiler = || {
-        let mut compiler = Command::new("c++");
-        compiler
-            .args(["-O2", "-g1", "-std=c++17", "-fPIC", "-Wno-unknown-pragmas", "-I"])
-            .arg(sources.join("cu"))
-            .arg("-I")
-            .arg(&emulator);
-        compiler
-    };
-    let (kernels, races, library) = (folder.join("kernels.o"), folder.join("races.o"), folder.join("emulated.so"));
-    run(compiler()
-        .args(["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-c"])
-        .arg(emulator.join("kernels.cpp"))
-        .arg("-o")
-        .arg(&kernels));
-    run(compiler().arg("-c").arg(emulator.join("races.cpp")).arg("-o").arg(&races));
-    run(Command::new("c++").args(["-shared", "-Wl,-Bsymbolic"]).args([&kernels, &races]).arg("-o").arg(&library));
-    library
-}
-
-/// Addresses of the GPU's memory: enough for all that a process asks for, of which none is used twice.
-fn arena() -> Range<u64> {
-    const BYTES: usize = 1 << 40;
-    static ARENA: OnceLock<Range<u64>> = OnceLock::new();
-    let reserve = || {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping.
-        let map = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, libc::PROT_NONE, flags, -1, 0) };
-        assert_ne!(map, libc::MAP_FAILED);
-        map as u64..map as u64 + BYTES as u64
-    };
-    ARENA.get_or_init(reserve).clone()
-}
-
-/// Memory with a page behind it that cannot be touched.
-pub(crate) struct GuardedMemory {
-    address: u64,
-    bytes: usize,
-    pages: Range<u64>,
-}
-
-// SAFETY: nothing but the address is in it; who reads and writes there is the machine's matter.
-unsafe impl Send for GuardedMemory {}
-// SAFETY: as before.
-unsafe impl Sync for GuardedMemory {}
-
-impl DeviceMemory for GuardedMemory {
-    fn address(&self) -> u64 {
-        self.address
-    }
-}
-
-impl GuardedMemory {
-    fn new(bytes: usize) -> GuardedMemory {
-        const PAGE: u64 = 4096;
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Addresses are multiples of 256, so up to 255 bytes behind the end can be touched after all.
-        let used = (bytes as u64).next_multiple_of(256);
-        let length = used.next_multiple_of(PAGE);
-        let arena = arena();
-        let start = arena.start + NEXT.fetch_add(length + PAGE, Ordering::Relaxed);
-        assert!(start + length + PAGE <= arena.end, "a process of tests does not allocate so much");
-        // SAFETY: these pages of the arena are nobody else's.
-        let opened = unsafe { libc::mprotect(start as *mut c_void, length as usize, libc::PROT_READ | libc::PROT_WRITE) };
-        assert_eq!(opened, 0);
-        GuardedMemory { address: start + length - used, bytes, pages: start..start + length }
-    }
-}
-
-impl Drop for GuardedMemory {
-    fn drop(&mut self) {
-        let (start, length) = (self.pages.start as *mut c_void, (self.pages.end - self.pages.start) as usize);
-        // SAFETY: the pages are this one's own, and nothing refers to them any more. What is there is given back, and nothing comes there again.
-        unsafe {
-            libc::madvise(start, length, libc::MADV_DONTNEED);
-            libc::mprotect(start, length, libc::PROT_NONE);
         }
     }
 }
@@ -347,53 +213,5 @@ unsafe fn multiply(product: &Product) {
                 }
             });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Runs a kernel of `racing.cu` in two blocks of five warps.
-    fn run(name: &str, is_right: bool, seed: u64) -> Option<String> {
-        let emulator = Emulator::new(seed);
-        let memory = emulator.allocate(4096).unwrap();
-        let mut arguments = memory.address().to_ne_bytes().to_vec();
-        arguments.extend(u64::from(is_right).to_ne_bytes());
-        let shape = LaunchShape { grid: [2, 1], threads: 160, shared_bytes: 20 << 10 };
-        // SAFETY: the kernels take such arguments and have room for as many threads.
-        unsafe { emulator.run(name, shape, &arguments) }
-    }
-
-    #[test]
-    fn races_are_found_and_nothing_else() {
-        let kernels = [
-            ("racing_between_warps", "shared memory"),
-            ("racing_between_lanes", "shared memory"),
-            ("racing_to_write_again", "shared memory"),
-            ("racing_between_blocks", "another block"),
-            ("racing_to_count", "addition"),
-            ("racing_with_a_copy", "shared memory"),
-            ("racing_with_a_copy_between_barriers", "not waited for"),
-            ("racing_with_a_later_copy", "shared memory"),
-            ("racing_with_a_copy_in_bulk", "a copy in bulk"),
-            ("racing_with_a_later_copy_in_bulk", "a copy in bulk"),
-        ];
-        for seed in 0..6 {
-            for (name, words) in kernels {
-                assert_eq!(run(name, true, seed), None);
-                let wrong = run(name, false, seed).unwrap_or_else(|| panic!("the race of {name} is not found with seed {seed}"));
-                assert!(wrong.contains("a race") && wrong.contains(words) && wrong.contains("racing.cu:"), "{wrong}");
-            }
-        }
-    }
-
-    #[test]
-    fn products_are_raced_with_until_they_are_waited_for() {
-        let name = "racing_with_a_product";
-        assert!((0..20).all(|seed| run(name, true, seed).is_none()));
-        // By lot a product reads at once; who writes after that comes too late to be seen.
-        let wrong: Vec<_> = (0..20).filter_map(|seed| run(name, false, seed)).collect();
-        assert!(!wrong.is_empty() && wrong[0].contains("a product of warp"), "{wrong:?}");
     }
 }
