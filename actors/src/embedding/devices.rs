@@ -98,6 +98,12 @@ impl Devices {
         }
     }
 
+    /// Whether batches are computed on this device.
+    pub fn is_in_use(&self, device: &Arc<dyn Device>) -> bool {
+        let (Standing::Own { device: in_use, .. } | Standing::Lost { spare: Spare { device: in_use, .. }, .. }) = &self.standing;
+        Arc::ptr_eq(&in_use.device, device)
+    }
+
     /// Whether its own device has failed.
     pub fn has_lost_its_own(&self) -> bool {
         matches!(self.standing, Standing::Lost { .. })

@@ -390,7 +390,9 @@ impl Actor for Embedder {
                 if let Some(UnderWay { batch, .. }) = &done {
                     state.deliver(&batch.items, vectors);
                 }
-                drop_elsewhere((device, done));
+                if !state.devices.is_in_use(&device) {
+                    drop_elsewhere((device, done));
+                }
             }
             EmbedderMessage::Reopened(opened) => open_later(&myself, state.devices.reopened(opened)),
             EmbedderMessage::Look => state.look(&myself),

@@ -118,14 +118,12 @@ impl Hosted {
     /// The one before it does not end.
     pub(super) fn in_turn<T>(&self, work: impl FnOnce() -> T) -> Result<(T, f64), Hung> {
         self.turns.fetch_add(1, Ordering::Relaxed);
-        // Fair: who waits for long waits for one piece of work, not for others that come in between.
+        // The lock is fair in the end: who waits for so long waits for one piece of work, not for others that come in between.
         let turn = self.turn.try_lock_for(PATIENCE);
-        let done = turn.map(|turn| {
+        let done = turn.map(|_turn| {
             let begun = Instant::now();
             let done = work();
-            let took = begun.elapsed().as_secs_f64();
-            parking_lot::MutexGuard::unlock_fair(turn);
-            (done, took)
+            (done, begun.elapsed().as_secs_f64())
         });
         self.turns.fetch_sub(1, Ordering::Relaxed);
         done.ok_or(Hung)
@@ -269,15 +267,14 @@ impl Hosted {
     /// It does not come back from a search, which others wait for: nobody asks it any more.
     pub(super) fn hangs(&self, searches: usize) {
         self.metrics.failures.inc_by(searches as u64);
-        if self.is_closing.swap(true, Ordering::Relaxed) {
-            return;
+        if !self.is_closing.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                gpu = self.number,
+                device = self.device.name(),
+                "a GPU does not come back from a search: the processor searches. If it stays so, restart the node"
+            );
+            self.device.lose();
         }
-        tracing::error!(
-            gpu = self.number,
-            device = self.device.name(),
-            "a GPU does not come back from a search: the processor searches. If it stays so, restart the node"
-        );
-        self.device.lose();
         let mut left_behind = self.left_behind.lock();
         left_behind.extend(self.seated().into_iter().filter_map(|(seat, rows)| seat.leave(&rows)));
     }
