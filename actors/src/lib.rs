@@ -2,7 +2,7 @@
 //!
 //! Data passes in this order: [`service`] lets a request in through its [`session`]; [`ingest`] brings documents through [`embedding`] into a
 //! [`shard`]; [`search`] asks [`shards`] and merges what they found; [`hedge`] says when a slow one is not waited for. [`meta`] knows collections and keys. [`supervision`] restarts what fails, and
-//! an [`address`] reaches an actor across its restarts. [`gpu_rows`] are vectors that GPUs search for shards, and [`tenant_seconds`] whose searches and texts devices worked for. [`memory`] says where the node's memory is, and the [`keeper`] keeps it within its budget.
+//! an [`address`] reaches an actor across its restarts. [`gpu_rows`] are vectors that GPUs search for shards, and [`account_seconds`] whose searches and texts devices worked for. [`memory`] says where the node's memory is, and the [`keeper`] keeps it within its budget.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps fails, and says where
 
