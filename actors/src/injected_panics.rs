@@ -125,16 +125,7 @@ async fn a_panic_in_every_kind_of_actor_loses_no_acknowledged_write() {
         upload(&own, stored).await;
         stored += 1;
         engine.parts.embedding_address().cast(EmbedderMessage::Panic);
-        assert_eq!(
-            engine
-                .parts
-                .embedding
-                .embed(&Account::of_tenant(DEFAULT_TENANT), Urgency::Query, vec!["again".into()])
-                .await
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(embedded_again(&engine).await, 1);
         for shard in engine.parts.shards.ids().map(|shard| engine.parts.shards.address(shard).unwrap().clone()) {
             shard.cast(ShardMessage::Panic);
         }
@@ -185,15 +176,12 @@ async fn a_supervisor_that_panics_is_restarted_with_its_children() {
     while engine.parts.embedding_address().current().is_none_or(|actor| actor.get_id() == before) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(
-        engine
-            .parts
-            .embedding
-            .embed(&Account::of_tenant(DEFAULT_TENANT), Urgency::Query, vec!["again".into()])
-            .await
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_eq!(embedded_again(&engine).await, 1);
     engine.stop(Duration::from_secs(5)).await;
+}
+
+/// How many vectors come of one text.
+async fn embedded_again(engine: &Engine) -> usize {
+    let account = Account::of_tenant(DEFAULT_TENANT);
+    engine.parts.embedding.embed(&account, Urgency::Query, vec!["again".into()]).await.unwrap().len()
 }

@@ -7,6 +7,7 @@
 mod batch;
 mod comparison;
 mod compiler;
+mod contexts;
 mod driver;
 mod encoder;
 mod limits;
@@ -20,7 +21,8 @@ mod emulator;
 
 pub use comparison::{KernelComparison, compare_attention, compare_kernels, compare_products};
 pub use compiler::{compile, is_compiler_present};
-pub use driver::{GpuDescription, GpuMemory, gpu_count, gpus, reset};
+pub use contexts::reset;
+pub use driver::{GpuDescription, GpuMemory, gpu_count, gpus};
 pub use encoder::attention_alone::AttentionWork;
 pub use encoder::{AttentionWay, EncoderOptions};
 pub use limits::{Limits, measure_attention, measure_limits};

@@ -4,6 +4,7 @@
 //! panics where a library lacks one: whatever may call a function for the first time is within [`guarded`].
 
 use super::compiler;
+use super::contexts::contexts_of;
 use super::machine::{CudaVersion, DeviceMemory, GpuError, Kernel, LaunchShape, Machine, Product};
 use super::products::{FastestWays, Products};
 use cudarc::driver::result::{self, DriverError};
@@ -11,13 +12,13 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attr
 use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, PinnedHostSlice};
 use cudarc::nvrtc::Ptx;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The architecture whose GPUs multiply by warpgroups.
 const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
@@ -25,16 +26,6 @@ const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
 const DRIVER_NEEDED: CudaVersion = CudaVersion { major: 12, minor: 0 };
 /// The oldest driver whose GPUs can be asked how long something took: cudarc asks by a function that older ones lack.
 const DRIVER_WITH_TIMERS: CudaVersion = CudaVersion { major: 12, minor: 8 };
-/// What this process has of each GPU, by its number. A GPU's list is held while it is opened or reset.
-static CONTEXTS: Mutex<BTreeMap<usize, Contexts>> = Mutex::new(BTreeMap::new());
-/// How long a reset waits for the end of a context that nobody has any more.
-const RELEASE_MAX: Duration = Duration::from_secs(1);
-
-type Contexts = Arc<Mutex<Vec<Weak<CudaContext>>>>;
-
-fn contexts_of(number: usize) -> Contexts {
-    CONTEXTS.lock().entry(number).or_default().clone()
-}
 /// How long memory waits for the end of a recording before it is freed all the same.
 const RECORDING_MAX: Duration = Duration::from_secs(1);
 /// Memory of the processor from which and to which the GPU copies by itself, for each queue and direction.
@@ -71,58 +62,24 @@ pub struct GpuMemory {
 pub fn gpus() -> Result<Vec<GpuDescription>, GpuError> {
     guarded("listing GPUs", || {
         check_driver()?;
-        let (mut gpus, mut last_fault) = (Vec::new(), None);
+        let (mut gpus, mut faults) = (Vec::new(), Vec::new());
         for number in 0..count()? {
             match describe(number) {
                 Ok(description) => gpus.push(description),
-                Err(fault) => {
-                    tracing::warn!(number, %fault, "a GPU is passed over");
-                    last_fault = Some(fault);
-                }
+                Err(fault) => faults.push((number, fault)),
             }
         }
-        last_fault.filter(|_| gpus.is_empty()).map_or(Ok(gpus), Err)
-    })
-}
-
-/// Makes an end of what a GPU that has failed has kept of this process: until then it can only fail again.
-///
-/// # Errors
-/// Something that was opened on it is still there; no driver, no such GPU, a driver that refuses.
-pub fn reset(number: usize) -> Result<(), GpuError> {
-    guarded("resetting the GPU", || {
-        check_driver()?;
-        let device = find(number)?;
-        let contexts = contexts_of(number);
-        let mut contexts = contexts.lock();
-        contexts.retain(|context| context.strong_count() > 0);
-        if !contexts.is_empty() {
-            let reason = "something of this process is still on it".to_owned();
-            return Err(GpuError::Failed { what: "resetting the GPU", reason });
+        // Of what is wrong each is said once: the last one by the caller where there is nothing else to say.
+        let unsaid = if gpus.is_empty() { faults.pop() } else { None };
+        for (number, fault) in faults {
+            tracing::warn!(number, %fault, "a GPU is passed over");
         }
-        wait_for_release(device);
-        // SAFETY: the device is there, and nothing is left that would use what this ends: memory, streams and kernels have the context until they are freed,
-        // nobody has one, and nobody gets one while the list is locked.
-        unsafe { sys::cuDevicePrimaryCtxReset_v2(device) }.result().map_err(|fault| failed("resetting the GPU", fault))
+        unsaid.map_or(Ok(gpus), |(_, fault)| Err(fault))
     })
-}
-
-/// Whoever had the last context may be about to release it: that must not meet the next one.
-fn wait_for_release(device: sys::CUdevice) {
-    let begun = Instant::now();
-    let is_there = || {
-        let (mut flags, mut is_active) = (0, 0);
-        // SAFETY: the device is there, and both are written to variables of their types.
-        let asked = unsafe { sys::cuDevicePrimaryCtxGetState(device, &mut flags, &mut is_active) };
-        asked.result().is_ok() && is_active != 0
-    };
-    while is_there() && begun.elapsed() < RELEASE_MAX {
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// The version of CUDA that the driver is for.
-fn check_driver() -> Result<CudaVersion, GpuError> {
+pub(super) fn check_driver() -> Result<CudaVersion, GpuError> {
     // SAFETY: loading the library runs its initialisers, which is what it is for.
     if !unsafe { sys::is_culib_present() } {
         return Err(GpuError::NoDriver);
@@ -158,7 +115,7 @@ fn count() -> Result<usize, GpuError> {
     }
 }
 
-fn find(number: usize) -> Result<sys::CUdevice, GpuError> {
+pub(super) fn find(number: usize) -> Result<sys::CUdevice, GpuError> {
     let there = count()?;
     let ordinal = i32::try_from(number).ok().filter(|_| number < there).ok_or(GpuError::NoSuchGpu { wanted: number, there })?;
     result::device::get(ordinal).map_err(|fault| failed("finding the GPU", fault))

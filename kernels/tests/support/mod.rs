@@ -1,6 +1,6 @@
 //! Where tests find the model and the shared data, and how they say that something is not there.
 
-#[allow(dead_code)]
+#[allow(dead_code)] // each program of tests uses a part of it
 pub mod tiny_model;
 
 use std::io::Write;

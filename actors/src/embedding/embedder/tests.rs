@@ -3,6 +3,7 @@
 use super::*;
 use crate::embedding::devices::OpenDevice;
 use parking_lot::Mutex;
+use prometheus::Registry;
 use ragged_kernels::{DeviceError, GpuError};
 use ragged_raft::ids::TenantId;
 use std::sync::atomic::AtomicBool;

@@ -47,14 +47,19 @@ KERNEL(racing_to_count, RacingArguments) {
     if (!arguments.is_right && before == 0) arguments.memory[1] = arguments.memory[0];
 }
 
-// What a thread has asked for is there for others when it has waited for it and then met them.
-KERNEL(racing_with_a_copy, RacingArguments) {
-    u32* shared = reinterpret_cast<u32*>(shared_memory());
+// What a thread of another warp has copied, whether that has waited for it or not.
+DEVICE u32 copied_by_others(const RacingArguments& arguments, u32* shared) {
     copy_16_bytes(shared + 4 * threadIdx.x, arguments.memory, true);
     commit_copies();
     if (arguments.is_right) wait_for_copies<0>();
     synchronize_block();
-    u32 read = shared[(4 * threadIdx.x + 4 * WARP) % (4 * blockDim.x)];
+    return shared[(4 * threadIdx.x + 4 * WARP) % (4 * blockDim.x)];
+}
+
+// What a thread has asked for is there for others when it has waited for it and then met them.
+KERNEL(racing_with_a_copy, RacingArguments) {
+    u32* shared = reinterpret_cast<u32*>(shared_memory());
+    u32 read = copied_by_others(arguments, shared);
     wait_for_copies<0>();
     if (read == 0xffffffff) shared[0] = read;
 }
@@ -62,11 +67,7 @@ KERNEL(racing_with_a_copy, RacingArguments) {
 // Barriers are of no use to whoever reads what was not waited for.
 KERNEL(racing_with_a_copy_between_barriers, RacingArguments) {
     u32* shared = reinterpret_cast<u32*>(shared_memory());
-    copy_16_bytes(shared + 4 * threadIdx.x, arguments.memory, true);
-    commit_copies();
-    if (arguments.is_right) wait_for_copies<0>();
-    synchronize_block();
-    u32 read = shared[(4 * threadIdx.x + 4 * WARP) % (4 * blockDim.x)];
+    u32 read = copied_by_others(arguments, shared);
     synchronize_block();
     wait_for_copies<0>();
     if (read == 0xffffffff) shared[0] = read;
