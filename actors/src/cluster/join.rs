@@ -1,15 +1,12 @@
 //! How a new node gets into a cluster: it asks a member, with a token that an operator made.
 
 use crate::cluster::authority::{self, CertificateError};
+use crate::cluster::connection::Asker;
 use crate::cluster::identity::NodeIdentity;
-use crate::cluster::links::post;
 use crate::cluster::tls::{self, CertificateFiles, Credentials, TlsError};
 use crate::cluster::token::{JoinToken, TokenError};
-use crate::cluster::wire::{JOIN_PATH, JoinAnswer, JoinRequest, MESSAGE_BYTES_MAX};
+use crate::cluster::wire::{JOIN_PATH, JoinAnswer, JoinRequest};
 use crate::error::ServiceError;
-use http_body_util::{BodyExt, Limited};
-use hyper::client::conn::http2::Builder;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use ragged_raft::codec;
 use ragged_raft::ids::{NodeId, ReplicaId};
 use std::sync::Arc;
@@ -89,9 +86,7 @@ async fn ask(joining: &Joining, node: NodeId, address: &str, meta_replica: Repli
     let name = name.map_err(|fault| unreachable(fault.to_string()))?;
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await.map_err(late)?;
     let stream = stream.map_err(|fault| JoinError::WrongCluster { seed: seed.clone(), why: fault.to_string() })?;
-    let handshake = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(|fault| unreachable(fault.to_string()))?;
-    let driver = tokio::spawn(connection);
+    let asker = Asker::open(stream).await.map_err(|fault| unreachable(fault.to_string()))?;
     let request = JoinRequest {
         token_id: token.id().to_owned(),
         secret_sha256: token.secret_sha256(),
@@ -102,12 +97,8 @@ async fn ask(joining: &Joining, node: NodeId, address: &str, meta_replica: Repli
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let frame = codec::encode(&request).map_err(|fault| unreachable(fault.to_string()))?;
-    let answer = sender.send_request(post(JOIN_PATH, frame)).await.map_err(|fault| unreachable(fault.to_string()))?;
-    let body =
-        Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await.map_err(|fault| unreachable(fault.to_string()))?;
-    driver.abort();
-    let answer: Result<JoinAnswer, ServiceError> =
-        codec::decode(&body.to_bytes()).map_err(|fault| unreachable(fault.to_string()))?;
+    let answer = asker.ask(JOIN_PATH, frame).await.map_err(|fault| unreachable(fault.to_string()))?;
+    let answer: Result<JoinAnswer, ServiceError> = codec::decode(&answer).map_err(|fault| unreachable(fault.to_string()))?;
     let JoinAnswer { cluster, shard_count, authority_pem, certificate_pem } = answer.map_err(JoinError::Refused)?;
     Ok(NodeIdentity { cluster, node, shard_count, authority_pem, certificate_pem, key_pem: key.key_pem })
 }

@@ -1,17 +1,12 @@
 //! Connections to other nodes, made when they are first needed and again when they were lost.
 //!
-//! HTTP/2 over mutual TLS: requests are streams that do not wait for each other, each with a credit of bytes, and pings that are not answered
-//! end a connection. Snapshots go over a connection of their own.
+//! Snapshots go over a connection of their own.
 
+use crate::cluster::connection::{self, Asker, Unanswered};
 use crate::cluster::identity::NodeIdentity;
 use crate::cluster::tls::{Credentials, TlsError};
-use crate::cluster::wire::{Answer, CALL_PATH, Call, Hello, MESSAGE_BYTES_MAX, Outcome};
+use crate::cluster::wire::{Answer, CALL_PATH, Call, Hello, Outcome};
 use crate::error::{ErrorKind, ServiceError};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::Request;
-use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::{Mutex, RwLock};
 use ragged_raft::codec;
 use ragged_raft::ids::NodeId;
@@ -27,12 +22,6 @@ use ulid::Ulid;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a failed connection is not tried again, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// How often a silent connection is pinged, and how long the answer may take.
-pub(super) const PING: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1_500));
-/// Bytes that may be on their way in one stream, and in all of a connection.
-pub(super) const CREDIT_BYTES: (u32, u32) = (1 << 20, 8 << 20);
-/// How long what was sent may stay unacknowledged before the connection is given up.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(2);
 
 /// Code of the refusal of a node that has been removed.
 const REMOVED: &str = "removed_node";
@@ -113,7 +102,7 @@ struct Inner {
 
 #[derive(Default)]
 struct LaneState {
-    sender: Option<SendRequest<Full<Bytes>>>,
+    asker: Option<Arc<Asker>>,
     /// Not tried before this.
     not_before: Option<Instant>,
     backoff: Duration,
@@ -199,7 +188,7 @@ impl Links {
     /// Whether the last attempt to reach a node has failed, as far as one was made.
     pub fn is_unreachable(&self, node: NodeId) -> bool {
         let lane = self.inner.lanes.lock().get(&(node, Lane::Calls)).cloned();
-        let is_down = |state: &LaneState| state.sender.is_none() && state.not_before.is_some();
+        let is_down = |state: &LaneState| state.asker.is_none() && state.not_before.is_some();
         lane.is_some_and(|lane| lane.try_lock().is_ok_and(|state| is_down(&state)))
     }
 
@@ -218,21 +207,13 @@ impl Links {
             let why = format!("no answer within {within:?}");
             if sent { LinkError::Lost { node, why } } else { LinkError::Unreachable { node, why } }
         };
-        let mut sender = tokio::time::timeout_at(deadline, self.sender(node, lane)).await.map_err(|_| late(false))??;
-        let lost = |fault: String| LinkError::Lost { node, why: fault };
-        let exchange = async move {
-            let answer = sender.try_send_request(post(CALL_PATH, frame)).await.map_err(|mut refused| {
-                // A request that comes back has not left: the connection had ended before.
-                let returned = refused.take_message().is_some();
-                let fault = refused.into_error();
-                let why = fault.to_string();
-                if returned || was_not_taken(&fault) { LinkError::Unreachable { node, why } } else { lost(why) }
-            })?;
-            let body = Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await;
-            Ok::<_, LinkError>(body.map_err(|fault| lost(fault.to_string()))?.to_bytes())
-        };
-        let body = tokio::time::timeout_at(deadline, exchange).await.map_err(|_| late(true))??;
-        let outcome: Outcome = codec::decode(&body).map_err(|fault| lost(fault.to_string()))?;
+        let asker = tokio::time::timeout_at(deadline, self.asker(node, lane)).await.map_err(|_| late(false))??;
+        let answered = tokio::time::timeout_at(deadline, asker.ask(CALL_PATH, frame)).await.map_err(|_| late(true))?;
+        let body = answered.map_err(|fault| match fault {
+            Unanswered::NotTaken(why) => LinkError::Unreachable { node, why },
+            Unanswered::Lost(why) => LinkError::Lost { node, why },
+        })?;
+        let outcome: Outcome = codec::decode(&body).map_err(|fault| LinkError::Lost { node, why: fault.to_string() })?;
         outcome.map_err(|refusal| {
             self.heed(&refusal);
             LinkError::Refused(refusal)
@@ -249,13 +230,13 @@ impl Links {
     }
 
     /// A connection that is up.
-    async fn sender(&self, node: NodeId, lane: Lane) -> Result<SendRequest<Full<Bytes>>, LinkError> {
+    async fn asker(&self, node: NodeId, lane: Lane) -> Result<Arc<Asker>, LinkError> {
         let state = self.inner.lanes.lock().entry((node, lane)).or_default().clone();
         let mut state = state.lock().await;
-        if let Some(sender) = state.sender.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+        if let Some(asker) = state.asker.as_ref().filter(|asker| asker.is_open()) {
+            return Ok(asker.clone());
         }
-        state.sender = None;
+        state.asker = None;
         if state.not_before.is_some_and(|until| Instant::now() < until) {
             return Err(LinkError::Unreachable { node, why: state.why.clone() });
         }
@@ -264,9 +245,10 @@ impl Links {
             Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}")),
         };
         match connected {
-            Ok(sender) => {
-                *state = LaneState { sender: Some(sender.clone()), ..LaneState::default() };
-                Ok(sender)
+            Ok(asker) => {
+                let asker = Arc::new(asker);
+                *state = LaneState { asker: Some(asker.clone()), ..LaneState::default() };
+                Ok(asker)
             }
             Err(why) => {
                 state.backoff = (state.backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
@@ -277,33 +259,18 @@ impl Links {
         }
     }
 
-    async fn connect(&self, node: NodeId) -> Result<SendRequest<Full<Bytes>>, String> {
+    async fn connect(&self, node: NodeId) -> Result<Asker, String> {
         let address = self.address(node).ok_or("its address is not known")?;
-        let stream = TcpStream::connect(&address).await.map_err(|fault| format!("{address}: {fault}"))?;
-        keep_alive(&stream).map_err(|fault| fault.to_string())?;
-        let name = self.inner.credentials.server_name(node, &address).map_err(|fault| format!("{address}: {fault}"))?;
-        let stream = self.inner.connector.connect(name, stream).await.map_err(|fault| format!("{address}: {fault}"))?;
-        let (mut sender, connection) = Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING.0)
-            .keep_alive_timeout(PING.1)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(CREDIT_BYTES.0)
-            .initial_connection_window_size(CREDIT_BYTES.1)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|fault| format!("{address}: {fault}"))?;
-        tokio::spawn(async move {
-            if let Err(fault) = connection.await {
-                tracing::debug!(%node, %fault, "a connection has ended");
-            }
-        });
+        let fails = |fault: &dyn std::fmt::Display| format!("{address}: {fault}");
+        let stream = TcpStream::connect(&address).await.map_err(|fault| fails(&fault))?;
+        connection::keep_alive(&stream).map_err(|fault| fails(&fault))?;
+        let name = self.inner.credentials.server_name(node, &address).map_err(|fault| fails(&fault))?;
+        let stream = self.inner.connector.connect(name, stream).await.map_err(|fault| fails(&fault))?;
+        let asker = Asker::open(stream).await.map_err(|fault| fails(&fault))?;
         let hello = codec::encode(&Call::Hello(self.hello(node))).map_err(|fault| fault.to_string())?;
-        let answer = sender.send_request(post(CALL_PATH, hello)).await.map_err(|fault| format!("{address}: {fault}"))?;
-        let body =
-            Limited::new(answer.into_body(), MESSAGE_BYTES_MAX).collect().await.map_err(|fault| fault.to_string())?.to_bytes();
-        match codec::decode::<Outcome>(&body).map_err(|fault| fault.to_string())? {
-            Ok(_) => Ok(sender),
+        let answer = asker.ask(CALL_PATH, hello).await.map_err(|fault| fails(&fault))?;
+        match codec::decode::<Outcome>(&answer).map_err(|fault| fails(&fault))? {
+            Ok(_) => Ok(asker),
             Err(refusal) => {
                 self.heed(&refusal);
                 Err(refusal.to_string())
@@ -316,34 +283,4 @@ impl Links {
 pub(super) fn removed(node: NodeId) -> ServiceError {
     let detail = format!("{node} has been removed from the cluster: let it join anew with an empty data folder");
     ServiceError::new(ErrorKind::Forbidden, REMOVED, detail)
-}
-
-/// Whether a node has said that it did not look at a request: it was closing when the request came (RFC 9113, 6.8 and 8.7).
-fn was_not_taken(fault: &hyper::Error) -> bool {
-    let source = std::error::Error::source(fault).and_then(|source| source.downcast_ref::<h2::Error>());
-    source.is_some_and(|fault| {
-        let closing = fault.is_go_away() && fault.reason() == Some(h2::Reason::NO_ERROR);
-        fault.is_remote() && (closing || (fault.is_reset() && fault.reason() == Some(h2::Reason::REFUSED_STREAM)))
-    })
-}
-
-/// A request with a frame.
-pub(super) fn post(path: &str, frame: Vec<u8>) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(Bytes::from(frame)));
-    *request.method_mut() = hyper::Method::POST;
-    // HTTP/2 wants an authority; who is meant is said by the certificate.
-    *request.uri_mut() = format!("https://ragged.internal{path}").parse().unwrap_or_default();
-    request
-}
-
-/// Has the system notice a peer that is gone without a word.
-pub(super) fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = socket2::SockRef::from(stream);
-    socket.set_tcp_keepalive(
-        &socket2::TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(1)),
-    )?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    Ok(())
 }

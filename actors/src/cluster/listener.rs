@@ -4,7 +4,8 @@
 //! places are taken the peer that has had its place the longest loses it: a node shakes hands in milliseconds, and comes in past any number of others
 //! that do not.
 
-use crate::cluster::links::{self, CREDIT_BYTES, PING, keep_alive};
+use crate::cluster::connection;
+use crate::cluster::links;
 use crate::cluster::services::Services;
 use crate::cluster::tls::TlsError;
 use crate::cluster::wire::{CALL_PATH, Call, JOIN_BYTES_MAX, JOIN_PATH, JoinRequest, MESSAGE_BYTES_MAX, Outcome};
@@ -43,8 +44,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long answering what members have asked may take when the port closes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Calls of one connection at once.
-const CALLS_MAX: u32 = 1_024;
 /// How often refusals are told in the log.
 const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the system refuses, as when it is out of file descriptors.
@@ -184,7 +183,7 @@ struct Door {
 
 impl Door {
     async fn accept(&self, stream: TcpStream, place: Place) -> Result<(), String> {
-        keep_alive(&stream).map_err(|fault| fault.to_string())?;
+        connection::keep_alive(&stream).map_err(|fault| fault.to_string())?;
         let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await;
         let stream =
             shaken.map_err(|_| format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))?.map_err(|fault| fault.to_string())?;
@@ -196,7 +195,8 @@ impl Door {
                 let member = Arc::new(Member { services, certificate, node: Mutex::new(None), place: Mutex::new(Some(place)) });
                 let ended = self.members.track_future(serve_member(stream, member.clone(), &self.closing)).await;
                 let node = *member.node.lock();
-                if let Some(node) = node {
+                // When this node closes the port, its peers are well.
+                if let Some(node) = node.filter(|_| !self.closing.is_cancelled()) {
                     tracing::debug!(%node, ?ended, "a node's connection has ended");
                     self.services.peer_lost(node);
                 }
@@ -226,26 +226,11 @@ struct Member {
 
 /// Answers a member until it goes, or until the port closes and what it has asked is answered.
 async fn serve_member(stream: TlsStream, member: Arc<Member>, closing: &CancellationToken) -> Result<(), hyper::Error> {
-    let service = service_fn(move |request| {
+    let answer = move |request| {
         let member = member.clone();
-        async move { Ok::<_, Infallible>(respond(member.answer(request).await)) }
-    });
-    let connection = Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING.0)
-        .keep_alive_timeout(PING.1)
-        .max_concurrent_streams(CALLS_MAX)
-        .initial_stream_window_size(CREDIT_BYTES.0)
-        .initial_connection_window_size(CREDIT_BYTES.1)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    }
+        async move { respond(member.answer(request).await) }
+    };
+    connection::serve(stream, answer, closing).await
 }
 
 impl Member {
