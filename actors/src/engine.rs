@@ -55,6 +55,7 @@ use ragged_kernels::Model;
 use ragged_raft::failpoints::{self, Point};
 use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::{Store, StoreOptions, lacks_space};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
 
@@ -173,6 +174,7 @@ impl Engine {
             shards: shards.clone(),
             jobs: jobs.clone(),
             reconciler: reconciler.clone(),
+            stopping: AtomicBool::new(false),
         });
         // Before the groups: a cluster port that is taken ends the start with one clear line.
         let port = listen(options.cluster.listen, services.clone()).await?;
@@ -312,7 +314,9 @@ impl Engine {
     /// Hands on what the node leads, stops the actors, waiting for what is in flight until the deadline, and closes the store.
     pub async fn stop(&self, deadline: Duration) {
         failpoints::hit(Point::HandOverBefore);
-        hand_over(&self.parts.services.replicas).await;
+        let services = &self.parts.services;
+        services.stopping.store(true, Ordering::Relaxed);
+        hand_over(&services.replicas, &services.links).await;
         failpoints::hit(Point::HandOverAfter);
         self.parts.port.close().await;
         let root = &self.parts.supervisors.root;

@@ -22,6 +22,8 @@ use tokio::time::Instant;
 
 /// How long a change may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(35);
+/// How long the actor that makes changes may be missing before another node is asked.
+const RESTART_PATIENCE: Duration = Duration::from_millis(250);
 /// How long a leader is looked for.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the nodes are left alone between two rounds of asking who leads.
@@ -83,7 +85,8 @@ impl Meta {
 
     /// Replicates a change; this node must lead.
     pub async fn change_here(&self, command: Arc<MetaCommand>) -> Result<(u64, MetaReply), ServiceError> {
-        self.address.call(CHANGE_TIMEOUT, Repeat::Unsafe, |reply| MetaMessage::Change { command: command.clone(), reply }).await
+        let message = |reply| MetaMessage::Change { command: command.clone(), reply };
+        self.address.call_if_back_within(RESTART_PATIENCE, CHANGE_TIMEOUT, Repeat::Unsafe, message).await
     }
 
     async fn change_answer(&self, command: Arc<MetaCommand>) -> Result<Answer, ServiceError> {
@@ -198,6 +201,7 @@ impl Meta {
         let mut hint = None;
         loop {
             let mut why = "no node was asked".to_owned();
+            let mut silent = Vec::new();
             for node in self.candidates(hint.take())? {
                 let asked = if node == own {
                     here().await.map_err(LinkError::Refused)
@@ -207,7 +211,7 @@ impl Meta {
                 match asked {
                     Ok(answer) => return Ok(answer),
                     Err(LinkError::Refused(fault)) if fault.kind == ErrorKind::NotLeader => {
-                        hint = fault.leader.filter(|leader| *leader != node);
+                        hint = fault.leader.filter(|leader| *leader != node && !silent.contains(leader));
                         why = fault.detail;
                         if hint.is_some() {
                             break;
@@ -219,7 +223,10 @@ impl Meta {
                         let detail = format!("{node} may have made the change: {why}");
                         return Err(ServiceError::new(ErrorKind::UnknownOutcome, "unknown_outcome", detail));
                     }
-                    Err(fault) => why = fault.to_string(),
+                    Err(fault) => {
+                        why = fault.to_string();
+                        silent.push(node);
+                    }
                 }
             }
             if Instant::now() >= deadline {

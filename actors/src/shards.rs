@@ -218,7 +218,7 @@ impl Shards {
     }
 
     /// Nodes with a replica of a shard, this one first when it has one, the others in any order.
-    async fn hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
+    pub(crate) async fn hosts(&self, shard: ShardId) -> Result<Vec<NodeId>, ServiceError> {
         let mut nodes = self.other_hosts(shard).await?;
         if self.group_here(shard).is_some() || nodes.is_empty() {
             nodes.insert(0, self.own());
@@ -248,11 +248,13 @@ impl Shards {
                 nodes.insert(0, leader);
             }
             let mut why = String::new();
+            let mut silent = Vec::new();
             for node in nodes {
                 match self.ask_node(node, shard, tenant, ShardFreshness::Eventual, request).await {
                     Ok(response) => return Ok(response),
                     Err(LinkError::Refused(fault)) if fault.kind == ErrorKind::NotLeader => {
-                        hint = fault.leader.filter(|leader| *leader != node);
+                        // A replica may not have heard yet that who led it is gone.
+                        hint = fault.leader.filter(|leader| *leader != node && !silent.contains(leader));
                         why = fault.detail;
                         if hint.is_some() {
                             break;
@@ -263,7 +265,10 @@ impl Shards {
                     }
                     Err(LinkError::Refused(fault)) => return Err(fault),
                     Err(LinkError::Lost { node, why }) if changes => return Err(unknown_outcome(shard, node, &why)),
-                    Err(fault) => why = fault.to_string(),
+                    Err(fault) => {
+                        why = fault.to_string();
+                        silent.push(node);
+                    }
                 }
             }
             if Instant::now() >= deadline {

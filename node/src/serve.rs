@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 /// After a signal the process ends within this, whatever happens.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Of [`STOP_TIMEOUT`], what is for requests in flight; the rest is for the engine to close the store.
-const REQUESTS_GRACE: Duration = Duration::from_secs(6);
+/// Of [`STOP_TIMEOUT`], what is for requests in flight, and for actors; the rest is for the engine to hand on what it leads, and to close the store.
+const REQUESTS_GRACE: Duration = Duration::from_secs(4);
 const ENGINE_GRACE: Duration = Duration::from_secs(3);
 
 /// Threads of the runtime that serves connections and answers health: two, or one for so many cores. They are apart from those that do long work, so that

@@ -77,9 +77,16 @@ pub enum ProposeError {
     /// The group has stopped; nothing was written.
     #[error("the group does not run: {0}")]
     Stopped(String),
-    /// The command or its reply is not what was meant: a defect.
+    /// The command cannot be written: a defect.
     #[error("{0}")]
     Codec(#[from] CodecError),
+}
+
+impl ProposeError {
+    /// The reply to a command that was applied cannot be read: a defect.
+    pub(crate) fn unreadable(fault: CodecError) -> ProposeError {
+        ProposeError::UnknownOutcome { why: format!("its reply cannot be read: {fault}") }
+    }
 }
 
 /// Why waiting ended.

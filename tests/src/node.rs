@@ -3,9 +3,11 @@
 use anyhow::{Context, Result, bail, ensure};
 use reqwest::Method;
 use serde_json::Value;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -94,9 +96,21 @@ pub fn model_dir() -> PathBuf {
     data.join("ragged/models/all-MiniLM-L6-v2")
 }
 
+/// Ports that nodes get: none that the system gives to whoever asks for any, nor those of the scripts.
+const PORTS: Range<u16> = 10_000..17_000;
+
+/// An address that nobody has, and that no other node of this process gets, even while its own is not running.
 fn free_address() -> Result<String> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    Ok(listener.local_addr()?.to_string())
+    static TAKEN: AtomicUsize = AtomicUsize::new(0);
+    // Other test programs may run beside this one: they begin elsewhere.
+    let first = std::process::id() as usize * 101;
+    for _ in PORTS {
+        let port = PORTS.start + ((first + TAKEN.fetch_add(1, Ordering::Relaxed)) % PORTS.len()) as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(format!("127.0.0.1:{port}"));
+        }
+    }
+    bail!("no port of {PORTS:?} is free")
 }
 
 impl Node {

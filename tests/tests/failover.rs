@@ -2,7 +2,7 @@
 //! the median and the longest.
 
 use anyhow::{Context, Result, ensure};
-use ragged_tests::cluster::{LONG_PATIENCE, agreed, entries, healthy, nodes, replicated};
+use ragged_tests::cluster::{LONG_PATIENCE, agreed, entries, healthy, nodes, replicated, until};
 use ragged_tests::import::stored;
 use ragged_tests::node::Node;
 use serde_json::json;
@@ -15,6 +15,9 @@ const WRITERS: usize = 48;
 /// Who write while a node is restarted: enough that some write is undecided whenever a lead is handed on.
 const WRITERS_AT_RESTART: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The tests take turns: what one kills must not keep the processor from nodes of the other, whose leads would be missed.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 fn rounds() -> usize {
     std::env::var("RAGGED_FAILOVERS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3)
@@ -45,6 +48,7 @@ async fn write_all(http: &reqwest::Client, node: &Node, round: usize) -> Result<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_to_every_shard_go_on_after_the_death_of_any_node() -> Result<()> {
+    let _turn = TURN.lock().await;
     let mut nodes = nodes(3, &[]).await?;
     nodes[0].post("/collections", &json!({ "name": "c", "spread": 16, "embedding": { "dimension": 2 } })).await?.expect(201)?;
     let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
@@ -54,8 +58,10 @@ async fn writes_to_every_shard_go_on_after_the_death_of_any_node() -> Result<()>
         write_all(&http, &nodes[round % 3], round).await?;
         // Each node leads some shards; the meta group's leader is among those that die.
         let victim = round % 3;
-        let shards = nodes[victim].get("/cluster/shards").await?.expect(200)?;
-        ensure!(entries(&shards, "shards").all(|shard| shard["leader"].is_u64()), "a shard has no leader: {shards}");
+        until(&nodes[victim], "/cluster/shards", "every shard has a leader", |body| {
+            entries(body, "shards").all(|shard| shard["leader"].is_u64())
+        })
+        .await?;
         nodes[victim].kill()?;
         let took = write_all(&http, &nodes[(victim + 1) % 3], round).await?;
         println!("round {round}: every shard took writes again {} ms after a node was killed", took.as_millis());
@@ -85,6 +91,7 @@ async fn reaches(written: &AtomicUsize, count: usize) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_orderly_restart_of_each_node_is_noticed_by_nobody() -> Result<()> {
+    let _turn = TURN.lock().await;
     let mut nodes = nodes(3, &[]).await?;
     nodes[0].post("/collections", &json!({ "name": "c", "spread": 16, "embedding": { "dimension": 2 } })).await?.expect(201)?;
     replicated(LONG_PATIENCE, &nodes[0], 3, 3).await?;

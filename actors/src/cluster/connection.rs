@@ -2,6 +2,9 @@
 //!
 //! Requests are streams that do not wait for each other, each with a credit of bytes, and pings that are not answered end a connection.
 //!
+//! The other side is a node of the cluster, and takes back what it does not need any more, as when a second replica answers first. That is no attack, as it
+//! might be from a stranger: no number of it ends the connection.
+//!
 //! A node that stops says which requests it has taken, and answers these. All that must reach whoever asked: a socket that is closed while bytes
 //! come in resets the connection, and whoever writes there next learns of that before it reads what it was told. So the node that stops goes on
 //! reading until the other has closed its end as well.
@@ -73,6 +76,8 @@ impl Asker {
             .keep_alive_interval(PING.0)
             .keep_alive_timeout(PING.1)
             .keep_alive_while_idle(true)
+            .max_concurrent_reset_streams(REQUESTS_MAX as usize)
+            .max_local_error_reset_streams(None)
             .initial_stream_window_size(CREDIT_BYTES.0)
             .initial_connection_window_size(CREDIT_BYTES.1)
             .handshake(TokioIo::new(stream))
@@ -129,6 +134,8 @@ where
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
         .max_concurrent_streams(REQUESTS_MAX)
+        .max_pending_accept_reset_streams(REQUESTS_MAX as usize)
+        .max_local_error_reset_streams(None)
         .initial_stream_window_size(CREDIT_BYTES.0)
         .initial_connection_window_size(CREDIT_BYTES.1)
         .serve_connection(TokioIo::new(stream), service);
@@ -254,5 +261,36 @@ mod tests {
             let _ = served.await.unwrap(); // it may find that the other side was the first to close
             assert_eq!(answered, taken.load(Ordering::Relaxed));
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_connection_outlives_any_number_of_requests_that_are_taken_back() {
+        let authority = authority::found(Ulid::new()).unwrap();
+        let identity = NodeIdentity::issue(&authority, Ulid::new(), NODE, 1).unwrap();
+        let credentials = Credentials::of_cluster(&identity).unwrap();
+        let (dialled, accepted) = streams(&credentials).await;
+        let asker = Arc::new(Asker::open(dialled).await.unwrap());
+        let closing = CancellationToken::new();
+        let late = |_| async {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            Response::new(Full::new(Bytes::from_static(b"late")))
+        };
+        let served = tokio::spawn(async move { serve(accepted, late, &closing).await });
+        let asking = (0..ASKING).map(|_| {
+            let asker = asker.clone();
+            tokio::spawn(async move {
+                for _ in 0..200 {
+                    let within = Duration::from_micros(rand::random_range(0..5_000));
+                    if let Ok(answer) = tokio::time::timeout(within, asker.ask("/call", vec![1; 10])).await {
+                        assert_eq!(answer, Ok(Bytes::from_static(b"late")));
+                    }
+                }
+            })
+        });
+        futures::future::try_join_all(asking).await.unwrap();
+        assert!(asker.is_open());
+        assert_eq!(asker.ask("/call", Vec::new()).await, Ok(Bytes::from_static(b"late")));
+        drop(asker);
+        served.await.unwrap().unwrap();
     }
 }

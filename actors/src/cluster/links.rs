@@ -155,6 +155,18 @@ impl Links {
         }
     }
 
+    /// Notes that a node is there: it is tried again at once, however long it could not be reached.
+    pub fn note_return(&self, node: NodeId) {
+        for lane in [Lane::Calls, Lane::Bulk] {
+            let lane = self.inner.lanes.lock().get(&(node, lane)).cloned();
+            // Whoever has it is trying at this moment.
+            if let Some(mut state) = lane.as_ref().and_then(|lane| lane.try_lock().ok()) {
+                state.not_before = None;
+                state.backoff = Duration::ZERO;
+            }
+        }
+    }
+
     /// Where a node is reached, as far as is known.
     pub fn address(&self, node: NodeId) -> Option<String> {
         self.inner.addresses.read().get(&node).cloned()

@@ -13,12 +13,17 @@ use crate::service::Session;
 use ragged_raft::ids::{NodeId, ReplicaId, ShardId};
 use ragged_raft::meta::command::{MetaCommand, MetaReply};
 use ragged_raft::meta::node::NodeState;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long hashing a replica may take.
 const HASH_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the next steps may take.
 const REBALANCE_TIMEOUT: Duration = Duration::from_secs(40);
+/// For how long who plans is looked for, and how often.
+const PLANNER_PATIENCE: Duration = Duration::from_secs(10);
+const PLANNER_PAUSE: Duration = Duration::from_millis(200);
+/// Entries that a voter may lack when all is well: what is on its way.
+const LAG_MAX: u64 = 256;
 
 /// How a node stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,13 +175,23 @@ impl Session {
     /// Has the next steps towards an even cluster made at once, and says which; none when nothing is left to do.
     pub async fn rebalance(&self) -> Result<Round, ServiceError> {
         let services = self.services();
-        let overview = services.overview().await?;
-        let (leader, _) = overview
-            .leader(GroupName::Meta)
-            .ok_or_else(|| ServiceError::unavailable("no_leader", "the meta group has no leader: nobody can plan now"))?;
-        match services.ask(leader, Call::Reconcile, REBALANCE_TIMEOUT).await.map_err(LinkError::into_failure)? {
-            Answer::Steps { made, failed } => Ok(Round { made, failed }),
-            _ => Err(ServiceError::internal("a node answered another question than it was asked")),
+        let deadline = Instant::now() + PLANNER_PATIENCE;
+        loop {
+            let leader = services.overview().await?.leader(GroupName::Meta).map(|(leader, _)| leader);
+            let no_leader = || ServiceError::unavailable("no_leader", "the meta group has no leader: nobody can plan now");
+            let asked = match leader {
+                Some(leader) => services.ask(leader, Call::Reconcile, REBALANCE_TIMEOUT).await,
+                None => Err(LinkError::Refused(no_leader())),
+            };
+            match asked {
+                Ok(Answer::Steps { made, failed }) => return Ok(Round { made, failed }),
+                Ok(_) => return Err(ServiceError::internal("a node answered another question than it was asked")),
+                // Another one leads by now, or soon. Steps that were made are not made again: they are planned from how things stand.
+                Err(fault) if Instant::now() >= deadline => return Err(fault.into_unavailable()),
+                Err(LinkError::Refused(fault)) if fault.kind != ErrorKind::Unavailable => return Err(fault),
+                Err(fault) => tracing::debug!(%fault, "who plans cannot be asked yet"),
+            }
+            tokio::time::sleep(PLANNER_PAUSE).await;
         }
     }
 
@@ -314,20 +329,32 @@ fn examine(overview: &Overview, group: GroupName, noted: &[NodeId]) -> Finding {
     let is_missed = |replica: &ReplicaId| group != GroupName::Meta || standing.voters.contains(replica);
     let missed = gone(&mut standing.nodes.iter().filter(|(replica, _)| is_missed(replica)).map(|(_, node)| *node));
     let gone = gone(&mut standing.nodes.values().copied());
-    let problem = match (missed.is_empty(), learners) {
-        (false, _) => Some(format!("nodes {} do not answer", missed.join(", "))),
-        (true, 1..) if group != GroupName::Meta => Some(format!("{learners} of its replicas are being filled")),
-        _ => None,
+    let behind: Vec<String> = standing
+        .voters
+        .iter()
+        .filter(|voter| !standing.has_caught_up(**voter, LAG_MAX))
+        .filter_map(|voter| Some(standing.nodes.get(voter)?.0.to_string()))
+        .collect();
+    let (problem, remedy) = if !missed.is_empty() {
+        (
+            Some(format!("nodes {} do not answer", missed.join(", "))),
+            "it goes on with the others; nodes that stay away are replaced after cluster.replace_after_ms, when there are others to take their place",
+        )
+    } else if learners > 0 && group != GroupName::Meta {
+        (Some(format!("{learners} of its replicas are being filled")), "they become voters once they have everything")
+    } else if !behind.is_empty() {
+        // Were another node stopped now, writes would wait for these.
+        (Some(format!("its replicas on nodes {} lack what was written lately", behind.join(", "))), "they are sent it")
+    } else {
+        (None, "")
     };
     Finding {
         group: name,
         healthy: problem.is_none(),
         available: true,
-        remedy: problem.as_ref().map(|_| match missed.is_empty() {
-            true => "they become voters once they have everything".to_owned(),
-            false => "it goes on with the others; nodes that stay away are replaced after cluster.replace_after_ms, when there are others to take their place".to_owned(),
-        }),
-        advice: (!gone.is_empty()).then(|| format!("start node {} again, or remove it if it does not come back", gone.join(", "))),
+        remedy: problem.as_ref().map(|_| remedy.to_owned()),
+        advice: (!gone.is_empty())
+            .then(|| format!("start node {} again, or remove it if it does not come back", gone.join(", "))),
         problem,
     }
 }

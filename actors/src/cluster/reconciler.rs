@@ -153,6 +153,9 @@ impl ReconcilerState {
     /// Makes the next steps, if it is this node's to make them, and says which.
     async fn look(&mut self) -> Result<Round, ServiceError> {
         let services = self.arguments.services.clone();
+        if services.is_stopping() {
+            return Ok(Round::default());
+        }
         self.learn_addresses()?;
         if !self.announced {
             self.announce().await?;

@@ -28,6 +28,7 @@ use ragged_raft::meta::node::{NodeRow, NodeState};
 use ragged_raft::network::Destination;
 use ragged_raft::recovery::{self, LogEnd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How long stopping a job may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,6 +57,8 @@ pub struct Services {
     pub jobs: Arc<Address<JobsMessage>>,
     /// What moves the cluster to how it should be.
     pub reconciler: Arc<Address<ReconcilerMessage>>,
+    /// Whether this node is about to end.
+    pub stopping: AtomicBool,
 }
 
 impl Services {
@@ -82,7 +85,13 @@ impl Services {
             return refuse(links::removed(hello.node));
         }
         self.links.note_address(hello.node, &hello.address);
+        self.links.note_return(hello.node);
         Ok(Answer::Done)
+    }
+
+    /// Whether this node is about to end: nobody counts on it any more, and it looks after nothing.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// A connection from this node has ended.
@@ -106,6 +115,8 @@ impl Services {
                 self.meta.change_here(Arc::new(command)).await.map(|(index, reply)| Answer::Changed { index, reply })
             }
             Call::MetaIndex => self.meta.index_here().await.map(Answer::Index),
+            // Who looked after the cluster would hand on to it what it has just handed on.
+            Call::Status if self.is_stopping() => Err(ServiceError::unavailable("stopping", "the node is about to end")),
             Call::Status => Ok(Answer::Status(self.status())),
             Call::Host(shard) => self.shards.host(shard).await.map(Answer::Hosted),
             Call::Unhost { shard, replica } => self.shards.unhost(shard, replica).await.map(|()| Answer::Done),

@@ -24,12 +24,13 @@ const DEATH_LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Entries that a replica may lack when it is to lead.
 const HEIR_LAG_MAX: u64 = 64;
-/// How long handing on may take, after what time it is tried again, and how often it is looked whether it is done.
+/// How long handing on may take, after what time it is tried again, and how often it is looked whether it is done. An heir waits for half a second until its
+/// log is on the disk: before that no other may be asked, or two stand against each other.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
-const HAND_OVER_AGAIN: Duration = Duration::from_millis(300);
+const HAND_OVER_AGAIN: Duration = Duration::from_millis(700);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(10);
-/// How long it may take until what was proposed to a leader before it handed on is decided.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after that it may take until what was proposed to a leader before it handed on is decided.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Has leaders of nodes that are gone replaced.
 #[derive(Default)]
@@ -66,33 +67,45 @@ impl Succession {
 
 /// Hands on what this node leads, as far as others have everything, so that nobody has to miss it when it stops. What was proposed here before is decided
 /// then: this node learns from the new leaders what they made of it, so the cluster port must be open until this returns.
-pub async fn hand_over(replicas: &Replicas) {
-    let handed = replicas.all().into_iter().map(|group| async move {
-        hand_on(&group).await;
-        if !group.settled(SETTLE_TIMEOUT).await {
-            tracing::warn!(replica = %group.replica(), "writes are undecided after {SETTLE_TIMEOUT:?}: whoever sent them is told so");
+pub async fn hand_over(replicas: &Replicas, links: &Links) {
+    let deadline = Instant::now() + HAND_OVER_TIMEOUT;
+    loop {
+        let handed = replicas.all().into_iter().map(|group| async move {
+            hand_on(&group, links, deadline).await;
+            if !group.settled((deadline + SETTLE_TIMEOUT).saturating_duration_since(Instant::now())).await {
+                tracing::warn!(replica = %group.replica(), "writes are undecided when the node stops: whoever sent them is told so");
+            }
+        });
+        futures::future::join_all(handed).await;
+        // What came back meanwhile is handed on again.
+        let leads_others = |group: &Group| group.leads() && group.standing().voters.len() > 1;
+        if Instant::now() >= deadline || !replicas.all().iter().any(leads_others) {
+            return;
         }
-    });
-    futures::future::join_all(handed).await;
+        tokio::time::sleep(HAND_OVER_LOOK).await;
+    }
 }
 
 /// Hands on one group, if this replica leads it and another can.
-async fn hand_on(group: &Group) {
-    let deadline = Instant::now() + HAND_OVER_TIMEOUT;
+async fn hand_on(group: &Group, links: &Links, deadline: Instant) {
     while group.leads() && Instant::now() < deadline {
         let standing = group.standing();
-        let has_all = |voter: &&ReplicaId| **voter != standing.replica && standing.has_caught_up(**voter, HEIR_LAG_MAX);
-        let heirs: Vec<ReplicaId> = standing.voters.iter().filter(has_all).copied().collect();
         if standing.voters.len() < 2 {
             return; // there is nobody
         }
+        // A voter that is gone has everything, too, when nothing was written since.
+        let is_there = |voter: &ReplicaId| standing.nodes.get(voter).is_some_and(|node| !links.is_unreachable(*node));
+        let can_lead =
+            |voter: &&ReplicaId| **voter != standing.replica && standing.has_caught_up(**voter, HEIR_LAG_MAX) && is_there(voter);
+        let heirs: Vec<ReplicaId> = standing.voters.iter().filter(can_lead).copied().collect();
         if let Some(heir) = heirs.choose(&mut rand::rng())
             && let Err(fault) = group.transfer_leader(*heir).await
         {
             tracing::debug!(%fault, "a lead could not be handed on");
             return;
         }
-        let again = Instant::now() + HAND_OVER_AGAIN;
+        // Who has nobody to ask now looks again soon.
+        let again = Instant::now() + if heirs.is_empty() { HAND_OVER_LOOK } else { HAND_OVER_AGAIN };
         while group.leads() && Instant::now() < again {
             tokio::time::sleep(HAND_OVER_LOOK).await;
         }

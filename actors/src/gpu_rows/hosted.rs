@@ -4,7 +4,7 @@ use super::device::RowDevice;
 use super::metrics::GpuRowsMetrics;
 use super::seat::{Seat, Seated};
 use super::turns::{Hung, PATIENCE};
-use super::uploads::Errand;
+use super::uploads::{Bring, Errand};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use ragged_kernels::cuda::{GpuError, GpuMemory};
@@ -23,8 +23,11 @@ pub(super) struct Hosted {
     pub(super) bytes_max: usize,
     pub(super) encoder_bytes: u64,
     pub(super) metrics: GpuRowsMetrics,
-    pub(super) errands: Sender<Errand>,
+    /// What its thread is to do.
+    errands: Sender<Errand>,
     held_bytes: Mutex<usize>,
+    /// Bytes of rows that wait to be brought.
+    coming_bytes: AtomicUsize,
     /// Held while it searches: its time is that of one search.
     turn: Mutex<()>,
     /// Turns that are waited for, with the one that is taken.
@@ -93,6 +96,7 @@ impl Hosted {
             metrics,
             errands,
             held_bytes: Mutex::new(0),
+            coming_bytes: AtomicUsize::new(0),
             turn: Mutex::new(()),
             turns: AtomicUsize::new(0),
             seats: Mutex::default(),
@@ -232,6 +236,27 @@ impl Hosted {
         }
         drop(seats);
         drop(seat.take(Arc::new(rows)));
+    }
+
+    /// Bytes that rows may have and neither have nor are about to have.
+    pub(super) fn room(&self) -> usize {
+        self.bytes_max.saturating_sub(self.held_bytes()).saturating_sub(self.coming_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Has rows brought behind whoever searches; false when too much waits already.
+    pub(super) fn bring(&self, bring: Bring) -> bool {
+        let bytes = bring.bytes(self);
+        self.coming_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let is_sent = self.errands.try_send(Errand::Bring(bring)).is_ok();
+        if !is_sent {
+            self.came(bytes);
+        }
+        is_sent
+    }
+
+    /// Rows that were to be brought are here, or do not come.
+    pub(super) fn came(&self, bytes: usize) {
+        self.coming_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Has memory freed behind whoever searches.

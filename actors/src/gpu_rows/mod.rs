@@ -26,9 +26,9 @@ use turns::Hung;
 pub use uploads::Vectors;
 
 use crate::account_seconds::Account;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::bounded;
 use hosted::Hosted;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use prometheus::Registry;
 use ragged_kernels::Scored;
 use ragged_kernels::cuda::HITS_MAX;
@@ -38,7 +38,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use uploads::{Bring, ERRANDS_MAX, Errand};
+use uploads::{Bring, ERRANDS_MAX};
 
 /// Rows that were searched within so long do not leave for others: they would come back at once.
 const IN_USE: Duration = Duration::from_secs(10);
@@ -51,12 +51,9 @@ pub struct GpuRows {
     percent: u8,
     in_use: Duration,
     metrics: GpuRowsMetrics,
-    hosts: Arc<RwLock<Hosts>>,
+    hosts: RwLock<Hosts>,
     /// GPUs that rows may be put on; looked at by every search.
     count: AtomicUsize,
-    errands: Sender<Errand>,
-    /// Taken by the thread when the first GPU comes.
-    undone: Mutex<Option<Receiver<Errand>>>,
 }
 
 /// The GPUs.
@@ -65,12 +62,6 @@ struct Hosts {
     here: Vec<Arc<Hosted>>,
     /// Those that are to be opened again, and still have rows that are being searched.
     closing: Vec<Arc<Hosted>>,
-}
-
-impl Hosts {
-    fn here(&self) -> Vec<Arc<Hosted>> {
-        self.here.clone()
-    }
 }
 
 /// The memory of a GPU, in bytes.
@@ -99,16 +90,7 @@ impl GpuRows {
     }
 
     fn new(percent: u8, in_use: Duration, metrics: GpuRowsMetrics) -> Self {
-        let (errands, undone) = bounded(ERRANDS_MAX);
-        GpuRows {
-            percent,
-            in_use,
-            metrics,
-            hosts: Arc::default(),
-            count: AtomicUsize::new(0),
-            errands,
-            undone: Mutex::new(Some(undone)),
-        }
+        GpuRows { percent, in_use, metrics, hosts: RwLock::default(), count: AtomicUsize::new(0) }
     }
 
     /// A GPU is open, and its encoder has so many bytes of its memory. When it cannot take rows, the log says why. Blocks for a moment.
@@ -117,19 +99,17 @@ impl GpuRows {
             Ok(memory) => memory,
             Err(fault) => return tracing::warn!(gpu = number, %fault, "no rows are put on the GPU"),
         };
-        if let Some(undone) = self.undone.lock().take() {
-            let (hosts, in_use) = (Arc::downgrade(&self.hosts), self.in_use);
-            let thread = std::thread::Builder::new().name("gpu-rows".to_owned());
-            if let Err(fault) = thread.spawn(move || uploads::serve(&undone, &hosts, in_use)) {
-                tracing::warn!(%fault, "the thread that puts rows on GPUs could not be started: the processor searches");
-            }
-        }
         let bytes_max = usize::try_from(memory.free_bytes / 100 * u64::from(self.percent)).unwrap_or(usize::MAX);
+        let (errands, undone) = bounded(ERRANDS_MAX);
+        let hosted = Arc::new(Hosted::new(number, device, memory, (bytes_max, encoder_bytes), self.metrics.clone(), errands));
+        let (host, in_use) = (Arc::downgrade(&hosted), self.in_use);
+        let thread = std::thread::Builder::new().name(format!("gpu-rows-{number}"));
+        if let Err(fault) = thread.spawn(move || uploads::serve(&undone, &host, in_use)) {
+            return tracing::warn!(gpu = number, %fault, "the thread that puts rows on the GPU could not be started: the processor searches");
+        }
         tracing::info!(gpu = number, rows_mib = bytes_max >> 20, "rows may be searched on the GPU");
-        let (metrics, errands) = (self.metrics.clone(), self.errands.clone());
-        let hosted = Hosted::new(number, device, memory, (bytes_max, encoder_bytes), metrics, errands);
         let mut hosts = self.hosts.write();
-        hosts.here.push(Arc::new(hosted));
+        hosts.here.push(hosted);
         self.count.store(hosts.here.len(), Ordering::Relaxed);
     }
 
@@ -174,15 +154,14 @@ impl GpuRows {
 
     /// Has rows put on a GPU where they would be searched sooner, if there is one.
     fn bring_where_sooner(&self, seat: &Arc<Seat>, search: &RowSearch<'_>) {
-        let is_sooner = |host: &Arc<Hosted>| {
+        let is_sooner = |host: &&Arc<Hosted>| {
             let bytes = host.device.bytes_of(search.rows, search.query.len());
             bytes <= host.bytes_max && host.is_well() && search.is_sooner(host.device.seconds(bytes))
         };
-        if !self.hosts.read().here.iter().any(is_sooner) || !seat.ask() {
-            return;
-        }
+        let roomiest = self.hosts.read().here.iter().filter(is_sooner).max_by_key(|host| host.room()).cloned();
+        let Some(host) = roomiest.filter(|_| seat.ask()) else { return };
         let bring = Bring { seat: Arc::downgrade(seat), vectors: (search.vectors)(), dimension: search.query.len() };
-        if self.errands.try_send(Errand::Bring(bring)).is_err() {
+        if !host.bring(bring) {
             seat.refuse(Instant::now() + BUSY);
         }
     }

@@ -105,7 +105,6 @@ fn rows_come_behind_searches_and_are_searched_then() {
 #[test]
 fn without_a_gpu_nothing_is_done() {
     let rows = GpuRows::register(PERCENT, &Registry::new()).unwrap();
-    assert!(rows.undone.lock().is_some(), "no thread");
     assert!(rows.memory().is_empty());
     assert!(!TenantRows::new(Arc::new(rows), TENANT).is_there());
 }
@@ -208,6 +207,26 @@ fn rows_for_which_the_gpu_has_no_memory_take_nothing_from_others() {
     node.until("freed", || node.sets() == 0);
     node.fake.is_full.store(false, Ordering::SeqCst);
     node.bring(&seats[1]);
+}
+
+#[test]
+fn a_gpu_that_hangs_in_an_upload_holds_up_no_other() {
+    let node = Node::new(IN_USE);
+    let roomier: Arc<FakeGpu> = Arc::default();
+    node.rows.gpus.host(1, 0, Box::new(FakeDevice(roomier.clone(), 1_000 * SET_BYTES / 100 + 100)));
+    let seats: [Arc<Seat>; 4] = Default::default();
+    roomier.stop();
+    assert_eq!(node.find(&seats[0]), None);
+    node.until("the upload that hangs", || roomier.sets.load(Ordering::SeqCst) == 1);
+    node.bring(&seats[1]);
+    // The one that hangs has more room again, until these wait for it.
+    assert_eq!(node.find(&seats[2]), None);
+    node.bring(&seats[3]);
+    assert_eq!((node.sets(), roomier.sets.load(Ordering::SeqCst)), (2, 1));
+    roomier.go_on();
+    node.bring(&seats[0]);
+    node.bring(&seats[2]);
+    assert_eq!((node.sets(), roomier.sets.load(Ordering::SeqCst)), (2, 2));
 }
 
 #[test]

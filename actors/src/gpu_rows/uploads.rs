@@ -1,19 +1,17 @@
-//! The thread that puts rows on GPUs and takes them off: searches do not wait for either.
+//! Each GPU's thread that puts rows there and takes them off: searches do not wait for either, nor does another GPU when one hangs.
 
-use super::Hosts;
 use super::device::DeviceRows;
 use super::hosted::Hosted;
 use super::seat::{Seat, Seated, unless_it_panics};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use half::f16;
-use parking_lot::RwLock;
 use ragged_kernels::cuda::GpuError;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Errands that wait at most. More are left undone: the next search asks again.
 pub(super) const ERRANDS_MAX: usize = 256;
-/// How often the GPUs' memory is asked for.
+/// How often the GPU's memory is asked for.
 const REFRESH: Duration = Duration::from_secs(5);
 /// Bytes of rows that are copied at a time. In between it is seen whether anybody still wants them.
 const PART_BYTES: usize = 4 << 20;
@@ -33,7 +31,7 @@ pub trait Vectors: Send + Sync {
 
 /// What the thread is asked to do.
 pub(super) enum Errand {
-    /// Put rows on a GPU, if their seat is still there.
+    /// Put rows on the GPU, if their seat is still there.
     Bring(Bring),
     /// Free what rows have.
     Free(Arc<Seated>),
@@ -46,41 +44,45 @@ pub(super) struct Bring {
     pub(super) dimension: usize,
 }
 
-/// Does errands until nobody can send any more.
-pub(super) fn serve(errands: &Receiver<Errand>, hosts: &Weak<RwLock<Hosts>>, in_use: Duration) {
+/// Does a GPU's errands until nobody has the GPU any more.
+pub(super) fn serve(errands: &Receiver<Errand>, host: &Weak<Hosted>, in_use: Duration) {
     let mut refreshed = Instant::now();
     loop {
         match errands.recv_timeout(REFRESH) {
             Ok(Errand::Bring(bring)) => {
-                let Some(hosts) = hosts.upgrade() else { return };
-                let hosts = hosts.read().here();
-                bring.run(&hosts, in_use);
+                let Some(host) = host.upgrade() else { return };
+                bring.run(&host, in_use);
             }
             Ok(Errand::Free(rows)) => drop(rows),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if refreshed.elapsed() >= REFRESH {
-            let Some(hosts) = hosts.upgrade() else { return };
-            let hosts = hosts.read().here();
-            hosts.iter().filter(|host| host.is_well()).for_each(|host| host.refresh());
+            let Some(host) = host.upgrade() else { return };
+            if host.is_well() {
+                host.refresh();
+            }
             refreshed = Instant::now();
         }
     }
 }
 
 impl Bring {
-    fn run(&self, hosts: &[Arc<Hosted>], in_use: Duration) {
-        let rows = self.vectors.values().len() / self.dimension;
-        let room = |host: &Arc<Hosted>| host.bytes_max.saturating_sub(host.held_bytes());
-        let Some(host) = hosts.iter().filter(|host| host.is_well()).max_by_key(|host| room(host)) else {
-            return self.refuse();
-        };
+    fn rows(&self) -> usize {
+        self.vectors.values().len() / self.dimension
+    }
+
+    /// Bytes that they take of a GPU.
+    pub(super) fn bytes(&self, host: &Hosted) -> usize {
+        host.device.bytes_of(self.rows(), self.dimension)
+    }
+
+    fn run(&self, host: &Arc<Hosted>, in_use: Duration) {
+        let (rows, bytes) = (self.rows(), self.bytes(host));
         let begun = Instant::now();
-        let bytes = host.device.bytes_of(rows, self.dimension);
-        let Some(held) = host.hold(bytes, in_use) else {
-            return self.refuse();
-        };
+        let held = if host.is_well() { host.hold(bytes, in_use) } else { None };
+        host.came(bytes);
+        let Some(held) = held else { return self.refuse() };
         let brought = unless_it_panics("bringing rows", || self.copy(host, rows));
         let Some(seat) = self.seat.upgrade() else { return };
         match brought {

@@ -15,7 +15,7 @@ use ractor::concurrency::{Duration, JoinHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ragged_raft::codec;
 use ragged_raft::failpoints::{self, Point};
-use ragged_raft::ids::TenantId;
+use ragged_raft::ids::{NodeId, TenantId};
 use ragged_raft::meta::collection::Collection;
 use ragged_raft::shard::command::{ShardCommand, ShardReply};
 use ragged_raft::shard::rows::{JobRow, JobStage};
@@ -330,16 +330,28 @@ pub async fn start(shards: &Shards, here: &Address<JobsMessage>, tenant: TenantI
     }
 }
 
-/// Stops a job where it runs; whether it does.
+/// Stops a job where it runs, if that is anywhere; whether it does. It runs on a node with a replica of its shard.
 pub async fn stop(shards: &Shards, here: &Address<JobsMessage>, id: Ulid) -> Result<bool, ServiceError> {
+    let hosts = shards.hosts(shards.shard_of(&id.to_bytes())).await?;
+    let asked = futures::future::join_all(hosts.into_iter().map(|node| stop_on(shards, here, node, id))).await;
+    let is_stopped = asked.iter().any(|answer| matches!(answer, Ok(true)));
+    // One of several that does not answer has most likely lost what it ran.
+    let is_answered = asked.iter().any(Result::is_ok);
+    match asked.into_iter().find_map(Result::err) {
+        Some(fault) if !is_answered => Err(fault),
+        _ => Ok(is_stopped),
+    }
+}
+
+async fn stop_on(shards: &Shards, here: &Address<JobsMessage>, node: NodeId, id: Ulid) -> Result<bool, ServiceError> {
     let links = shards.links();
-    match shards.leader_node(shards.shard_of(&id.to_bytes())) {
-        Some(node) if node != links.own() => match links.call(node, Lane::Calls, &Call::CancelJob(id), FORWARD_TIMEOUT).await {
-            Ok(Answer::Flag(running)) => Ok(running),
-            Ok(_) => Err(ServiceError::internal("a node answered another question than it was asked")),
-            Err(fault) => Err(fault.into_unavailable()),
-        },
-        _ => here.call(FORWARD_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id, reply }).await,
+    if node == links.own() {
+        return here.call(FORWARD_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id, reply }).await;
+    }
+    match links.call(node, Lane::Calls, &Call::CancelJob(id), FORWARD_TIMEOUT).await {
+        Ok(Answer::Flag(running)) => Ok(running),
+        Ok(_) => Err(ServiceError::internal("a node answered another question than it was asked")),
+        Err(fault) => Err(fault.into_unavailable()),
     }
 }
 

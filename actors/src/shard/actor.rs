@@ -11,7 +11,7 @@ use crate::meta::Meta;
 use crate::shard::content_cache::ContentCache;
 use crate::shard::indexer::Indexer;
 use crate::shard::loaded::LoadedPartitions;
-use crate::shard::partition::SearchMetrics;
+use crate::shard::partition::{Partition, SearchMetrics};
 use crate::shard::read_threads::ReadThreads;
 use crate::shard::request::{ShardFreshness, ShardRequest, ShardResponse};
 use crate::shard::serving::{Place, Replica, Request, check_tenant, may_answer, not_hosted, remove_checkpoint};
@@ -26,8 +26,8 @@ use ragged_raft::failpoints::{self, Point};
 use ragged_raft::group::{Beginning, Ground};
 use ragged_raft::ids::{CollectionId, ReplicaId, ShardId, TenantId};
 use ragged_raft::recovery::{LogEnd, RecoveryError, log_end, make_sole_voter};
-use ragged_raft::shard::command::ShardCommand;
 use ragged_raft::shard::group::ShardGroup;
+use ragged_raft::shard::reader::ShardReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -268,6 +268,10 @@ async fn start_replica(
     let ground = Ground { beginning, ..arguments.ground.clone() };
     let started = ShardGroup::start(ground, arguments.shard).await;
     let group = started.map_err(|fault| StorageFault::new(fault, &arguments.ground.store))?;
+    let (reader, folder) = (group.reader(), arguments.shard_folder());
+    if tokio::task::spawn_blocking(move || clear_leftovers(&folder, &reader)).await.is_err() {
+        tracing::warn!(shard = %arguments.shard, "files of deleted collections may be left behind");
+    }
     *arguments.group.write() = Some(group.clone());
     arguments.replicas.add(group.group().clone());
     let watcher = tokio::spawn({
@@ -287,6 +291,26 @@ async fn end_group(arguments: &ShardArguments) {
         arguments.replicas.remove(group.group().replica());
         group.shutdown().await;
     }
+}
+
+/// Removes index files of collections that have nothing here: they were deleted, and the node ended before their files went.
+fn clear_leftovers(shard_folder: &Path, reader: &ShardReader) {
+    for (tenant, tenant_folder) in numbered(shard_folder, "tenant-") {
+        for (collection, folder) in numbered(&tenant_folder, "collection-") {
+            if matches!(reader.partition(TenantId(tenant), CollectionId(collection)), Ok(None))
+                && let Err(fault) = Partition::remove(&folder)
+            {
+                tracing::warn!(folder = %folder.display(), %fault, "files of a deleted collection are left behind");
+            }
+        }
+    }
+}
+
+/// Folders in a folder whose names are this and a number.
+fn numbered(folder: &Path, name: &str) -> Vec<(u64, PathBuf)> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix(name)?.parse().ok();
+    entries.filter_map(|entry| Some((number(&entry.path())?, entry.path()))).collect()
 }
 
 /// Removes the index files of a replica that was given up.
@@ -397,11 +421,6 @@ impl ShardState {
         let ready = self.running.as_ref().map(|running| &running.replica).filter(|replica| may_answer(&replica.group)).cloned();
         let admitted = ready.ok_or_else(|| not_hosted(self.arguments.shard)).and_then(|replica| {
             let partition = check_tenant(tenant, &request)?;
-            if let ShardRequest::Propose { command } = &request
-                && let ShardCommand::DropCollection { collection, .. } = &**command
-            {
-                self.partitions.unload(&(tenant, *collection));
-            }
             let place = partition.map_or(Place::None, |id| Place::Slot(self.partitions.slot(id)));
             Ok(Request { tenant, place, replica })
         });
@@ -432,16 +451,14 @@ impl ShardState {
                 }
                 continue;
             }
-            self.partitions.unload(&(tenant, collection));
-            // The leader's files go before the deletion is answered.
-            if !replica.group.group().leads() {
-                let folder = self.arguments.partition_folder(tenant, collection);
-                tokio::spawn(async move {
-                    if let Err(fault) = remove_checkpoint(folder).await {
-                        tracing::warn!(%fault, "files of a deleted collection are left behind");
-                    }
-                });
-            }
+            // Where this replica leads, they have gone before the deletion was answered, unless it has led only since.
+            self.partitions.retire(&(tenant, collection));
+            let folder = self.arguments.partition_folder(tenant, collection);
+            tokio::spawn(async move {
+                if let Err(fault) = remove_checkpoint(folder).await {
+                    tracing::warn!(%fault, "files of a deleted collection are left behind until the node starts again");
+                }
+            });
         }
     }
 

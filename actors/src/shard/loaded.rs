@@ -64,9 +64,12 @@ impl LoadedPartitions {
         self.entries.lock().values().filter_map(|entry| entry.slot.get().cloned()).collect()
     }
 
-    /// Forgets a partition.
-    pub(super) fn unload(&self, id: &PartitionId) {
+    /// Forgets a partition whose collection has been dropped.
+    pub(super) fn retire(&self, id: &PartitionId) {
         let removed = self.entries.lock().remove(id);
+        if let Some(partition) = removed.as_ref().and_then(|entry| entry.slot.get()) {
+            partition.retire();
+        }
         self.note_unloaded(removed);
     }
 

@@ -211,6 +211,10 @@ pub struct Partition {
     reads_vectors: AtomicBool,
     /// A search has come since the last round of indexing began.
     is_searched: AtomicBool,
+    /// Where its checkpoint is.
+    folder: PathBuf,
+    /// The collection has been dropped: nothing is written any more, and the folder goes with whoever used it last.
+    is_dropped: AtomicBool,
 }
 
 /// How the view follows the rows.
@@ -218,8 +222,6 @@ pub struct Partition {
 struct Follower {
     /// Changes were taken and could not be applied: the view has to be made again.
     is_lost: bool,
-    /// The collection has been dropped; its folder goes too.
-    is_dropped: bool,
     /// The checkpoint is of another past and has to be started again.
     is_checkpoint_void: bool,
     /// One more each time that the view was made again: what was built beside is not for it.
@@ -254,6 +256,8 @@ impl Partition {
             sample: QuerySample::default(),
             reads_vectors: AtomicBool::new(false),
             is_searched: AtomicBool::new(false),
+            folder: context.folder,
+            is_dropped: AtomicBool::new(false),
         };
         partition.load_tail(counters.next_row.0)?;
         Ok(partition)
@@ -342,11 +346,14 @@ impl Partition {
 
     /// Whether [`Partition::index`] has something to do. Reads one row of the database.
     pub fn wants_indexing(&self) -> bool {
+        if self.is_dropped() {
+            return false;
+        }
         let Ok(counters) = self.source.counters() else { return false };
         // Somebody is taking in changes: the next call is early enough, and this one must not wait.
         let Some(follower) = self.follower.try_lock() else { return false };
-        if follower.is_dropped || follower.is_checkpoint_void {
-            return !follower.is_dropped;
+        if follower.is_checkpoint_void {
+            return true;
         }
         drop(follower);
         let view = self.view.load();
@@ -396,9 +403,6 @@ impl Partition {
     }
 
     fn index_with(&self, is_idle: bool) -> Result<IndexProgress, PartitionError> {
-        if self.follower.lock().is_dropped {
-            return Ok(IndexProgress::default());
-        }
         let outcome = self.advance(is_idle);
         // When many rows came meanwhile, they are for the next round: taken in now, they would fill memory, and nobody has asked for them.
         let few_came = || -> Result<bool, PartitionError> {
@@ -412,11 +416,10 @@ impl Partition {
                 }
                 Ok(progress)
             }
-            // The folder went while it was being written to.
-            Err(_) if self.follower.lock().is_dropped => Ok(IndexProgress::default()),
             Err(fault) => {
                 self.current()?;
-                Err(fault)
+                // The folder went while it was being written to.
+                if self.is_dropped() { Ok(IndexProgress::default()) } else { Err(fault) }
             }
         }
     }
@@ -424,7 +427,7 @@ impl Partition {
     fn advance(&self, is_idle: bool) -> Result<IndexProgress, PartitionError> {
         let mut checkpoint = self.checkpoint.lock();
         let mut progress = IndexProgress::default();
-        loop {
+        while !self.is_dropped() {
             let (epoch, is_void) = {
                 let follower = self.follower.lock();
                 (follower.epoch, follower.is_checkpoint_void)
@@ -447,9 +450,10 @@ impl Partition {
                 if is_idle {
                     self.activity.lock().settled(counters.changed_at);
                 }
-                return Ok(progress);
+                break;
             }
         }
+        Ok(progress)
     }
 
     /// Lets searches use the indexes as they are now.
@@ -494,7 +498,7 @@ impl Partition {
     fn current(&self) -> Result<Arc<View>, PartitionError> {
         let mut follower = self.follower.lock();
         if let Some(changes) = self.changes.drain() {
-            follower.is_dropped |= changes.dropped;
+            self.is_dropped.fetch_or(changes.dropped, Ordering::Relaxed);
             let must_reload = std::mem::replace(&mut follower.is_lost, true) || changes.reload || changes.dropped;
             if must_reload {
                 self.reload(&mut follower)?;
@@ -541,7 +545,7 @@ impl Partition {
         let live = self.source.live_rows(0, next_row)?;
         let mut view = View::clone(&self.view.load());
         if follower.is_checkpoint_void || !is_covered(&view, &live, next_row) {
-            if !follower.is_dropped {
+            if !self.is_dropped() {
                 tracing::warn!("a partition's rows were replaced: its indexes are built again");
                 self.rebuilds.fetch_add(1, Ordering::Relaxed);
             }
@@ -605,9 +609,28 @@ impl Partition {
         }
     }
 
+    fn is_dropped(&self) -> bool {
+        self.is_dropped.load(Ordering::Relaxed)
+    }
+
+    /// The collection has been dropped: nothing more is indexed. What is being written at this moment goes with the last user of the partition.
+    pub fn retire(&self) {
+        self.is_dropped.store(true, Ordering::Relaxed);
+    }
+
     /// Deletes the checkpoint of a partition that is gone.
     pub fn remove(folder: &Path) -> std::io::Result<()> {
         checkpoint::remove(folder)
+    }
+}
+
+impl Drop for Partition {
+    fn drop(&mut self) {
+        // It may have been opened while the collection was being dropped.
+        let is_dropped = self.is_dropped() || self.changes.drain().is_some_and(|changes| changes.dropped);
+        if is_dropped && let Err(fault) = Partition::remove(&self.folder) {
+            tracing::warn!(folder = %self.folder.display(), %fault, "files of a deleted collection are left behind until the node starts again");
+        }
     }
 }
 

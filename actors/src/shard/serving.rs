@@ -205,14 +205,13 @@ impl Request {
 
     async fn propose(self, command: Arc<ShardCommand>) -> Result<ShardResponse, ServiceError> {
         let dropped = match &*command {
-            ShardCommand::DropCollection { collection, .. } => {
-                Some(self.replica.arguments.partition_folder(self.tenant, *collection))
-            }
+            ShardCommand::DropCollection { collection, .. } => Some(*collection),
             _ => None,
         };
         let applied = self.replica.group.propose(Arc::unwrap_or_clone(command)).await.map_err(propose_error)?;
-        if let Some(folder) = dropped {
-            remove_checkpoint(folder).await?;
+        if let Some(collection) = dropped {
+            self.replica.partitions.retire(&(self.tenant, collection));
+            remove_checkpoint(self.replica.arguments.partition_folder(self.tenant, collection)).await?;
         }
         Ok(ShardResponse::Applied { index: applied.index, reply: applied.reply })
     }

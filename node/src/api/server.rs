@@ -1,9 +1,9 @@
 //! Connections: accepted, limited, and closed in order when the node stops.
 
 use crate::api::{Api, dispatch};
+use futures::FutureExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use std::io;
 use std::net::SocketAddr;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 /// The head of a request must have come after so long, so that nobody holds a connection by sending it a byte at a time. It is also how
 /// long an idle connection is kept: longer than the 60 s of nginx, so that a proxy never reuses a connection that we are closing.
@@ -48,38 +49,49 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, max_connections: usize,
     protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);
     let places = Arc::new(Semaphore::new(max_connections));
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
-    let connections = GracefulShutdown::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = api.stopping().cancelled() => break,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                pause_after(&error).await;
-                continue;
-            }
-        };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            refuse(stream, &api, &refusals);
-            continue;
-        };
+    let connections = TaskTracker::new();
+    let admit = |stream: TcpStream| {
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { return refuse(stream, &api, &refusals) };
         // Answers are small and complete: waiting to fill a packet would only delay them.
         let _ = stream.set_nodelay(true);
-        let connection = connections.watch(protocol.serve_connection(TokioIo::new(stream), service.clone()));
-        let open = api.metrics.connections.clone();
+        let mut connection = protocol.serve_connection(TokioIo::new(stream), service.clone());
+        let (open, stopping) = (api.metrics.connections.clone(), api.stopping().clone());
         open.inc();
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        connections.spawn(async move {
+            // A request that has come before the node stops is read before the connection ends.
+            let ended = tokio::select! {
+                biased;
+                ended = &mut connection => ended,
+                () = stopping.cancelled() => {
+                    Pin::new(&mut connection).graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!("connection ended: {error}");
             }
             open.dec();
             drop(place);
         });
+    };
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = api.stopping().cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => admit(stream),
+            Err(error) => pause_after(&error).await,
+        }
+    }
+    // Whoever has come by then is let in: closing would reset what waits.
+    for _ in 0..BACKLOG {
+        let Some(Ok((stream, _))) = listener.accept().now_or_never() else { break };
+        admit(stream);
     }
     drop(listener);
-    tokio::time::timeout(grace, connections.shutdown()).await.is_ok()
+    connections.close();
+    tokio::time::timeout(grace, connections.wait()).await.is_ok()
 }
 
 async fn pause_after(error: &io::Error) {

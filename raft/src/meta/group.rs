@@ -78,7 +78,7 @@ impl MetaGroup {
     /// Replicates a command; returns its index and its reply.
     pub async fn propose(&self, command: &MetaCommand) -> Result<(u64, MetaReply), ProposeError> {
         let (index, reply) = self.group.propose(codec::encode(command)?).await?;
-        Ok((index, codec::decode(&reply)?))
+        Ok((index, codec::decode(&reply).map_err(ProposeError::unreadable)?))
     }
 
     /// The cluster, once it is founded.

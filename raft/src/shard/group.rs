@@ -52,7 +52,7 @@ impl ShardGroup {
             codec::encode(&command)?
         };
         let (index, reply) = self.group.propose(command).await?;
-        Ok(Applied { index, reply: codec::decode(&reply)? })
+        Ok(Applied { index, reply: codec::decode(&reply).map_err(ProposeError::unreadable)? })
     }
 
     /// Reads the replica's rows.

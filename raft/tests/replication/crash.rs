@@ -8,6 +8,8 @@ use rand::Rng;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const FOLDER: &str = "RAGGED_CRASH_FOLDER";
@@ -58,6 +60,8 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_nothing_is_half_there(
             .spawn()
             .unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
+        let has_acknowledged = Arc::new(AtomicBool::new(!acknowledged.is_empty()));
+        let seen = has_acknowledged.clone();
         let lines = std::thread::spawn(move || {
             let mut acknowledged = Vec::new();
             for line in output.split(b'\n').map_while(Result::ok) {
@@ -69,6 +73,7 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_nothing_is_half_there(
                     && let (Ok(shard), Ok(version)) = (shard.parse::<u16>(), version.parse::<u64>())
                 {
                     acknowledged.push((shard, id.to_owned(), version));
+                    seen.store(true, Ordering::Relaxed);
                 }
             }
             acknowledged
@@ -77,6 +82,11 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_nothing_is_half_there(
         let start = Instant::now();
         while !log.exists() {
             assert!(start.elapsed() < Duration::from_secs(20), "the process does not start");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Some round must come to it, however slow the machine is.
+        while round == ROUNDS - 1 && !has_acknowledged.load(Ordering::Relaxed) {
+            assert!(start.elapsed() < Duration::from_secs(60), "nothing is acknowledged");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         // At any moment: while it starts, too.

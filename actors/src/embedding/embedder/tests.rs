@@ -306,7 +306,7 @@ async fn a_device_that_hangs_is_given_up_and_its_batches_are_embedded_by_the_spa
     let own = Numbered { at_once: 2, gate: Some(gate.clone()), ..Numbered::new(1.0) };
     let opened = Arc::new(AtomicUsize::new(0));
     let spare = spare(Arc::new(Numbered::new(2.0)), counted(&opened));
-    let hung_after = Duration::from_millis(200);
+    let hung_after = Duration::from_secs(2);
     let running = Running::start(Arc::new(own), spare.map(|spare| Spare { hung_after, ..spare })).await;
     assert_eq!(running.embed(&[9, 8]).await.unwrap(), [[9.0, 2.0], [8.0, 2.0]]);
     assert_eq!((running.metrics.failures.get(), running.metrics.devices_lost.get()), (2, 1));
@@ -327,7 +327,7 @@ async fn a_device_that_was_lost_by_others_is_opened_again_though_nothing_is_embe
     let is_lost = own.is_lost.clone();
     let opened = Arc::new(AtomicUsize::new(0));
     let spare = spare(Arc::new(Numbered::new(2.0)), counted(&opened));
-    let hung_after = Duration::from_millis(200);
+    let hung_after = Duration::from_secs(2);
     let running = Running::start(Arc::new(own), spare.map(|spare| Spare { hung_after, ..spare })).await;
     is_lost.store(true, Ordering::SeqCst);
     running.until("opened again", || opened.load(Ordering::SeqCst) == 1).await;
@@ -341,12 +341,12 @@ async fn an_embedder_that_has_ended_opens_no_device() {
     own.fails.store(true, Ordering::SeqCst);
     let opened = Arc::new(AtomicUsize::new(0));
     let spare = spare(Arc::new(Numbered::new(2.0)), counted(&opened));
-    let backoff_initial = Duration::from_millis(200);
+    let backoff_initial = Duration::from_secs(1);
     let running =
         Running::start(Arc::new(own), spare.map(|spare| Spare { backoff_initial, backoff_max: backoff_initial, ..spare })).await;
     assert_eq!(running.embed(&[4]).await.unwrap(), [[4.0, 2.0]]);
     running.actor.stop_and_wait(None, None).await.unwrap();
-    tokio::time::sleep(3 * backoff_initial).await;
+    tokio::time::sleep(2 * backoff_initial).await;
     assert_eq!(opened.load(Ordering::SeqCst), 0);
 }
 
@@ -354,7 +354,9 @@ async fn an_embedder_that_has_ended_opens_no_device() {
 fn a_device_that_fails_again_soon_is_waited_for_longer_though_it_worked_in_between() {
     let device = || -> Arc<dyn Device> { Arc::new(Numbered::new(1.0)) };
     let opened = Arc::new(AtomicUsize::new(0));
-    let spare = spare(device(), counted(&opened)).map(|spare| Spare { backoff_max: Duration::from_secs(600), ..spare });
+    let spare = spare(device(), counted(&opened));
+    let (backoff_initial, backoff_max) = (Duration::from_millis(100), Duration::from_secs(600));
+    let spare = spare.map(|spare| Spare { backoff_initial, backoff_max, ..spare });
     let (mut devices, _) = Devices::new(slot(device()), spare).unwrap();
     let mut waits = Vec::new();
     for _ in 0..6 {
@@ -365,12 +367,12 @@ fn a_device_that_fails_again_soon_is_waited_for_longer_though_it_worked_in_betwe
         waits.push(later.wait.as_millis());
         assert!(devices.reopened((later.open)()).is_none());
     }
-    assert_eq!(waits, [5, 10, 20, 40, 80, 160]);
+    assert_eq!(waits, [100, 200, 400, 800, 1_600, 3_200]);
     // Once it has worked for as long as it was waited for, it is as good as any.
-    std::thread::sleep(Duration::from_millis(170));
+    std::thread::sleep(Duration::from_millis(3_300));
     let own = devices.current().device().clone();
     devices.worked(&own);
-    assert_eq!(devices.give_up(&own).unwrap().wait.as_millis(), 5);
+    assert_eq!(devices.give_up(&own).unwrap().wait, backoff_initial);
 }
 
 /// One batch of two hangs; the other fails, which gives the device up before the first is missed.
@@ -381,7 +383,7 @@ async fn a_batch_that_hangs_on_a_device_that_was_given_up_is_embedded_all_the_sa
     own.fails.store(true, Ordering::SeqCst);
     let opened = Arc::new(AtomicUsize::new(0));
     let spare = spare(Arc::new(Numbered::new(2.0)), counted(&opened));
-    let hung_after = Duration::from_millis(300);
+    let hung_after = Duration::from_secs(2);
     let running = Running::start(own, spare.map(|spare| Spare { hung_after, ..spare })).await;
     let (hung, failed) = tokio::join!(running.embed(&[9]), running.embed(&[8]));
     assert_eq!((hung.unwrap(), failed.unwrap()), (vec![vec![9.0, 2.0]], vec![vec![8.0, 2.0]]));
@@ -401,14 +403,14 @@ async fn a_spare_device_may_take_its_time() {
     let gate = Arc::new(std::sync::Barrier::new(2));
     let other = Arc::new(Numbered { gate: Some(gate.clone()), ..Numbered::new(2.0) });
     let spare = spare(other.clone(), counted(&Arc::default()));
-    let hung_after = Duration::from_millis(100);
+    let hung_after = Duration::from_secs(1);
     let running = Running::start(
         Arc::new(own),
         spare.map(|spare| Spare { hung_after, backoff_initial: Duration::from_secs(600), ..spare }),
     )
     .await;
     let slowly = async move {
-        tokio::time::sleep(4 * hung_after).await;
+        tokio::time::sleep(2 * hung_after).await;
         tokio::task::spawn_blocking(move || gate.wait()).await.unwrap();
     };
     let (embedded, ()) = tokio::join!(running.embed(&[5]), slowly);

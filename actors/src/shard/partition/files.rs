@@ -5,9 +5,13 @@ use ragged_raft::failpoints::{self, Point};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
 /// Bytes read at a time.
 const BLOCK_BYTES: usize = 1 << 20;
+/// How often a folder is removed again in which files are being made, and after what time.
+const REMOVALS_MAX: usize = 10;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
 
 /// Replaces a file: after a crash it has its old or its new content.
 pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), PartitionError> {
@@ -37,11 +41,16 @@ pub(super) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, PartitionErr
     }
 }
 
-/// Deletes a folder with everything in it, if it is there.
+/// Deletes a folder with everything in it, if it is there. Somebody may still be making files there: then it is tried again.
 pub(super) fn remove_folder(folder: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(fault) if fault.kind() != ErrorKind::NotFound => Err(fault),
-        _ => Ok(()),
+    let mut attempts = 0;
+    loop {
+        match fs::remove_dir_all(folder) {
+            Err(fault) if fault.kind() == ErrorKind::DirectoryNotEmpty && attempts < REMOVALS_MAX => attempts += 1,
+            Err(fault) if fault.kind() != ErrorKind::NotFound => return Err(fault),
+            _ => return Ok(()),
+        }
+        std::thread::sleep(REMOVAL_PAUSE);
     }
 }
 

@@ -29,7 +29,7 @@ use ragged_raft::mutant::{self, Mutant};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -383,7 +383,12 @@ impl SegmentBuilder {
         failpoints::hit(Point::SegmentBefore);
         let folder = folder_of(parent, number);
         files::remove_folder(&folder).map_err(PartitionError::file(&folder))?;
-        fs::create_dir_all(&folder).map_err(PartitionError::file(&folder))?;
+        // One after the other: when the folder above is gone, so is the collection, and nothing comes back.
+        match fs::create_dir(parent) {
+            Err(fault) if fault.kind() != ErrorKind::AlreadyExists => return Err(PartitionError::file(parent)(fault)),
+            _ => {}
+        }
+        fs::create_dir(&folder).map_err(PartitionError::file(&folder))?;
         let path = folder.join(VECTORS);
         let vectors = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(PartitionError::file(&path))?);
         Ok(SegmentBuilder { parent: parent.to_owned(), number, dimension, rows: Vec::new(), vectors })

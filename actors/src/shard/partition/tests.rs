@@ -379,3 +379,30 @@ fn a_dropped_collection_is_empty() {
     drop(partition);
     model.check(&shard.open());
 }
+
+#[test]
+fn files_of_a_dropped_collection_do_not_come_back() {
+    let mut shard = TestShard::new(DIMENSION, "none");
+    let mut model = Model::default();
+    let (partition, opened_meanwhile) = (shard.open(), shard.open());
+    for id in 0..5 {
+        model.apply(&mut shard, &Operation::Upsert { id, chunks: 2, seed: 7 });
+    }
+    // A round that has begun before the folder goes: it finds that, and makes none.
+    Partition::remove(&shard.checkpoint()).unwrap();
+    assert!(partition.index_with(true).is_err());
+    assert!(!shard.checkpoint().exists());
+    partition.retire();
+    partition.index_with(true).unwrap();
+    assert!(!shard.checkpoint().exists() && !partition.wants_indexing());
+    // One that is opened at that moment makes the folder again: it goes with whoever used it last.
+    drop(opened_meanwhile);
+    let opened_meanwhile = shard.open();
+    assert!(shard.checkpoint().exists());
+    model.apply(&mut shard, &Operation::Drop);
+    drop(partition);
+    assert!(!shard.checkpoint().exists());
+    std::fs::create_dir(shard.checkpoint()).unwrap();
+    drop(opened_meanwhile);
+    assert!(!shard.checkpoint().exists());
+}
