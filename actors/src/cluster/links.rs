@@ -1,6 +1,7 @@
 //! Connections to other nodes, made when they are first needed and again when they were lost.
 //!
-//! Snapshots go over a connection of their own.
+//! What keeps the groups together goes over a connection of its own, so that it never waits behind what clients ask: as many writes as fit into a
+//! connection, each way, would wait for the very messages that decide them. So do snapshots, which are large.
 
 use crate::cluster::connection::{self, Asker, Unanswered};
 use crate::cluster::identity::NodeIdentity;
@@ -29,7 +30,9 @@ const REMOVED: &str = "removed_node";
 /// Which of a node's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lane {
-    /// For everything but snapshots.
+    /// For the groups' messages, and for how nodes stand.
+    Consensus,
+    /// For what clients ask.
     Calls,
     /// For snapshots.
     Bulk,
@@ -157,7 +160,7 @@ impl Links {
 
     /// Notes that a node is there: it is tried again at once, however long it could not be reached.
     pub fn note_return(&self, node: NodeId) {
-        for lane in [Lane::Calls, Lane::Bulk] {
+        for lane in [Lane::Consensus, Lane::Calls, Lane::Bulk] {
             let lane = self.inner.lanes.lock().get(&(node, lane)).cloned();
             // Whoever has it is trying at this moment.
             if let Some(mut state) = lane.as_ref().and_then(|lane| lane.try_lock().ok()) {
@@ -199,9 +202,11 @@ impl Links {
 
     /// Whether the last attempt to reach a node has failed, as far as one was made.
     pub fn is_unreachable(&self, node: NodeId) -> bool {
-        let lane = self.inner.lanes.lock().get(&(node, Lane::Calls)).cloned();
-        let is_down = |state: &LaneState| state.asker.is_none() && state.not_before.is_some();
-        lane.is_some_and(|lane| lane.try_lock().is_ok_and(|state| is_down(&state)))
+        let lanes = [Lane::Consensus, Lane::Calls].map(|lane| self.inner.lanes.lock().get(&(node, lane)).cloned());
+        let is =
+            |holds: fn(&LaneState) -> bool| lanes.iter().flatten().any(|lane| lane.try_lock().is_ok_and(|state| holds(&state)));
+        let is_up = is(|state| state.asker.as_ref().is_some_and(|asker| asker.is_open()));
+        !is_up && is(|state| state.asker.is_none() && state.not_before.is_some())
     }
 
     /// Whether nobody listens any more where a node was reached: its process is dead, though its machine answers.

@@ -93,7 +93,7 @@ impl Services {
         if node == self.identity.node {
             return Some(self.status());
         }
-        match self.links.call(node, Lane::Calls, &Call::Status, STATUS_TIMEOUT).await {
+        match self.links.call(node, Lane::Consensus, &Call::Status, STATUS_TIMEOUT).await {
             Ok(Answer::Status(status)) if status.node == node => Some(status),
             _ => None,
         }

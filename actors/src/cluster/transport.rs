@@ -53,7 +53,7 @@ impl Transport for LinkTransport {
         let links = self.links.clone();
         async move {
             let call = Call::Raft { replica: to.replica, frame: request };
-            match links.call(to.node, Lane::Calls, &call, within).await {
+            match links.call(to.node, Lane::Consensus, &call, within).await {
                 Ok(Answer::Raft(frame)) => Ok(frame),
                 Ok(_) => Err(failed(to)("it answered another question".into())),
                 Err(fault) => Err(failed(to)(fault.to_string())),
