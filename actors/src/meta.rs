@@ -202,7 +202,15 @@ impl Meta {
         loop {
             let mut why = "no node was asked".to_owned();
             let mut silent = Vec::new();
-            for node in self.candidates(hint.take())? {
+            let candidates = match self.candidates(hint.take()) {
+                // This node's replica is being started again.
+                Err(fault) if fault.kind == ErrorKind::Unavailable => {
+                    why = fault.detail;
+                    Vec::new()
+                }
+                candidates => candidates?,
+            };
+            for node in candidates {
                 let asked = if node == own {
                     here().await.map_err(LinkError::Refused)
                 } else {

@@ -240,7 +240,7 @@ impl Cluster {
         Ok(None)
     }
 
-    /// Waits until every group has a leader and all its replicas; how long that took.
+    /// Waits until every group has a leader and all its replicas, and these have what was written; how long that took.
     pub async fn until_whole(&self, within: Duration) -> Result<Duration> {
         let begun = Instant::now();
         loop {

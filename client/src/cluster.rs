@@ -105,7 +105,7 @@ pub enum ReplicaState {
 /// Answer of `GET /api/v1/cluster/doctor`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Diagnosis {
-    /// Whether every group has a leader and all its replicas.
+    /// Whether every group has a leader and all its replicas, and these have what was written.
     pub healthy: bool,
     /// One entry a group: the meta group, then the shards.
     pub groups: Vec<GroupFinding>,
@@ -116,7 +116,7 @@ pub struct Diagnosis {
 pub struct GroupFinding {
     /// `meta`, or `shard N`.
     pub group: String,
-    /// Whether it has a leader and all its replicas.
+    /// Whether it has a leader and all its replicas, and these have what was written.
     pub healthy: bool,
     /// Whether it takes writes.
     pub available: bool,

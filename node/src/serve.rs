@@ -16,7 +16,8 @@ use tokio::task::JoinHandle;
 /// After a signal the process ends within this, whatever happens.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Of [`STOP_TIMEOUT`], what is for requests in flight, and for actors; the rest is for the engine to hand on what it leads, and to close the store.
+/// Of [`STOP_TIMEOUT`], what is for requests in flight, and what actors may take at most. In between the engine hands on what it leads, which takes a moment
+/// unless the others are gone. When everything takes its longest, the process ends before the store is closed.
 const REQUESTS_GRACE: Duration = Duration::from_secs(4);
 const ENGINE_GRACE: Duration = Duration::from_secs(3);
 

@@ -134,7 +134,7 @@ where
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
         .max_concurrent_streams(REQUESTS_MAX)
-        .max_pending_accept_reset_streams(REQUESTS_MAX as usize)
+        .max_pending_accept_reset_streams(usize::MAX)
         .max_local_error_reset_streams(None)
         .initial_stream_window_size(CREDIT_BYTES.0)
         .initial_connection_window_size(CREDIT_BYTES.1)

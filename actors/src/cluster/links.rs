@@ -112,6 +112,12 @@ struct LaneState {
     why: String,
 }
 
+impl LaneState {
+    fn open_asker(&self) -> Option<Arc<Asker>> {
+        self.asker.as_ref().filter(|asker| asker.is_open()).cloned()
+    }
+}
+
 impl Links {
     /// Links of a node that others reach at `address`.
     pub fn new(identity: &NodeIdentity, credentials: Credentials, address: String) -> Result<Links, TlsError> {
@@ -203,10 +209,9 @@ impl Links {
     /// Whether the last attempt to reach a node has failed, as far as one was made.
     pub fn is_unreachable(&self, node: NodeId) -> bool {
         let lanes = [Lane::Consensus, Lane::Calls].map(|lane| self.inner.lanes.lock().get(&(node, lane)).cloned());
-        let is =
-            |holds: fn(&LaneState) -> bool| lanes.iter().flatten().any(|lane| lane.try_lock().is_ok_and(|state| holds(&state)));
-        let is_up = is(|state| state.asker.as_ref().is_some_and(|asker| asker.is_open()));
-        !is_up && is(|state| state.asker.is_none() && state.not_before.is_some())
+        // A lane that somebody has at this moment says nothing, and that is no reason to count a node as gone.
+        let is_down = |lane: &SharedLane| lane.try_lock().is_ok_and(|state| state.asker.is_none() && state.not_before.is_some());
+        lanes.iter().flatten().next().is_some() && lanes.iter().flatten().all(is_down)
     }
 
     /// Whether nobody listens any more where a node was reached: its process is dead, though its machine answers.
@@ -246,12 +251,23 @@ impl Links {
         }
     }
 
-    /// A connection that is up.
+    /// A connection that is up. Whoever gives up waiting does not end an attempt to make one: those who wait for a heartbeat's time only might never see
+    /// one succeed.
     async fn asker(&self, node: NodeId, lane: Lane) -> Result<Arc<Asker>, LinkError> {
         let state = self.inner.lanes.lock().entry((node, lane)).or_default().clone();
+        if let Some(asker) = state.lock().await.open_asker() {
+            return Ok(asker);
+        }
+        let links = self.clone();
+        let connected = tokio::spawn(async move { links.connected(node, state).await }).await;
+        connected.unwrap_or_else(|fault| Err(LinkError::Unreachable { node, why: fault.to_string() }))
+    }
+
+    /// The same, made where there is none.
+    async fn connected(&self, node: NodeId, state: SharedLane) -> Result<Arc<Asker>, LinkError> {
         let mut state = state.lock().await;
-        if let Some(asker) = state.asker.as_ref().filter(|asker| asker.is_open()) {
-            return Ok(asker.clone());
+        if let Some(asker) = state.open_asker() {
+            return Ok(asker);
         }
         state.asker = None;
         if state.not_before.is_some_and(|until| Instant::now() < until) {

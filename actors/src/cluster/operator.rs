@@ -22,8 +22,8 @@ const REBALANCE_TIMEOUT: Duration = Duration::from_secs(40);
 /// For how long who plans is looked for, and how often.
 const PLANNER_PATIENCE: Duration = Duration::from_secs(10);
 const PLANNER_PAUSE: Duration = Duration::from_millis(200);
-/// Entries that a voter may lack when all is well: what is on its way.
-const LAG_MAX: u64 = 256;
+/// Entries that a voter may lack when all is well: as many as may be on their way.
+const LAG_MAX: u64 = 1_024;
 
 /// How a node stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub enum ReplicaRole {
 pub struct Finding {
     /// `meta`, or the shard.
     pub group: String,
-    /// Whether it has a leader and all its replicas.
+    /// Whether it has a leader and all its replicas, and these have what was written.
     pub healthy: bool,
     /// Whether it takes writes.
     pub available: bool,

@@ -144,7 +144,8 @@ impl Actor for Reconciler {
 impl ReconcilerState {
     /// Makes the next steps; refused when it is not this node's to make them.
     async fn look_where_led(&mut self) -> Result<Round, ServiceError> {
-        if !self.arguments.services.meta.group()?.group().leads() {
+        let services = &self.arguments.services;
+        if services.is_stopping() || !services.meta.group()?.group().leads() {
             return Err(ServiceError::unavailable("not_leader", "another node leads the meta group, ask again"));
         }
         self.look().await

@@ -127,7 +127,7 @@ impl GpuRows {
         }
         closing.iter().for_each(|host| host.close());
         // Whoever has rows there, or brings some, has the GPU, too. The last one ends here.
-        closing.retain(|host| Arc::strong_count(host) > 1);
+        let mut closing: Vec<_> = closing.into_iter().filter_map(|host| Arc::try_unwrap(host).err()).collect();
         let is_closed = closing.is_empty();
         self.hosts.write().closing.append(&mut closing);
         if is_closed { Ok(()) } else { Err("rows on it are still being searched".to_owned()) }

@@ -50,7 +50,10 @@ pub(super) fn serve(errands: &Receiver<Errand>, host: &Weak<Hosted>, in_use: Dur
     loop {
         match errands.recv_timeout(REFRESH) {
             Ok(Errand::Bring(bring)) => {
-                let Some(host) = host.upgrade() else { return };
+                let Some(host) = host.upgrade() else {
+                    bring.refuse();
+                    continue; // until nothing waits
+                };
                 bring.run(&host, in_use);
             }
             Ok(Errand::Free(rows)) => drop(rows),
@@ -58,8 +61,7 @@ pub(super) fn serve(errands: &Receiver<Errand>, host: &Weak<Hosted>, in_use: Dur
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if refreshed.elapsed() >= REFRESH {
-            let Some(host) = host.upgrade() else { return };
-            if host.is_well() {
+            if let Some(host) = host.upgrade().filter(|host| host.is_well()) {
                 host.refresh();
             }
             refreshed = Instant::now();

@@ -2,7 +2,7 @@
 
 use crate::account_seconds::Account;
 use crate::address::{Address, Repeat, Reply};
-use crate::cluster::links::Lane;
+use crate::cluster::links::{Lane, LinkError};
 use crate::cluster::wire::{Answer, Call};
 use crate::error::{ErrorKind, ServiceError};
 use crate::ingest::document::UploadDocument;
@@ -334,24 +334,27 @@ pub async fn start(shards: &Shards, here: &Address<JobsMessage>, tenant: TenantI
 pub async fn stop(shards: &Shards, here: &Address<JobsMessage>, id: Ulid) -> Result<bool, ServiceError> {
     let hosts = shards.hosts(shards.shard_of(&id.to_bytes())).await?;
     let asked = futures::future::join_all(hosts.into_iter().map(|node| stop_on(shards, here, node, id))).await;
-    let is_stopped = asked.iter().any(|answer| matches!(answer, Ok(true)));
-    // One of several that does not answer has most likely lost what it ran.
+    if asked.iter().any(|answer| matches!(answer, Ok(true))) {
+        return Ok(true);
+    }
+    // One that is not reached has lost what it ran, when others are; of one that does not answer nobody can know.
     let is_answered = asked.iter().any(Result::is_ok);
-    match asked.into_iter().find_map(Result::err) {
-        Some(fault) if !is_answered => Err(fault),
-        _ => Ok(is_stopped),
+    let unknown = |fault: &LinkError| !is_answered || !matches!(fault, LinkError::Unreachable { .. });
+    match asked.into_iter().filter_map(Result::err).find(unknown) {
+        Some(fault) => Err(fault.into_unavailable()),
+        None => Ok(false),
     }
 }
 
-async fn stop_on(shards: &Shards, here: &Address<JobsMessage>, node: NodeId, id: Ulid) -> Result<bool, ServiceError> {
+async fn stop_on(shards: &Shards, here: &Address<JobsMessage>, node: NodeId, id: Ulid) -> Result<bool, LinkError> {
     let links = shards.links();
     if node == links.own() {
-        return here.call(FORWARD_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id, reply }).await;
+        let stopped = here.call(FORWARD_TIMEOUT, Repeat::Safe, |reply| JobsMessage::Cancel { id, reply }).await;
+        return stopped.map_err(LinkError::Refused);
     }
-    match links.call(node, Lane::Calls, &Call::CancelJob(id), FORWARD_TIMEOUT).await {
-        Ok(Answer::Flag(running)) => Ok(running),
-        Ok(_) => Err(ServiceError::internal("a node answered another question than it was asked")),
-        Err(fault) => Err(fault.into_unavailable()),
+    match links.call(node, Lane::Calls, &Call::CancelJob(id), FORWARD_TIMEOUT).await? {
+        Answer::Flag(running) => Ok(running),
+        _ => Err(LinkError::Refused(ServiceError::internal("a node answered another question than it was asked"))),
     }
 }
 

@@ -452,10 +452,10 @@ impl ShardState {
                 continue;
             }
             // Where this replica leads, they have gone before the deletion was answered, unless it has led only since.
-            self.partitions.retire(&(tenant, collection));
+            let retired = self.partitions.retire(&(tenant, collection));
             let folder = self.arguments.partition_folder(tenant, collection);
             tokio::spawn(async move {
-                if let Err(fault) = remove_checkpoint(folder).await {
+                if let Err(fault) = remove_checkpoint(folder, retired).await {
                     tracing::warn!(%fault, "files of a deleted collection are left behind until the node starts again");
                 }
             });

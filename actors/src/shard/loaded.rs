@@ -64,13 +64,15 @@ impl LoadedPartitions {
         self.entries.lock().values().filter_map(|entry| entry.slot.get().cloned()).collect()
     }
 
-    /// Forgets a partition whose collection has been dropped.
-    pub(super) fn retire(&self, id: &PartitionId) {
+    /// Forgets a partition whose collection has been dropped. The last one to let go of it removes its files, which blocks.
+    pub(super) fn retire(&self, id: &PartitionId) -> Option<Slot> {
         let removed = self.entries.lock().remove(id);
-        if let Some(partition) = removed.as_ref().and_then(|entry| entry.slot.get()) {
+        let slot = removed.as_ref().map(|entry| entry.slot.clone());
+        if let Some(partition) = slot.as_ref().and_then(|slot| slot.get()) {
             partition.retire();
         }
         self.note_unloaded(removed);
+        slot
     }
 
     /// Forgets all of them.

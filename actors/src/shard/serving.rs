@@ -210,8 +210,8 @@ impl Request {
         };
         let applied = self.replica.group.propose(Arc::unwrap_or_clone(command)).await.map_err(propose_error)?;
         if let Some(collection) = dropped {
-            self.replica.partitions.retire(&(self.tenant, collection));
-            remove_checkpoint(self.replica.arguments.partition_folder(self.tenant, collection)).await?;
+            let retired = self.replica.partitions.retire(&(self.tenant, collection));
+            remove_checkpoint(self.replica.arguments.partition_folder(self.tenant, collection), retired).await?;
         }
         Ok(ShardResponse::Applied { index: applied.index, reply: applied.reply })
     }
@@ -273,9 +273,12 @@ impl Request {
     }
 }
 
-/// Removes the index files of a deleted collection. An error has the deletion tried again.
-pub(super) async fn remove_checkpoint(folder: PathBuf) -> Result<(), ServiceError> {
-    let removed = tokio::task::spawn_blocking(move || Partition::remove(&folder).map_err(|fault| (folder, fault)));
+/// Removes the index files of a deleted collection, and lets go of its partition. An error has the deletion tried again.
+pub(super) async fn remove_checkpoint(folder: PathBuf, retired: Option<Slot>) -> Result<(), ServiceError> {
+    let removed = tokio::task::spawn_blocking(move || {
+        drop(retired);
+        Partition::remove(&folder).map_err(|fault| (folder, fault))
+    });
     match removed.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err((folder, fault))) => {

@@ -25,6 +25,9 @@ const HEADERS_MAX: usize = 100;
 /// Connections that the system keeps waiting while we are busy accepting others.
 const BACKLOG: u32 = 1024;
 
+/// When the node stops, connections that nobody uses are closed after this: a request that has come before is seen by then, and answered.
+const LATEST_REQUEST: Duration = Duration::from_millis(30);
+
 /// Refused connections that are told so at the same time; more are simply closed.
 const REFUSALS_MAX: usize = 64;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -58,11 +61,13 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, max_connections: usize,
         let (open, stopping) = (api.metrics.connections.clone(), api.stopping().clone());
         open.inc();
         connections.spawn(async move {
-            // A request that has come before the node stops is read before the connection ends.
+            let stopping = async {
+                stopping.cancelled().await;
+                tokio::time::sleep(LATEST_REQUEST).await;
+            };
             let ended = tokio::select! {
-                biased;
                 ended = &mut connection => ended,
-                () = stopping.cancelled() => {
+                () = stopping => {
                     Pin::new(&mut connection).graceful_shutdown();
                     connection.await
                 }
@@ -221,5 +226,20 @@ mod tests {
         assert!(ended.unwrap().unwrap(), "connections were cut off");
         assert!(TcpStream::connect(running.address).await.is_err());
         drop((used, unused));
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_before_a_node_stops_is_answered() {
+        for _ in 0..20 {
+            let running = start(4);
+            let mut used = connect(&running).await;
+            assert!(exchange(&mut used, HEALTH).await.starts_with("HTTP/1.1 200"));
+            let mut unused = connect(&running).await;
+            let ask = async |stream: &mut TcpStream| exchange(stream, HEALTH).await;
+            let stop = async { running.api.stopping().cancel() };
+            let (first, second, ()) = tokio::join!(ask(&mut used), ask(&mut unused), stop);
+            assert!(first.starts_with("HTTP/1.1 200") && second.starts_with("HTTP/1.1 200"), "{first:?} {second:?}");
+            assert!(running.serving.await.unwrap());
+        }
     }
 }
