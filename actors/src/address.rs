@@ -8,6 +8,10 @@ use ractor::{ActorRef, ActorStatus, Message};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+/// How long an actor that is not there is waited for by one who can ask another node: most restarts take less, and one that is put off (its disk is full)
+/// must not hold up those.
+pub const RESTART_PATIENCE: Duration = Duration::from_millis(250);
+
 /// How an actor answers; dropped unanswered when the actor fails.
 pub type Reply<T> = oneshot::Sender<Result<T, ServiceError>>;
 

@@ -1,6 +1,6 @@
 //! The actor of the meta group, and what the node asks of it.
 
-use crate::address::{Address, Repeat, Reply};
+use crate::address::{Address, RESTART_PATIENCE, Repeat, Reply};
 use crate::cluster::links::{Lane, LinkError, Links};
 use crate::cluster::replicas::Replicas;
 use crate::cluster::wire::{Answer, Call};
@@ -22,8 +22,6 @@ use tokio::time::Instant;
 
 /// How long a change may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(35);
-/// How long the actor that makes changes may be missing before another node is asked.
-const RESTART_PATIENCE: Duration = Duration::from_millis(250);
 /// How long a leader is looked for.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the nodes are left alone between two rounds of asking who leads.

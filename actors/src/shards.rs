@@ -1,6 +1,6 @@
 //! All shards, for whoever needs to ask one: a replica on this node when there is one, and otherwise on another.
 
-use crate::address::{Address, Repeat};
+use crate::address::{Address, RESTART_PATIENCE, Repeat};
 use crate::cluster::links::{Lane, LinkError, Links};
 use crate::cluster::wire::{Answer, Call};
 use crate::error::{ErrorKind, ServiceError};
@@ -27,9 +27,6 @@ use tokio::time::Instant;
 
 /// How long a shard may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(35);
-/// How long a shard's actor is waited for that is not there: most restarts take less, and one that is put off (its disk is full) must not hold up those
-/// who can ask another replica.
-const RESTART_PATIENCE: Duration = Duration::from_millis(250);
 /// How long a leader, or a replica that answers, is looked for.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the replicas are left alone between two rounds of asking.

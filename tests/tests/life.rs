@@ -22,7 +22,11 @@ async fn everything_is_there_again_after_an_orderly_end() -> Result<()> {
     node.signal(libc::SIGTERM)?;
     let status = node.wait_for_end(Duration::from_secs(11)).await?;
     ensure!(status.success(), "{status}");
+    // As if the node had ended after a collection was deleted, and before its files went.
+    let left_behind = node.data_dir().join("partitions/shard-000/tenant-1/collection-4711");
+    std::fs::create_dir_all(left_behind.join("segments"))?;
     node.restart().await?;
+    ensure!(!left_behind.exists(), "files of a collection that is not there stay");
     ensure!(node.key()? == key, "the key stays");
     let hits = node.post("/collections/c/search", &json!({"query": "birds by the sea"})).await?.expect(200)?;
     ensure!(hits["hits"][0]["document_id"] == "a", "{hits}");

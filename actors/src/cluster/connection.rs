@@ -103,7 +103,8 @@ impl Asker {
 
     /// Asks, and returns the body of the answer.
     pub async fn ask(&self, path: &str, frame: Vec<u8>) -> Result<Bytes, Unanswered> {
-        let sent = self.requests.lock().as_mut().map(|requests| requests.try_send_request(post(path, frame)));
+        let request = post(path, frame);
+        let sent = self.requests.lock().as_mut().map(|requests| requests.try_send_request(request));
         let sent = sent.ok_or_else(|| Unanswered::NotTaken("the connection has ended".into()))?;
         let answer = sent.await.map_err(|mut refused| {
             // A request that comes back has not left: the connection had ended before.
@@ -145,8 +146,10 @@ where
         () = closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             let ended = connection.await;
-            if let Err(fault) = tokio::time::timeout(LINGER, until_closed(socket)).await.unwrap_or(Ok(())) {
-                tracing::debug!(%fault, "the other side did not close its end in good order");
+            match tokio::time::timeout(LINGER, until_closed(socket)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => tracing::debug!(%fault, "the other side did not close its end in good order"),
+                Err(_) => tracing::debug!("the other side has not closed its end within {LINGER:?}"),
             }
             ended
         }

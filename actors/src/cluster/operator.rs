@@ -381,3 +381,41 @@ fn way_out(overview: &Overview, group: GroupName, noted: &[NodeId]) -> String {
 fn no_node(node: NodeId) -> ServiceError {
     ServiceError::not_found("node_not_found", format!("there is no {node} in the cluster"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::wire::{NodeStatus, ReplicaStatus};
+    use ragged_raft::membership::Standing;
+    use ragged_raft::meta::node::NodeRow;
+
+    const GROUP: GroupName = GroupName::Shard(ShardId(3));
+    const LAST_INDEX: u64 = 50_000;
+
+    /// Three replicas on nodes of the same numbers, the first of which leads and knows that of the third so much is the same.
+    fn with_third_at(index: u64) -> Overview {
+        let numbers = [1, 2, 3];
+        let voters = || numbers.map(ReplicaId).into_iter();
+        let homes = || voters().zip(numbers.map(NodeId)).collect();
+        let matching = [(ReplicaId(2), LAST_INDEX), (ReplicaId(3), index)];
+        let nodes = numbers.map(|number| {
+            let (node, replica) = (NodeId(number), ReplicaId(number));
+            let standing =
+                Standing::imagined(replica, Some(ReplicaId(1)), voters().collect(), homes(), LAST_INDEX, matching.into());
+            let replicas = vec![ReplicaStatus { group: GROUP, standing, applied_index: LAST_INDEX }];
+            let status = NodeStatus { node, version: String::new(), replicas, kept: Vec::new() };
+            let row = NodeRow { node, address: String::new(), meta_replica: replica, state: NodeState::Active, joined_at_ms: 0 };
+            NodeView { row, status: Some(status) }
+        });
+        Overview { nodes: nodes.into(), places: Vec::new() }
+    }
+
+    #[test]
+    fn a_group_is_well_when_its_replicas_have_what_was_written() {
+        let nearly = examine(&with_third_at(LAST_INDEX - LAG_MAX), GROUP, &[]);
+        assert!(nearly.healthy && nearly.problem.is_none() && nearly.remedy.is_none());
+        let behind = examine(&with_third_at(LAST_INDEX - LAG_MAX - 1), GROUP, &[]);
+        assert!(!behind.healthy && behind.available && behind.remedy.is_some());
+        assert_eq!(behind.problem.unwrap(), "its replicas on nodes 3 lack what was written lately");
+    }
+}
